@@ -1,0 +1,61 @@
+"""Continual learning with hypernetwork-generated masks over one shared network, at memory speed.
+
+The public names are imported when first used: ``import hypermask_fast`` alone loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hypermask_fast import functional, networks, reference, scenarios
+    from hypermask_fast.conversion import export_subnet, unconvert
+    from hypermask_fast.hypernetwork import ChunkedHypernetwork, Hypernetwork
+    from hypermask_fast.layers import MaskedConv2d, MaskedLinear
+    from hypermask_fast.methods.hypermask import HyperMask
+    from hypermask_fast.training.trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChunkedHypernetwork",
+    "HyperMask",
+    "Hypernetwork",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "Trainer",
+    "__version__",
+    "export_subnet",
+    "functional",
+    "networks",
+    "reference",
+    "scenarios",
+    "unconvert",
+]
+
+_MODULE_OF = {
+    "ChunkedHypernetwork": "hypernetwork",
+    "HyperMask": "methods.hypermask",
+    "Hypernetwork": "hypernetwork",
+    "MaskedConv2d": "layers",
+    "MaskedLinear": "layers",
+    "Trainer": "training.trainer",
+    "export_subnet": "conversion",
+    "unconvert": "conversion",
+}
+_SUBMODULES = frozenset({"functional", "networks", "reference", "scenarios"})
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

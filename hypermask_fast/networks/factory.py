@@ -1,0 +1,113 @@
+"""Networks by name, as presets and the command line give them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.networks.mlp import MLP, LeNet300_100
+from hypermask_fast.networks.resnet import ResNet
+from hypermask_fast.networks.zenkenet import ZenkeNet, ZenkeNet64
+
+_Shape = tuple[int, ...]
+
+
+def _misfit(name: str, shape: _Shape, expected: str) -> ConfigError:
+    return ConfigError(
+        f"network {name!r} takes inputs of shape {expected}, not {shape}: "
+        "choose another network or resize the inputs"
+    )
+
+
+def _channels(name: str, shape: _Shape, size: int) -> int:
+    """Return the channels of square images of this size; refuse every other shape."""
+    if len(shape) != 3 or shape[1:] != (size, size):
+        raise _misfit(name, shape, f"(channels, {size}, {size})")
+    return shape[0]
+
+
+def _mlp(
+    shape: _Shape, num_classes: int, *, hidden: Sequence[int] = (400, 400), bias: bool = True
+) -> nn.Module:
+    return MLP(math.prod(shape), hidden, num_classes, bias=bias)
+
+
+def _lenet(shape: _Shape, num_classes: int) -> nn.Module:
+    if math.prod(shape) != LeNet300_100.in_features:
+        raise _misfit("lenet-300-100", shape, "(1, 28, 28) or (784,)")
+    return LeNet300_100(num_classes)
+
+
+def _zenkenet(shape: _Shape, num_classes: int, *, dropout: bool = True) -> nn.Module:
+    return ZenkeNet(num_classes, _channels("zenkenet", shape, ZenkeNet.image_size), dropout)
+
+
+def _zenkenet64(shape: _Shape, num_classes: int, *, dropout: bool = True) -> nn.Module:
+    return ZenkeNet64(num_classes, _channels("zenkenet64", shape, ZenkeNet64.image_size), dropout)
+
+
+def _resnet(
+    shape: _Shape,
+    num_classes: int,
+    *,
+    n: int = 3,
+    k: int = 2,
+    bias: bool = True,
+    track_running_stats: bool = False,
+) -> nn.Module:
+    if len(shape) != 3:
+        raise _misfit("resnet", shape, "(channels, height, width)")
+    return ResNet(
+        n, k, num_classes, bias, in_channels=shape[0], track_running_stats=track_running_stats
+    )
+
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": _mlp,
+    "lenet-300-100": _lenet,
+    "zenkenet": _zenkenet,
+    "zenkenet64": _zenkenet64,
+    "resnet": _resnet,
+}
+
+
+def make_network(
+    name: str, input_shape: Sequence[int], num_classes: int, **options: object
+) -> nn.Module:
+    """Build a network by its name.
+
+    Args:
+        name: "mlp", "lenet-300-100", "zenkenet", "zenkenet64" or "resnet".
+        input_shape: Shape of one input without the batch, such as (784,) or (3, 32, 32).
+        num_classes: Outputs.
+        options: "mlp": hidden = (400, 400), bias = True. "zenkenet", "zenkenet64": dropout = True.
+            "resnet": n = 3, k = 2, bias = True, track_running_stats = False. "lenet-300-100": none.
+
+    Raises:
+        ConfigError: If the name or an option is unknown, a size is not positive, or the network
+            cannot take inputs of this shape.
+    """
+    if name not in _BUILDERS:
+        raise ConfigError(
+            f"unknown network {name!r}{nearest(name, _BUILDERS)}: "
+            f"expected one of {', '.join(_BUILDERS)}"
+        )
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ConfigError(f"network {name!r} needs an input shape of positive sizes, not {shape}")
+    if num_classes < 1:
+        raise ConfigError(f"network {name!r} needs at least one class, not {num_classes}")
+    build = _BUILDERS[name]
+    parameters = inspect.signature(build).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"network {name!r} has no option {option!r}{nearest(option, known)}: "
+                f"expected {', '.join(known) or 'none'}"
+            )
+    return build(shape, num_classes, **options)

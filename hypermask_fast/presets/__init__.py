@@ -1,0 +1,29 @@
+"""Presets: TOML files of this folder that hold named settings, the published ones among them."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from typing import Any
+
+from hypermask_fast.errors import ConfigError, nearest
+
+
+def presets() -> list[str]:
+    """Return the names of all presets, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return the settings of the preset ``name`` as TOML gives them.
+
+    Raises:
+        ConfigError: There is no preset of this name.
+    """
+    if name not in (names := presets()):
+        raise ConfigError(
+            f"preset {name!r} is unknown{nearest(name, names)}; choose one of {', '.join(names)}"
+        )
+    text = resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -1,0 +1,191 @@
+"""Scenarios from any data set: classes split over tasks, or pixels permuted in each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.scenarios.counter import PERMUTATION, counter_permutation
+from hypermask_fast.scenarios.datasets import ImageDataset, ImageSet
+from hypermask_fast.scenarios.preprocess import Preprocess
+from hypermask_fast.scenarios.scenario import Scenario, Split, Task
+
+
+def _blocks(
+    dataset: ImageDataset,
+    classes_per_task: int | Sequence[int] | None,
+    class_order: Sequence[int] | None,
+) -> list[tuple[int, ...]]:
+    total = dataset.num_classes
+    order = list(range(total) if class_order is None else class_order)
+    wrong = [c for c in order if not 0 <= c < total or order.count(c) > 1]
+    if wrong or not order:
+        raise ConfigError(
+            f"class_order has {wrong or 'no class'}; give different class ids of {dataset.name}, "
+            f"0 to {total - 1}"
+        )
+    if classes_per_task is None:
+        return [tuple(order)]
+    if isinstance(classes_per_task, int):
+        if classes_per_task < 1 or len(order) % classes_per_task:
+            raise ConfigError(
+                f"classes_per_task is {classes_per_task}; it must divide the number of classes, "
+                f"{len(order)}"
+            )
+        classes_per_task = [classes_per_task] * (len(order) // classes_per_task)
+    if min(classes_per_task) < 1 or sum(classes_per_task) != len(order):
+        raise ConfigError(
+            f"classes_per_task is {list(classes_per_task)}; its entries must be 1 or more and add "
+            f"up to the number of classes, {len(order)}"
+        )
+    ends = [sum(classes_per_task[: i + 1]) for i in range(len(classes_per_task))]
+    return [
+        tuple(order[end - size : end]) for end, size in zip(ends, classes_per_task, strict=True)
+    ]
+
+
+def _select(source: ImageSet, classes: Sequence[int], num_classes: int) -> Split:
+    local = torch.full((num_classes,), -1, device=source.device)
+    local[list(classes)] = torch.arange(len(classes), device=source.device)
+    labels = local[source.labels]
+    index = torch.nonzero(labels >= 0).flatten()
+    return Split(source, index, labels[index])
+
+
+def _take(split: Split, chosen: Tensor) -> Split:
+    return Split(split.source, split.index[chosen], split.labels[chosen])
+
+
+def _hold_out(split: Split, validation: int, per_class: bool, task: str) -> tuple[Split, Split]:
+    """Return (the rest, the first ``validation`` images, of each class or in all)."""
+    held = torch.zeros(len(split), dtype=torch.bool, device=split.device)
+    groups = [split.labels == c for c in split.labels.unique()] if per_class else [~held]
+    for group in groups:
+        places = torch.nonzero(group).flatten()
+        if not 0 <= validation < len(places):
+            raise ConfigError(
+                f"validation is {validation}; it must be 0 to {len(places) - 1}, for {task} has "
+                f"{len(places)} training images{' of a class' if per_class else ''}"
+            )
+        held[places[:validation]] = True
+    return _take(split, ~held), _take(split, held)
+
+
+def _check_tasks(tasks: int, most: int | None) -> None:
+    if tasks < 1 or (most is not None and tasks > most):
+        limit = "1 or more" if most is None else f"1 to {most}"
+        raise ConfigError(f"tasks is {tasks}; it must be {limit}")
+
+
+def split(
+    dataset: ImageDataset,
+    classes_per_task: int | Sequence[int] | None = None,
+    *,
+    class_order: Sequence[int] | None = None,
+    tasks: int | None = None,
+    validation: int = 0,
+    validation_per_class: bool = False,
+    crop: int = 0,
+    flip: bool = False,
+    pad: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> Scenario:
+    """Split the classes of a data set over tasks.
+
+    Args:
+        dataset: The data set; all tasks share its images.
+        classes_per_task: Classes in each task, one number or one for each task. Default: all
+            classes in one task.
+        class_order: Global class ids in the order in which tasks take them; a class's place within
+            its task is its local label. Default: 0, 1, 2, ...
+        tasks: Keep only the first tasks. Default: all.
+        validation: Training images of each task, the first in data set order, that are held out.
+            Default 0.
+        validation_per_class: Hold out that number of each class instead. Default False.
+        crop, flip: Random transforms of training images, as for :class:`Preprocess`.
+        pad, mean, std: Transforms of all images, as for :class:`Preprocess`.
+        name: Name of the scenario. Default: "split-" and the data set's name.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    blocks = _blocks(dataset, classes_per_task, class_order)
+    if tasks is not None:
+        _check_tasks(tasks, len(blocks))
+        blocks = blocks[:tasks]
+    evaluation = Preprocess(pad=pad, mean=mean, std=std)
+    training = evaluation
+    if crop or flip:
+        training = Preprocess(pad=pad, mean=mean, std=std, crop=crop, flip=flip)
+    result = []
+    for classes in blocks:
+        class_names = tuple(dataset.class_names[c] for c in classes)
+        span = "/".join(class_names) if len(classes) < 3 else f"{class_names[0]}..{class_names[-1]}"
+        title = f"{dataset.name} {span}"
+        everything = _select(dataset.train, classes, dataset.num_classes)
+        train, held_out = _hold_out(everything, validation, validation_per_class, title)
+        test = _select(dataset.test, classes, dataset.num_classes)
+        result.append(
+            Task(title, classes, class_names, train, held_out, test, training, evaluation)
+        )
+    return Scenario(name or f"split-{dataset.name}", result).to(dataset.train.device)
+
+
+def permuted(
+    dataset: ImageDataset,
+    tasks: int,
+    *,
+    pad: int = 0,
+    seed: int = 0,
+    validation: int = 0,
+    identity_first: bool = False,
+    name: str | None = None,
+) -> Scenario:
+    """Give each task all classes and a pixel permutation of its own.
+
+    The global class ids of task t are ``t * C + c``, since the same digit under two permutations
+    counts as two classes when the task is to be inferred.
+
+    Args:
+        dataset: The data set; all tasks share its images and splits.
+        tasks: Number of tasks. The first tasks do not depend on how many follow.
+        pad: Zeros added on all four sides before the permutation. Default 0.
+        seed: Selects the permutations. Default 0.
+        validation: Training images, the first ones, that are held out. Default 0.
+        identity_first: Leave the pixels of task 0 in place (HNET's protocol). Default False.
+        name: Name of the scenario. Default: "permuted-" and the data set's name.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+    _check_tasks(tasks, None)
+    classes = range(dataset.num_classes)
+    train, held_out = _hold_out(
+        _select(dataset.train, classes, len(classes)), validation, False, dataset.name
+    )
+    test = _select(dataset.test, classes, len(classes))
+    channels, height, width = Preprocess(pad=pad).output_shape(dataset.train.shape)
+    result = []
+    for number in range(tasks):
+        permutation = None
+        if number or not identity_first:
+            permutation = counter_permutation(channels * height * width, seed, number, PERMUTATION)
+        preprocess = Preprocess(pad=pad, permutation=permutation)
+        result.append(
+            Task(
+                f"{dataset.name} permutation {number}",
+                tuple(number * len(classes) + c for c in classes),
+                dataset.class_names,
+                train,
+                held_out,
+                test,
+                preprocess,
+                preprocess,
+            )
+        )
+    return Scenario(name or f"permuted-{dataset.name}", result).to(dataset.train.device)

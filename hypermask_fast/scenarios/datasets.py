@@ -1,0 +1,291 @@
+"""Image data sets as uint8 tensors: UCI digits, MNIST, Fashion-MNIST and CIFAR-100.
+
+The digits come with the package (``digits.npz``, about 45 kB): the test file of "Optical
+Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository,
+1998, https://doi.org/10.24432/C50P49), in scikit-learn's copy, under CC BY 4.0. ``digits.txt``
+beside it says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import ConfigError, DataError, nearest
+from hypermask_fast.scenarios._torchvision import import_torchvision
+from hypermask_fast.scenarios.files import fetch_missing, read_idx, read_pickle
+from hypermask_fast.scenarios.moving import Movable
+
+_DIGITS = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_DIGITS_TEST_EVERY = 5
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Movable):
+    """Images with their global labels.
+
+    Attributes:
+        images: uint8 (n, C, H, W).
+        labels: int64 (n,).
+
+    Raises:
+        ValueError: a tensor has another type or shape.
+    """
+
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; give torch.uint8 (n, C, H, W)"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels are {labels.dtype} {tuple(labels.shape)}; "
+                f"give torch.int64 ({len(images)},), one for each image"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the images."""
+        return self.images.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _moved(self, device: torch.device) -> ImageSet:
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A data set with its official split.
+
+    Attributes:
+        name: Used in the names of scenarios.
+        train, test: Image sets of one image shape.
+        class_names: One for each global label.
+
+    Raises:
+        DataError: the shapes differ, or a label has no class name.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.train.shape != self.test.shape:
+            raise DataError(
+                f"{self.name} has training images of shape {self.train.shape} and test images of "
+                f"shape {self.test.shape}; they must be equal"
+            )
+        for part, images in (("training", self.train), ("test", self.test)):
+            if len(images) == 0:
+                raise DataError(f"{self.name} has no {part} images; give at least one")
+            low, high = int(images.labels.min()), int(images.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f"{self.name} has {part} labels from {low} to {high}; expected 0 to "
+                    f"{self.num_classes - 1}, a class name for each"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def _image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:
+    if len(images) != len(labels):
+        raise DataError(
+            f"{name} holds {len(images)} images and {len(labels)} labels; they must be as many, so "
+            "replace the files"
+        )
+    # A copy: tensors need memory that can be written to.
+    return ImageSet(torch.tensor(images), torch.tensor(labels.astype(np.int64)))
+
+
+def load_digits() -> ImageDataset:
+    """Return the UCI digits: 1797 images of 8x8, which come with the package.
+
+    The values 0 to 16 are scaled to 0 to 255 and rounded. Of each digit, every fifth image in file
+    order is a test image: 1442 for training, 355 for testing. (Rule of this package; the UCI
+    training file is not included.)
+    """
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    images = np.rint(images[:, None] * (255 / 16)).astype(np.uint8)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        places = np.flatnonzero(labels == digit)
+        held_out[places[_DIGITS_TEST_EVERY - 1 :: _DIGITS_TEST_EVERY]] = True
+    train, test = (
+        _image_set(images[part], labels[part], "digits") for part in (~held_out, held_out)
+    )
+    return ImageDataset("digits", train, test, _DIGITS)
+
+
+def _download(class_name: str, root: str) -> None:
+    datasets = import_torchvision().datasets
+    # One download brings both splits; the loading that follows it is torchvision's own check.
+    getattr(datasets, class_name)(root, train=False, download=True)
+
+
+def _load_idx_family(
+    name: str,
+    folder: str,
+    class_names: tuple[str, ...],
+    root: str | Path,
+    download: bool,
+) -> ImageDataset:
+    root = Path(root).expanduser()
+    files = {
+        part: (
+            f"{folder}/raw/{prefix}-images-idx3-ubyte",
+            f"{folder}/raw/{prefix}-labels-idx1-ubyte",
+        )
+        for part, prefix in (("train", "train"), ("test", "t10k"))
+    }
+    fetch_missing(
+        root,
+        [file for pair in files.values() for file in pair],
+        partial(_download, folder) if download else None,
+        name,
+    )
+    sets = {
+        part: _image_set(
+            read_idx(root, images, 3)[:, None], read_idx(root, labels, 1), f"{name} ({part})"
+        )
+        for part, (images, labels) in files.items()
+    }
+    return ImageDataset(name, sets["train"], sets["test"], class_names)
+
+
+def load_mnist(root: str | Path, download: bool = True) -> ImageDataset:
+    """Return MNIST: 60,000 and 10,000 images of 28x28 (LeCun and Cortes).
+
+    Args:
+        root: Folder that holds, or gets, ``MNIST/raw/*-ubyte`` (torchvision's layout; ``.gz`` too).
+        download: Download through torchvision what is missing. Default True.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or a file is damaged.
+    """
+    return _load_idx_family("mnist", "MNIST", _DIGITS, root, download)
+
+
+def load_fashion_mnist(root: str | Path, download: bool = True) -> ImageDataset:
+    """Return Fashion-MNIST: 60,000 and 10,000 images of 28x28 (Xiao, Rasul and Vollgraf, 2017).
+
+    Args:
+        root: Folder that holds, or gets, ``FashionMNIST/raw/*-ubyte``; as for :func:`load_mnist`.
+        download: Download through torchvision what is missing. Default True.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or a file is damaged.
+    """
+    return _load_idx_family("fashion-mnist", "FashionMNIST", _FASHION, root, download)
+
+
+def _cifar100_set(root: Path, part: str) -> ImageSet:
+    relative = f"cifar-100-python/{part}"
+    content = read_pickle(root, relative)
+    data, labels = content.get("data"), content.get("fine_labels")
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.shape[1:] != (3072,)
+        or not isinstance(labels, list)
+        or not all(isinstance(label, int) for label in labels)
+    ):
+        raise DataError(
+            f"{root / relative} lacks the uint8 array 'data' (n, 3072) or the list 'fine_labels' "
+            "of integers; replace or delete the file and load again"
+        )
+    return _image_set(data.reshape(-1, 3, 32, 32), np.array(labels), f"cifar100 ({part})")
+
+
+def load_cifar100(root: str | Path, download: bool = True) -> ImageDataset:
+    """Return CIFAR-100: 50,000 and 10,000 images of 3x32x32 in 100 fine classes (Krizhevsky, 2009).
+
+    Args:
+        root: Folder that holds, or gets, ``cifar-100-python/{train,test,meta}``.
+        download: Download through torchvision what is missing. Default True.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or a file is damaged.
+    """
+    root = Path(root).expanduser()
+    fetch_missing(
+        root,
+        [f"cifar-100-python/{file}" for file in ("train", "test", "meta")],
+        partial(_download, "CIFAR100") if download else None,
+        "cifar100",
+    )
+    names = read_pickle(root, "cifar-100-python/meta").get("fine_label_names")
+    if not isinstance(names, list):
+        raise DataError(
+            f"{root / 'cifar-100-python/meta'} lacks the list 'fine_label_names'; "
+            "replace or delete the file and load again"
+        )
+    train, test = (_cifar100_set(root, part) for part in ("train", "test"))
+    return ImageDataset("cifar100", train, test, tuple(map(str, names)))
+
+
+_LOADERS: dict[str, Callable[[str | Path, bool], ImageDataset]] = {
+    "mnist": load_mnist,
+    "fashion-mnist": load_fashion_mnist,
+    "cifar100": load_cifar100,
+}
+
+
+def load(name: str, root: str | Path | None = None, download: bool = True) -> ImageDataset:
+    """Return a data set by name: "digits", "mnist", "fashion-mnist" or "cifar100".
+
+    Args:
+        name: Name of the data set.
+        root: Folder of the data sets; not needed for the digits.
+        download: Download what is missing. Default True.
+
+    Raises:
+        ConfigError: there is no data set of this name, or it needs a root.
+        DataError: files are missing and cannot be downloaded, or a file is damaged.
+    """
+    names = ("digits", *_LOADERS)
+    if name not in names:
+        raise ConfigError(
+            f"there is no data set {name!r}{nearest(name, names)}; use one of {', '.join(names)}"
+        )
+    if name == "digits":
+        return load_digits()
+    if root is None:
+        raise ConfigError(f"the data set {name!r} needs a folder for its files; give root")
+    return _LOADERS[name](root, download)

@@ -1,0 +1,120 @@
+"""Training batches as a function of the step number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.scenarios.counter import ORDER, counter_permutation
+
+if TYPE_CHECKING:
+    from hypermask_fast.scenarios.scenario import Task
+
+
+class BatchStream:
+    """An infinite shuffled stream over a task's training images, on the device that holds them.
+
+    Pass e runs through the n images in the order of ``counter_permutation(n, seed, task_id, ORDER,
+    e)``. Sample b of step s is number ``s * batch_size + b`` of the stream, so a batch may straddle
+    passes, and its crop and flip are drawn from (seed, task_id, s, b). Nothing is consumed:
+    ``batch(step)`` may be called in any order, and gives the same after a restart.
+
+    The orders and draws of the passes that a batch can touch lie in one table at a fixed address.
+    To capture a CUDA graph, call :meth:`gather` with a 0-d device tensor while capturing, and
+    :meth:`prepare` with the step number before each replay.
+
+    Args:
+        task: The task; its training split must not be empty.
+        batch_size: Samples in a batch; may be larger than the training split.
+        seed, task_id: Integers that select the random numbers. Default 0.
+
+    Raises:
+        ValueError: the batch size is below 1, or the task has no training images.
+    """
+
+    def __init__(self, task: Task, batch_size: int, seed: int = 0, task_id: int = 0) -> None:
+        n = len(task.train)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        if n == 0:
+            raise ValueError(f"task {task.name!r} has no training images to draw batches from")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.task_id = task_id
+        self._n = n
+        self._split = task.train
+        self._preprocess = task.train_preprocess
+        self._device = task.device
+        self._slots = (batch_size + n - 2) // n + 1
+        self._pass_in_slot = [-1] * self._slots
+        # A row a stream position: image, label and, for random transforms, the draws.
+        width = 5 if self._preprocess.random else 2
+        self._table = torch.zeros(self._slots * n, width, dtype=torch.int64, device=self._device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that cover the training images once, rounded up."""
+        return -(-self._n // self.batch_size)
+
+    def prepare(self, step: int) -> None:
+        """Make the table hold the passes that batch ``step`` touches; free if it does already.
+
+        Raises:
+            ValueError: the step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; it must be 0 or more")
+        first = step * self.batch_size // self._n
+        last = ((step + 1) * self.batch_size - 1) // self._n
+        for number in range(first, last + 1):
+            slot = number % self._slots
+            if self._pass_in_slot[slot] != number:
+                self._fill(slot, number)
+                self._pass_in_slot[slot] = number
+
+    def _fill(self, slot: int, number: int) -> None:
+        n = self._n
+        order = counter_permutation(n, self.seed, self.task_id, ORDER, number, device=self._device)
+        rows = self._table[slot * n : (slot + 1) * n]
+        rows[:, 0] = self._split.index[order]
+        rows[:, 1] = self._split.labels[order]
+        if self._preprocess.random:
+            position = torch.arange(number * n, (number + 1) * n, device=self._device)
+            rows[:, 2:] = self._preprocess.draws(
+                self.seed, self.task_id, position // self.batch_size, position % self.batch_size
+            )
+
+    def gather(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return batch ``step`` from the table, which :meth:`prepare` must have made ready.
+
+        Runs on the device alone: no synchronisation, no change of state.
+
+        Args:
+            step: An integer or a 0-d int64 tensor.
+
+        Returns:
+            As :meth:`batch`.
+        """
+        # A product of an int32 step would overflow.
+        first = (step.to(torch.int64) if isinstance(step, Tensor) else step) * self.batch_size
+        position = first + torch.arange(self.batch_size, device=self._device)
+        rows = self._table[position % (self._slots * self._n)]
+        draws = rows[:, 2:] if self._preprocess.random else None
+        return self._preprocess(self._split.images.index_select(0, rows[:, 0]), draws), rows[
+            :, 1
+        ].contiguous()
+
+    def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return batch ``step``: :meth:`prepare` and :meth:`gather`.
+
+        Args:
+            step: An integer, or a 0-d int64 tensor, which is read back to the host (on a CUDA
+                device that waits for it; use the two parts to avoid this).
+
+        Returns:
+            Inputs float32 (batch_size, C, H, W) and local labels int64 (batch_size,).
+        """
+        self.prepare(int(step))
+        return self.gather(step)

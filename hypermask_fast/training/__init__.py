@@ -1,0 +1,1 @@
+"""Training: run configuration, trainer, checkpoints, metrics, reports and progress."""

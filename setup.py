@@ -1,0 +1,23 @@
+"""Maps the folders to packages; all metadata is in pyproject.toml.
+
+``hypermask_fast/kernels`` is a symlink to ``kernels/``, for tools that read the checkout. The
+search leaves it out and the mapping adds the folder itself, so that it is packaged exactly once,
+even where a checkout has lost the link.
+"""
+
+from setuptools import find_packages, setup
+
+KERNELS = "hypermask_fast.kernels"
+
+setup(
+    packages=[
+        *find_packages(include=["hypermask_fast*"], exclude=[KERNELS, f"{KERNELS}.*"]),
+        KERNELS,
+    ],
+    package_dir={"hypermask_fast": "hypermask_fast", KERNELS: "kernels"},
+    package_data={
+        "hypermask_fast": ["py.typed", "presets/*.toml"],
+        "hypermask_fast.scenarios": ["*.npz", "*.txt"],
+        KERNELS: ["*.json"],
+    },
+)

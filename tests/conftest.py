@@ -1,0 +1,47 @@
+"""Kernels run on the GPU where there is one, and in Triton's interpreter where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Triton reads the variable when it is first imported, and never again.
+assert "triton" not in sys.modules, "triton was imported before conftest chose its interpreter"
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+
+def _why_no_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, and torch sees none"
+    if os.environ["TRITON_INTERPRET"] == "1":
+        return "needs compiled kernels, and TRITON_INTERPRET=1 interprets them"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _why_no_gpu()
+    if reason:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The device that kernels run on in this session."""
+    return torch.device("cpu" if _why_no_gpu() else "cuda")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The recorded runs and small data files beside the tests."""
+    return Path(__file__).parent / "data"

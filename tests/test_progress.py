@@ -1,0 +1,172 @@
+"""Progress on a plain stream and on a terminal, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from hypermask_fast.training.progress import Progress
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class _Loss:
+    """A loss on a device: counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __float__(self) -> float:
+        self.reads += 1
+        return 0.12345
+
+
+def _progress(stream: io.StringIO, clock: _Clock, **options: Any) -> Progress:
+    options = {"task_names": ["split 0/1", "split 2/3"], **options}
+    return Progress(200, stream=stream, clock=clock, **options)
+
+
+def test_plain_line_shows_place_rate_time_and_losses() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = _progress(stream, clock)
+    clock.now += 10.0
+    progress.update(20, 1, {"loss": 0.12345, "reg": 3e-7})
+    # 120 of 200 steps in 10 s: 12 a second, and 80 / 12 = 6.7 s remain.
+    assert stream.getvalue() == (
+        "task 2/2 split 2/3 · step 20/100 · 60 % · 12.0 steps/s · ETA 0:07 · "
+        "loss 0.1235 reg 3e-07\n"
+    )
+
+
+def test_plain_lines_come_at_the_interval_and_at_the_end() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    with _progress(stream, clock) as progress:
+        for task in range(2):
+            for step in range(1, 101):
+                clock.now += 0.125
+                progress.update(step, task)
+    # 25 s with a line each 5 s; the last of them is the last step, and is not repeated.
+    steps = [line.split(" · ")[1] for line in stream.getvalue().splitlines()]
+    assert steps == ["step 40/100", "step 80/100", "step 20/100", "step 60/100", "step 100/100"]
+
+
+def test_last_state_is_shown_on_close_and_once() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = _progress(stream, clock)
+    clock.now += 1.0
+    progress.update(100, 1)
+    assert stream.getvalue() == ""
+    progress.close()
+    progress.close()
+    progress.update(100, 1)
+    progress.message("late")
+    assert stream.getvalue().splitlines() == [
+        "task 2/2 split 2/3 · step 100/100 · 100 % · 200.0 steps/s · ETA 0:00"
+    ]
+
+
+def test_steps_of_an_earlier_process_do_not_count_for_the_rate() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = _progress(stream, clock, initial=100)
+    clock.now += 10.0
+    progress.update(50, 1)
+    assert "75 % · 5.0 steps/s · ETA 0:10" in stream.getvalue()
+
+
+def test_tasks_may_differ_in_length() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = _progress(stream, clock, task_steps=[160, 40])
+    clock.now += 4000.0
+    progress.update(20, 1)
+    # 180 steps in 4000 s, 20 remain: 444 s.
+    assert "step 20/40 · 90 % · 0.0 steps/s · ETA 7:24" in stream.getvalue()
+    progress.close()
+    with pytest.raises(ValueError, match="task_steps"):
+        _progress(stream, clock, task_steps=[160, 41])
+
+
+def test_percent_reaches_100_only_at_the_end() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = Progress(1000, stream=stream, clock=clock)
+    clock.now += 3600.0
+    progress.update(999, 0)
+    assert stream.getvalue().startswith("task 1/1 · step 999/1000 · 99 %")
+
+
+def test_losses_are_read_only_when_they_are_printed() -> None:
+    stream, clock, loss = io.StringIO(), _Clock(), _Loss()
+    progress = _progress(stream, clock)
+    for step in range(1, 50):
+        progress.update(step, 0, {"loss": loss})
+    assert loss.reads == 0
+    clock.now += 5.0
+    progress.update(50, 0)
+    assert loss.reads == 1
+    assert "loss 0.1235" in stream.getvalue()
+
+
+def test_error_closes_without_reading_losses_again() -> None:
+    stream, clock, loss = io.StringIO(), _Clock(), _Loss()
+    progress = _progress(stream, clock)
+    progress.update(1, 0, {"loss": loss})
+    with pytest.raises(KeyError), progress:
+        raise KeyError
+    assert (loss.reads, stream.getvalue()) == (0, "")
+
+
+def test_message_is_a_line_of_its_own() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    progress = _progress(stream, clock)
+    progress.message("task 1: 98 %")
+    assert stream.getvalue() == "task 1: 98 %\n"
+
+
+def test_disabled_prints_nothing() -> None:
+    for stream in (io.StringIO(), _Terminal()):
+        clock = _Clock()
+        with _progress(stream, clock, enabled=False) as progress:
+            clock.now += 100.0
+            progress.update(50, 0, {"loss": 1.0})
+            progress.message("hello")
+        assert stream.getvalue() == ""
+
+
+def test_terminal_has_a_bar_that_messages_do_not_break() -> None:
+    stream, clock = _Terminal(), _Clock()
+    with _progress(stream, clock, initial=50) as progress:
+        clock.now += 1.0
+        progress.update(60, 0, {"loss": 0.5})
+        assert " 60/200 " in stream.getvalue()
+        progress.message("hello")
+        progress.update(70, 0)  # not due
+        clock.now += 1.0
+        progress.update(100, 1)
+    shown = stream.getvalue().replace("\r", "\n").splitlines()
+    assert "hello" in shown
+    bars = [line for line in shown if "/200 " in line]
+    assert " 50/200 " in bars[0]
+    assert any("task 1/2 split 0/1" in line and " 60/200 " in line for line in bars)
+    assert not any(" 70/200 " in line for line in bars)
+    assert "task 2/2 split 2/3: 100%" in bars[-1]
+    assert "loss 0.5" in bars[-1]
+    assert stream.getvalue().endswith("\n")
+
+
+def test_terminal_bar_shows_the_last_state_on_close() -> None:
+    stream, clock = _Terminal(), _Clock()
+    with _progress(stream, clock) as progress:
+        progress.update(90, 1)
+    assert " 190/200 " in stream.getvalue().splitlines()[-1]
