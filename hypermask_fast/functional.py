@@ -1,0 +1,156 @@
+"""The operations with checked arguments and a choice of backend.
+
+Each has the arguments of its specification in :mod:`hypermask_fast.reference`, and ``backend``:
+"auto", "triton", "reference", or None for the one chosen by :func:`backend` or by the environment
+variable ``HYPERMASK_FAST_BACKEND``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hypermask_fast import reference
+from hypermask_fast._backend import backend, resolve
+from hypermask_fast.reference import Size2
+
+__all__ = ["backend", "mask_threshold", "masked_conv2d", "masked_linear", "semi_binary_mask"]
+
+
+def _check_gated(
+    name: str, value: Tensor, logits: Tensor | None, threshold: Tensor | None
+) -> None:
+    if logits is None:
+        if threshold is not None:
+            raise ValueError(
+                f"{name}_threshold is given without {name}_logits; give both or neither"
+            )
+        return
+    if logits.shape != value.shape:
+        raise ValueError(
+            f"{name}_logits has shape {tuple(logits.shape)}; it must have the {name}'s shape "
+            f"{tuple(value.shape)}"
+        )
+    if logits.device != value.device:
+        raise ValueError(
+            f"{name}_logits is on {logits.device} and the {name} on {value.device}; "
+            "move them to one device"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"{name}_logits is {logits.dtype}; give a floating-point tensor")
+    if threshold is not None and threshold.dim() != 0:
+        raise ValueError(
+            f"{name}_threshold has shape {tuple(threshold.shape)}; give a 0-d tensor"
+        )
+
+
+def check_mask(
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_logits: Tensor,
+    bias_logits: Tensor | None,
+    weight_threshold: Tensor | None,
+    bias_threshold: Tensor | None,
+) -> None:
+    """Raise ValueError or TypeError where a mask does not fit its layer; free under compile."""
+    if torch.compiler.is_compiling():
+        return
+    _check_gated("weight", weight, weight_logits, weight_threshold)
+    if bias is not None:
+        _check_gated("bias", bias, bias_logits, bias_threshold)
+    elif bias_logits is not None or bias_threshold is not None:
+        raise ValueError("bias_logits or bias_threshold is given but the bias is None; drop it")
+
+
+def semi_binary_mask(
+    logits: Tensor, sparsity: float = 0.0, *, backend: str | None = None
+) -> Tensor:
+    """Return the semi-binary mask of one tensor: ``|tanh z|``, the smallest ``sparsity`` % zero.
+
+    Args:
+        logits: z, any shape, at least one element.
+        sparsity: Percent in [0, 100]; the mask values below this percentile become 0. Default 0.
+        backend: See the module.
+
+    Raises:
+        ValueError: The sparsity is outside [0, 100].
+    """
+    resolve("semi_binary_mask", backend)
+    return reference.semi_binary_mask(logits, mask_threshold(logits, sparsity, backend=backend))
+
+
+def mask_threshold(
+    logits: Tensor, sparsity: float | Tensor, *, backend: str | None = None
+) -> Tensor | None:
+    """Return the smallest mask value kept at this sparsity in percent; None where it is 0.
+
+    Raises:
+        ValueError: The sparsity is a number outside [0, 100].
+    """
+    resolve("mask_threshold", backend)
+    if not isinstance(sparsity, Tensor):
+        if not 0 <= sparsity <= 100:
+            raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
+        if sparsity == 0:
+            return None
+    return reference.mask_threshold(logits, sparsity)
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_logits: Tensor,
+    bias_logits: Tensor | None = None,
+    weight_threshold: Tensor | None = None,
+    bias_threshold: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Return ``x (W * mask)^T + b * mask``; see :func:`hypermask_fast.reference.masked_linear`.
+
+    Raises:
+        ValueError, TypeError: A shape, device or dtype does not fit.
+    """
+    check_mask(weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+    resolve("masked_linear", backend)
+    return reference.masked_linear(
+        x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold
+    )
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_logits: Tensor,
+    bias_logits: Tensor | None = None,
+    weight_threshold: Tensor | None = None,
+    bias_threshold: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Return x convolved with ``W * mask``; see :func:`hypermask_fast.reference.masked_conv2d`.
+
+    Raises:
+        ValueError, TypeError: A shape, device or dtype does not fit.
+    """
+    check_mask(weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+    resolve("masked_conv2d", backend)
+    return reference.masked_conv2d(
+        x,
+        weight,
+        bias,
+        weight_logits,
+        bias_logits,
+        weight_threshold,
+        bias_threshold,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )

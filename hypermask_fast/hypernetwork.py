@@ -1,0 +1,230 @@
+"""Hypernetworks: from a task embedding to the mask logits of every target tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hypermask_fast import reference
+from hypermask_fast.errors import ConfigError, nearest
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class Target(NamedTuple):
+    """What the hyperfan initialisation must know of a target tensor."""
+
+    size: int
+    fan_in: int
+    is_bias: bool
+    layer_has_bias: bool
+
+
+def _trunk(widths: Sequence[int], activation: str, device: object, dtype: object) -> nn.Sequential:
+    if activation not in _ACTIVATIONS:
+        raise ConfigError(
+            f"activation is {activation!r}{nearest(activation, _ACTIVATIONS)}; choose one of "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    layers: list[nn.Module] = []
+    for fan_in, width in zip(widths[:-1], widths[1:], strict=True):
+        layers += [
+            nn.Linear(fan_in, width, device=device, dtype=dtype),  # type: ignore[arg-type]
+            _ACTIVATIONS[activation](),
+        ]
+    return nn.Sequential(*layers)
+
+
+class Hypernetwork(nn.Module):
+    """Task embeddings, an MLP trunk, and a linear head that emits a logit for every mask entry.
+
+    Embeddings are rows of one table, so a task id is a tensor and a new task changes no shape.
+    Embeddings start as N(0, 1), layers as PyTorch's ``nn.Linear`` (HyperMask, as published).
+
+    Args:
+        num_outputs: N, the number of mask entries.
+        embedding_dim: Length of a task embedding.
+        hidden: Widths of the trunk's layers; may be empty.
+        capacity: Rows of the embedding table. Default 128.
+        activation: "elu" (default), "relu" or "tanh", after each hidden layer.
+        device, dtype: As in ``nn.Linear``.
+
+    Raises:
+        ConfigError: A size is below 1 or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        *,
+        embedding_dim: int,
+        hidden: Sequence[int] = (100,),
+        capacity: int = 128,
+        activation: str = "elu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_outputs": num_outputs, "embedding_dim": embedding_dim, "capacity": capacity}
+        for name, size in {**sizes, **{f"hidden[{i}]": w for i, w in enumerate(hidden)}}.items():
+            if size < 1:
+                raise ConfigError(f"{name} is {size}; give at least 1")
+        self.num_outputs = num_outputs
+        self.embeddings = nn.Parameter(
+            torch.randn(capacity, embedding_dim, device=device, dtype=dtype)
+        )
+        widths = [embedding_dim + self._extra_inputs(), *hidden]
+        self.trunk = _trunk(widths, activation, device, dtype)
+        self.head = nn.Linear(widths[-1], self._head_outputs(), device=device, dtype=dtype)
+
+    def _extra_inputs(self) -> int:
+        return 0
+
+    def _head_outputs(self) -> int:
+        return self.num_outputs
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the embedding table."""
+        return self.embeddings.shape[0]
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Return the mask logits of several tasks.
+
+        Args:
+            ids: int64 (k,), rows of the embedding table.
+
+        Returns:
+            (k, N).
+        """
+        hidden = self.trunk(self.embeddings[ids])
+        return reference.mask_logits(self.head.weight, self.head.bias, hidden)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the current task's logits and the output regulariser, in one pass over the head.
+
+        A residual is exactly 0 where nothing changed since the targets were made by
+        :meth:`targets` with the same ids.
+
+        Args:
+            ids: int64 (1 + t,), the current task, then the t earlier ones.
+            targets: (t, N), the earlier tasks' logits to keep; None where t = 0.
+
+        Returns:
+            logits (N,), and the 0-d mean over earlier tasks of ``||z_j - z_j*||^2`` (0 if none).
+        """
+        logits = self.logits(ids)
+        if targets is None:
+            return logits[0], logits.new_zeros(())
+        current, earlier = logits.split([1, len(targets)])
+        return current[0], reference.output_regularizer(earlier, targets)
+
+    @torch.no_grad()
+    def targets(self, ids: Tensor) -> Tensor | None:
+        """Return the logits (t, N) to keep of the earlier tasks in ``ids`` (1 + t,); None if none.
+
+        The current task takes part, so that the sums are formed in the same order as in a step.
+        """
+        return self.logits(ids)[1:].clone() if len(ids) > 1 else None
+
+    @torch.no_grad()
+    def hyperfan_(self, targets: Sequence[Target]) -> None:
+        """Initialise in place with hyperfan-in (Chang et al. 2020), biases 0, trunk Kaiming-uniform.
+
+        Args:
+            targets: The target tensors in the order of the outputs.
+        """
+        for layer in self.trunk:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.head.bias)
+        fan_in = self.head.in_features
+        for rows, target in zip(
+            self.head.weight.split([target.size for target in targets]), targets, strict=True
+        ):
+            share = 2 * fan_in if target.is_bias else fan_in * target.fan_in
+            share *= 2 if target.layer_has_bias and not target.is_bias else 1
+            bound = math.sqrt(3 * 2 / share)
+            rows.uniform_(-bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"num_outputs={self.num_outputs}, capacity={self.capacity}"
+
+
+class ChunkedHypernetwork(Hypernetwork):
+    """A hypernetwork that emits the logits in chunks (von Oswald et al. 2020).
+
+    The input is the task embedding followed by a chunk embedding; ceil(N / chunk_size) passes are
+    concatenated and the surplus of the last is cut off. Chunk embeddings start as N(0, 1).
+
+    Args:
+        num_outputs: N, the number of mask entries.
+        chunk_size: Outputs of a pass.
+        chunk_embedding_dim: Length of a chunk embedding.
+        **options: As in :class:`Hypernetwork`.
+
+    Raises:
+        ConfigError: A size is below 1 or the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        *,
+        embedding_dim: int,
+        chunk_size: int,
+        chunk_embedding_dim: int,
+        hidden: Sequence[int] = (100,),
+        capacity: int = 128,
+        activation: str = "elu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, size in (
+            ("chunk_size", chunk_size),
+            ("chunk_embedding_dim", chunk_embedding_dim),
+        ):
+            if size < 1:
+                raise ConfigError(f"{name} is {size}; give at least 1")
+        self._chunk_size, self._chunk_embedding_dim = chunk_size, chunk_embedding_dim
+        super().__init__(
+            num_outputs,
+            embedding_dim=embedding_dim,
+            hidden=hidden,
+            capacity=capacity,
+            activation=activation,
+            device=device,
+            dtype=dtype,
+        )
+        chunks = -(-num_outputs // chunk_size)
+        self.chunk_embeddings = nn.Parameter(
+            torch.randn(chunks, chunk_embedding_dim, device=device, dtype=dtype)
+        )
+
+    def _extra_inputs(self) -> int:
+        return self._chunk_embedding_dim
+
+    def _head_outputs(self) -> int:
+        return self._chunk_size
+
+    def logits(self, ids: Tensor) -> Tensor:
+        tasks, chunks = self.embeddings[ids], self.chunk_embeddings
+        shape = (len(tasks), len(chunks), -1)
+        inputs = torch.cat(
+            (tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1
+        )
+        return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]
+
+    def hyperfan_(self, targets: Sequence[Target]) -> None:
+        raise ConfigError(
+            "init 'hyperfan' needs a head with a row for each target entry and this one is "
+            "chunked; use head='full' or init='default'"
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, chunks={len(self.chunk_embeddings)}x{self._chunk_size}"
