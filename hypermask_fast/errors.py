@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class HypermaskError(Exception):
     """Base class of the errors that the command line prints without a traceback."""
+
+    exit_status = 2
 
 
 class ConfigError(HypermaskError, ValueError):
@@ -24,6 +28,15 @@ class CheckpointError(HypermaskError, RuntimeError):
 
 class TrainingError(HypermaskError, RuntimeError):
     """Training met a value it cannot continue from, such as a loss that is not finite."""
+
+
+class Stopped(HypermaskError):
+    """A signal stopped a run after its checkpoint was saved."""
+
+    def __init__(self, signum: int, run: Path) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}, all steps saved; go on with `hypermask resume {run}`")
+        self.exit_status = 128 + signum
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -108,6 +108,10 @@ class Learner(nn.Module):
             )
         return names.index(name)
 
+    def tables(self) -> list[nn.Parameter]:
+        """Return the parameters with a row for each task, which weight decay must leave alone."""
+        return []
+
     def begin_task(self, task: int) -> None:
         """Start learning a task: what earlier tasks need kept is recorded now.
 

@@ -217,6 +217,9 @@ class HyperMask(Learner):
         names = [entry.name for entry in self._entries if entry.offset >= 0]
         self._set_exempt(bias if bias in names else None)
 
+    def tables(self) -> list[nn.Parameter]:
+        return [self.hypernetwork.embeddings, *self.norm_tables.parameters()]
+
     def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
         """Start learning a task: record the earlier tasks' logits and the weights to stay near.
 

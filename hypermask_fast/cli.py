@@ -1,0 +1,132 @@
+"""The command line: train, resume, eval, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypermask_fast.errors import ConfigError, HypermaskError
+from hypermask_fast.training import config as run_config
+
+_DEFAULT_PRESET = "split-digits"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hypermask", description="Continual learning with hypernetwork-generated masks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train a sequence of tasks",
+        description=f"Train a sequence of tasks. Without options: --preset {_DEFAULT_PRESET}.",
+    )
+    train.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME]"
+    )
+    train.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
+    )
+    run_config.add_arguments(train)
+    resume = commands.add_parser("resume", help="continue a run from its newest checkpoint")
+    resume.add_argument("run", type=Path, help="folder of the run")
+    evaluate = commands.add_parser("eval", help="test accuracy of a run's newest checkpoint")
+    evaluate.add_argument("run", type=Path, help="folder of the run")
+    evaluate.add_argument("--data-dir", help="folder of the data files [the run's]")
+    evaluate.add_argument("--device", help="device [the run's]")
+    commands.add_parser("doctor", help="versions, devices and a self-test")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from hypermask_fast.training import run
+
+    given = vars(options)
+    if "preset" not in given and "scenario" not in given:
+        options.preset = _DEFAULT_PRESET
+    config = run_config.from_arguments(options)
+    name = config.preset or config.scenario
+    out = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if options.seeds < 1:
+        raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
+    if options.seeds == 1:
+        _show(run.train(config, out))
+        return 0
+    return _train_seeds(config, out, options.seeds)
+
+
+def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int) -> int:
+    import numpy as np
+
+    from hypermask_fast.training import metrics, run
+
+    summaries = []
+    for seed in range(config.seed, config.seed + seeds):
+        result = run.train(config.replace(seed=seed), out / f"seed-{seed}")
+        _show(result)
+        summaries.append(metrics.summary(result.accuracy))
+    print(f"\n{seeds} seeds, mean ± standard deviation:")
+    for name in summaries[0]:
+        values = np.array([summary[name] for summary in summaries])
+        print(f"  {name:<20} {values.mean():8.2f} ± {values.std(ddof=1):.2f}")
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from hypermask_fast.training import run
+
+    _show(run.resume(options.run))
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from hypermask_fast.training import run
+
+    trainer = run.load(options.run, device=options.device, data_dir=options.data_dir)
+    accuracies = [trainer.evaluate(task) for task in trainer.learner.learned]
+    if not accuracies:
+        raise ConfigError(
+            f"{options.run} has learned no task to the end yet; continue it with "
+            f"`hypermask resume {options.run}`"
+        )
+    for task, accuracy in zip(trainer.learner.learned, accuracies, strict=True):
+        print(f"{trainer.learner.tasks[task].name:<24} {accuracy:6.2f} %")
+    print(f"{'mean':<24} {sum(accuracies) / len(accuracies):6.2f} %")
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from hypermask_fast.doctor import examine
+
+    return examine(sys.stdout)
+
+
+def _show(result: object) -> None:
+    from hypermask_fast.training.report import format_matrix
+    from hypermask_fast.training.run import RunResult
+
+    assert isinstance(result, RunResult)
+    print(format_matrix(result.accuracy, result.task_names))
+    print(f"results: {result.folder}")
+
+
+_COMMANDS = {"train": _train, "resume": _resume, "eval": _eval, "doctor": _doctor}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except HypermaskError as error:
+        print(f"hypermask: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130

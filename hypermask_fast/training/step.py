@@ -1,0 +1,45 @@
+"""One training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.methods.base import Learner, Losses
+
+
+class TrainingStep:
+    """Forward, backward and update of a learner on one batch.
+
+    Args:
+        learner: The learner, between ``begin_task`` and ``end_task``.
+        optimizer: An optimizer over its parameters, new for this task.
+    """
+
+    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+        self.learner = learner
+        self.optimizer = optimizer
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task: int,
+        before_update: Callable[[], None] | None = None,
+    ) -> Losses:
+        """Run a step and return its losses, detached.
+
+        Args:
+            x, y: A batch, as in :meth:`Learner.losses`.
+            task: The current task.
+            before_update: Called between backward and update.
+        """
+        losses = self.learner.losses(x, y, task)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        if before_update is not None:
+            before_update()
+        self.optimizer.step()
+        return Losses(*(value.detach() for value in losses))

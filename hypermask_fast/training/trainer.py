@@ -1,0 +1,359 @@
+"""Trains a learner on one task after the other and keeps the accuracy matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError, nearest
+from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.scenarios import BatchStream, Task
+from hypermask_fast.training.checkpoint import check_manifest
+from hypermask_fast.training.progress import Progress
+from hypermask_fast.training.step import TrainingStep
+
+_SELECTIONS = ("last", "best", "best_published")
+_SCHEDULES = ("constant", "plateau")
+# HyperMask's settings of ReduceLROnPlateau.
+_PLATEAU = {"mode": "max", "factor": 0.1**0.5, "patience": 5, "min_lr": 5e-7}
+_PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+_FINITE_CHECK_STEPS = 50
+
+
+class Trainer:
+    """Trains a learner: a new Adam for each task, then the accuracy on all tasks seen.
+
+    Args:
+        learner: The learner; the device of its parameters is the one that is used.
+        lr: Learning rate of Adam. Default 1e-3.
+        weight_decay: L2 weight decay of Adam; task embeddings have none. Default 0.
+        batch_size: Default 32.
+        steps: Training steps of a task; or
+        epochs: passes over the task's training data, rounded up to whole steps. Default: 10 epochs.
+        ramp: Raise the sparsity linearly during the first task (HyperMask). Default True.
+        schedule: "constant", or "plateau" (HyperMask on CIFAR-100): multiply the learning rate by
+            sqrt(0.1) after 5 epochs without a better validation accuracy.
+        selection: The model kept after a task: "last", "best" (highest validation accuracy), or
+            "best_published" (accuracy of the masked weights before the optimizer's step, model
+            from after it).
+        check_every: Steps between validation checks where the selection is not "last"; epoch ends
+            and the last step are checked too. Default 100.
+        seed: Of the data order and augmentation. Default 0.
+        eval_batch_size: Default 2000.
+        progress: Show progress on standard error. Default True.
+
+    Attributes:
+        hooks: Called with the trainer after every step.
+        losses: Of the last step.
+        step: Steps taken in the current task.
+
+    Raises:
+        ConfigError: Steps and epochs are both given, or a choice is unknown.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        batch_size: int = 32,
+        steps: int | None = None,
+        epochs: int | None = None,
+        ramp: bool = True,
+        schedule: str = "constant",
+        selection: str = "last",
+        check_every: int = 100,
+        seed: int = 0,
+        eval_batch_size: int = 2000,
+        progress: bool = True,
+    ) -> None:
+        if steps is not None and epochs is not None:
+            raise ConfigError(f"steps={steps} and epochs={epochs} are both given; give one")
+        for name, value, choices in (
+            ("schedule", schedule, _SCHEDULES),
+            ("selection", selection, _SELECTIONS),
+        ):
+            if value not in choices:
+                raise ConfigError(
+                    f"{name} is {value!r}{nearest(value, choices)}; choose one of "
+                    f"{', '.join(choices)}"
+                )
+        self.learner = learner
+        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        self.steps = steps
+        self.epochs = 10 if steps is None and epochs is None else epochs
+        self.ramp, self.schedule, self.selection = ramp, schedule, selection
+        self.check_every, self.seed, self.eval_batch_size = check_every, seed, eval_batch_size
+        self.progress = progress
+        self.hooks: list[Callable[[Trainer], None]] = []
+        self.losses: Losses | None = None
+        self.step = 0
+        self._tasks: dict[int, Task] = {}
+        self._rows: list[dict[int, float]] = []
+        self._step_fn: TrainingStep | None = None
+        self._scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._best: dict[str, Tensor] | None = None
+        self._best_accuracy = -math.inf
+
+    @property
+    def accuracy(self) -> npt.NDArray[np.float64]:
+        """Test accuracy (T + 1, T) in percent: row 0 before training, row i after i tasks, or NaN."""
+        matrix = np.full((len(self._tasks) + 1, len(self._tasks)), np.nan)
+        for row, values in enumerate(self._rows):
+            for task, value in values.items():
+                matrix[row, task] = value
+        return matrix
+
+    @property
+    def tasks_done(self) -> int:
+        """Number of tasks that were trained to the end."""
+        return len(self.learner.learned)
+
+    def steps_of(self, task: Task) -> int:
+        """Return the number of training steps of a task."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * -(-len(task.train) // self.batch_size)
+
+    def add(self, task: Task) -> int:
+        """Add a task to the learner, if it is new, and return its id."""
+        names = [record.name for record in self.learner.tasks]
+        if task.name in names:
+            task_id = names.index(task.name)
+        else:
+            task_id = self.learner.add_task(task.name, task.classes)
+        if task_id not in self._tasks:
+            self._tasks[task_id] = task.to(self._device)
+        return task_id
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.learner.parameters()).device
+
+    def fit(self, task: Task) -> npt.NDArray[np.float64]:
+        """Train a task, or continue it after :meth:`load_state`.
+
+        Args:
+            task: Tasks of one name are one task.
+
+        Returns:
+            Test accuracy in percent after it, of the tasks learned so far and the next one if it
+            was added (NaN elsewhere).
+
+        Raises:
+            TrainingError: The loss is not finite.
+            ConfigError: The selection or schedule needs validation data and the task has none.
+        """
+        task_id = self.add(task)
+        task = self._tasks[task_id]
+        total = self.steps_of(task)
+        stream = task.stream(self.batch_size, seed=self.seed, task_id=task_id)
+        if self.learner.current is None:
+            self._begin(task_id, total, stream)
+        step_fn = self._step_fn
+        assert step_fn is not None
+        self.learner.train()
+        with Progress(total, initial=self.step, enabled=self.progress) as progress:
+            for step in range(self.step, total):
+                self._train_step(step_fn, stream, step, task_id, total)
+                assert self.losses is not None
+                progress.update(self.step, 0, {"loss": self.losses.total})
+                for hook in self.hooks:
+                    hook(self)
+        return self._finish(task_id)
+
+    def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
+        task = self._tasks[task_id]
+        if not len(task.validation) and (
+            self.selection != "last" or self.schedule == "plateau"
+        ):
+            raise ConfigError(
+                f"task {task.name!r} has no validation examples, which selection="
+                f"{self.selection!r} and schedule={self.schedule!r} measure; hold some out or use "
+                "'last' and 'constant'"
+            )
+        with evaluating(self.learner):
+            self.learner(stream.batch(0)[0][:2], task_id)
+        if not self._rows:
+            self._rows.append({j: self.evaluate(j) for j in self._tasks})
+        self.learner.begin_task(task_id, ramp_steps=total if self.ramp else 0)
+        self._make_optimizer()
+        self.step, self._best, self._best_accuracy = 0, None, -math.inf
+
+    def _make_optimizer(self) -> None:
+        tables = self.learner.tables()
+        held = {id(table) for table in tables}
+        rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in held]
+        groups = [{"params": rest}, {"params": tables, "weight_decay": 0.0}]
+        optimizer = torch.optim.Adam(
+            groups, lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )
+        self._step_fn = TrainingStep(self.learner, optimizer)
+        self._scheduler = None
+        if self.schedule == "plateau":
+            self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **_PLATEAU)  # type: ignore[arg-type]
+
+    def _train_step(
+        self, step_fn: TrainingStep, stream: BatchStream, step: int, task_id: int, total: int
+    ) -> None:
+        ends_epoch = (step + 1) % stream.steps_per_epoch == 0
+        selects = self.selection != "last"
+        checks = (selects and (step % self.check_every == 0 or ends_epoch or step + 1 == total)) or (
+            self._scheduler is not None and ends_epoch
+        )
+        stale: dict[str, Tensor] = {}
+
+        def keep_weights() -> None:
+            stale.update(
+                self.learner.masked_weights(task_id, sparsity=self.learner.step_sparsity)
+            )
+
+        published = checks and self.selection == "best_published"
+        x, y = stream.batch(step)
+        self.losses = step_fn(x, y, task_id, keep_weights if published else None)
+        self.step = step + 1
+        if self._device.type == "cpu" or self.step % _FINITE_CHECK_STEPS == 0 or self.step == total:
+            self._check_finite(task_id)
+        if checks:
+            accuracy = self.evaluate(task_id, "validation", weights=stale or None)
+            if selects and accuracy > self._best_accuracy:
+                self._best_accuracy = accuracy
+                self._best = {k: v.clone() for k, v in self.learner.state_dict().items()}
+            if self._scheduler is not None and ends_epoch:
+                self._scheduler.step(accuracy)
+
+    def _check_finite(self, task_id: int) -> None:
+        assert self.losses is not None
+        values = {name: float(v) for name, v in self.losses._asdict().items() if v.dim() == 0}
+        if not math.isfinite(values["total"]):
+            parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise TrainingError(
+                f"the loss of task {self.learner.tasks[task_id].name!r} is not finite at step "
+                f"{self.step} ({parts}); lower the learning rate or check the data"
+            )
+
+    def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
+        if self._best is not None:
+            self.learner.load_state_dict(self._best)
+        self._best = self._step_fn = self._scheduler = None
+        self.learner.end_task()
+        self.step = 0
+        seen = [*self.learner.learned, self.tasks_done]
+        self._rows.append({j: self.evaluate(j) for j in seen if j in self._tasks})
+        return self.accuracy[self.tasks_done]
+
+    def evaluate(
+        self,
+        task_id: int,
+        split: str = "test",
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> float:
+        """Return the accuracy in percent of a task that was added, its id given.
+
+        Args:
+            task_id: The task.
+            split: "test" (default), "validation" or "train".
+            weights: Masked weights to use in place of the present ones.
+        """
+        task = self._tasks[task_id]
+        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        options = {} if weights is None else {"weights": weights}
+        with evaluating(self.learner), self.learner.activated(task_id, **options) as net:
+            for x, y in task.evaluation_batches(split, self.eval_batch_size):
+                correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
+        return 100.0 * int(correct) / len(task.split(split))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that training needs to continue bit-identically: tensors, and JSON."""
+        task_tensors, task_state = self.learner.task_state()
+        tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
+        tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
+        tensors |= {f"best/{name}": value for name, value in (self._best or {}).items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self._device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
+        groups: list[dict[str, Any]] = []
+        if self._step_fn is not None:
+            saved = self._step_fn.optimizer.state_dict()
+            groups = saved["param_groups"]
+            for index, entries in saved["state"].items():
+                tensors |= {f"optimizer/{index}/{key}": value for key, value in entries.items()}
+        plateau = None
+        if self._scheduler is not None:
+            plateau = {key: getattr(self._scheduler, key) for key in _PLATEAU_STATE}
+            plateau["best"] = _finite_or_none(plateau["best"])
+        state = {
+            "manifest": self.learner.manifest(),
+            "task": task_state,
+            "step": self.step,
+            "optimizer": groups,
+            "plateau": plateau,
+            "best_accuracy": _finite_or_none(self._best_accuracy),
+            "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
+        }
+        return tensors, state
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned; the tasks must have been added before.
+
+        Raises:
+            CheckpointError: The state belongs to another network, or to other settings.
+        """
+        parts: dict[str, dict[str, Tensor]] = {
+            name: {} for name in ("learner", "task", "best", "rng", "optimizer")
+        }
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
+        self.learner.load_task_state(parts["task"], state["task"])
+        check_manifest(state["manifest"], self.learner.manifest())
+        try:
+            self.learner.load_state_dict(parts["learner"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the learner ({' '.join(str(error).split())}); "
+                "resume with the settings of the run"
+            ) from error
+        if self.learner.current is not None:
+            self._make_optimizer()
+            self._load_optimizer(parts["optimizer"], state["optimizer"])
+        if self._scheduler is not None:
+            vars(self._scheduler).update(state["plateau"])
+            self._scheduler.best = _or_minus_infinity(state["plateau"]["best"])
+        device = self._device
+        self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
+        self._best_accuracy = _or_minus_infinity(state["best_accuracy"])
+        self.step = state["step"]
+        self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
+        torch.set_rng_state(parts["rng"]["cpu"].cpu())
+        if "cuda" in parts["rng"] and device.type == "cuda":
+            torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)
+
+    def _load_optimizer(
+        self, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    ) -> None:
+        assert self._step_fn is not None
+        optimizer = self._step_fn.optimizer
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, _, key = name.partition("/")
+            entries.setdefault(int(index), {})[key] = value
+        restored = [{**group, "betas": tuple(group["betas"])} for group in groups]
+        optimizer.load_state_dict({"state": entries, "param_groups": restored})
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_minus_infinity(value: float | None) -> float:
+    return -math.inf if value is None else value
