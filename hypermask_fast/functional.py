@@ -7,7 +7,6 @@ variable ``HYPERMASK_FAST_BACKEND``.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hypermask_fast import reference
@@ -17,15 +16,15 @@ from hypermask_fast.reference import Size2
 __all__ = ["backend", "mask_threshold", "masked_conv2d", "masked_linear", "semi_binary_mask"]
 
 
-def _check_gated(
-    name: str, value: Tensor, logits: Tensor | None, threshold: Tensor | None
-) -> None:
-    if logits is None:
-        if threshold is not None:
-            raise ValueError(
-                f"{name}_threshold is given without {name}_logits; give both or neither"
-            )
-        return
+def _check_logits(name: str, logits: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} is a {type(logits).__name__}; give a floating-point tensor")
+    if not logits.is_floating_point():
+        raise TypeError(f"{name} is {logits.dtype}; give a floating-point tensor")
+
+
+def _check_gated(name: str, value: Tensor, logits: Tensor, threshold: Tensor | None) -> None:
+    _check_logits(f"{name}_logits", logits)
     if logits.shape != value.shape:
         raise ValueError(
             f"{name}_logits has shape {tuple(logits.shape)}; it must have the {name}'s shape "
@@ -36,11 +35,16 @@ def _check_gated(
             f"{name}_logits is on {logits.device} and the {name} on {value.device}; "
             "move them to one device"
         )
-    if not logits.is_floating_point():
-        raise TypeError(f"{name}_logits is {logits.dtype}; give a floating-point tensor")
-    if threshold is not None and threshold.dim() != 0:
+    if threshold is None:
+        return
+    if not isinstance(threshold, Tensor):
+        raise TypeError(
+            f"{name}_threshold is {threshold!r}; give the 0-d tensor of mask_threshold(), or None"
+        )
+    if threshold.dim():
         raise ValueError(
-            f"{name}_threshold has shape {tuple(threshold.shape)}; give a 0-d tensor"
+            f"{name}_threshold has shape {tuple(threshold.shape)}; "
+            "give the 0-d tensor of mask_threshold()"
         )
 
 
@@ -53,19 +57,59 @@ def check_mask(
     bias_threshold: Tensor | None,
 ) -> None:
     """Raise ValueError or TypeError where a mask does not fit its layer; free under compile."""
-    if torch.compiler.is_compiling():
-        return
     _check_gated("weight", weight, weight_logits, weight_threshold)
-    if bias is not None:
+    if bias_logits is None:
+        if bias_threshold is not None:
+            raise ValueError(
+                f"bias_threshold is {bias_threshold} and bias_logits is None; give both or neither"
+            )
+    elif bias is None:
+        raise ValueError(
+            f"bias_logits has shape {tuple(bias_logits.shape)} and the bias is None; "
+            "leave bias_logits out"
+        )
+    else:
         _check_gated("bias", bias, bias_logits, bias_threshold)
-    elif bias_logits is not None or bias_threshold is not None:
-        raise ValueError("bias_logits or bias_threshold is given but the bias is None; drop it")
+
+
+def mask_threshold(
+    logits: Tensor, sparsity: float | Tensor, *, backend: str | None = None
+) -> Tensor | None:
+    """Return the smallest mask value kept at this sparsity; see :func:`semi_binary_mask`.
+
+    Args:
+        logits: z, any shape, at least one element.
+        sparsity: Percent in [0, 100]: a number, or a 0-d tensor, which acts as the nearer end
+            where it is outside.
+        backend: See the module.
+
+    Returns:
+        0-d tensor of the dtype of ``logits``, without gradient; None where the sparsity is the
+        number 0, which keeps every entry.
+
+    Raises:
+        ValueError: The sparsity is a number outside [0, 100] or a tensor with dimensions, or
+            ``logits`` is empty.
+        TypeError: ``logits`` is not a floating-point tensor.
+    """
+    resolve("mask_threshold", backend)
+    _check_logits("logits", logits)
+    if isinstance(sparsity, Tensor):
+        if sparsity.dim():
+            raise ValueError(f"sparsity has shape {tuple(sparsity.shape)}; give a 0-d tensor")
+    elif not 0 <= sparsity <= 100:
+        raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
+    elif sparsity == 0:
+        return None
+    return reference.mask_threshold(logits, sparsity)
 
 
 def semi_binary_mask(
-    logits: Tensor, sparsity: float = 0.0, *, backend: str | None = None
+    logits: Tensor, sparsity: float | Tensor = 0.0, *, backend: str | None = None
 ) -> Tensor:
     """Return the semi-binary mask of one tensor: ``|tanh z|``, the smallest ``sparsity`` % zero.
+
+    See :func:`hypermask_fast.reference.semi_binary_mask` for its gradient.
 
     Args:
         logits: z, any shape, at least one element.
@@ -73,27 +117,10 @@ def semi_binary_mask(
         backend: See the module.
 
     Raises:
-        ValueError: The sparsity is outside [0, 100].
+        ValueError, TypeError: As :func:`mask_threshold`.
     """
     resolve("semi_binary_mask", backend)
     return reference.semi_binary_mask(logits, mask_threshold(logits, sparsity, backend=backend))
-
-
-def mask_threshold(
-    logits: Tensor, sparsity: float | Tensor, *, backend: str | None = None
-) -> Tensor | None:
-    """Return the smallest mask value kept at this sparsity in percent; None where it is 0.
-
-    Raises:
-        ValueError: The sparsity is a number outside [0, 100].
-    """
-    resolve("mask_threshold", backend)
-    if not isinstance(sparsity, Tensor):
-        if not 0 <= sparsity <= 100:
-            raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
-        if sparsity == 0:
-            return None
-    return reference.mask_threshold(logits, sparsity)
 
 
 def masked_linear(

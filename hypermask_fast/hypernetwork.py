@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,18 +25,26 @@ class Target(NamedTuple):
     layer_has_bias: bool
 
 
-def _trunk(widths: Sequence[int], activation: str, device: object, dtype: object) -> nn.Sequential:
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} is {size}; give at least 1")
+
+
+def _trunk(
+    widths: Sequence[int],
+    activation: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Sequential:
     if activation not in _ACTIVATIONS:
         raise ConfigError(
             f"activation is {activation!r}{nearest(activation, _ACTIVATIONS)}; choose one of "
             f"{', '.join(_ACTIVATIONS)}"
         )
     layers: list[nn.Module] = []
-    for fan_in, width in zip(widths[:-1], widths[1:], strict=True):
-        layers += [
-            nn.Linear(fan_in, width, device=device, dtype=dtype),  # type: ignore[arg-type]
-            _ACTIVATIONS[activation](),
-        ]
+    for fan_in, width in pairwise(widths):
+        layers += [nn.Linear(fan_in, width, device=device, dtype=dtype), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 
@@ -69,10 +78,10 @@ class Hypernetwork(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_outputs": num_outputs, "embedding_dim": embedding_dim, "capacity": capacity}
-        for name, size in {**sizes, **{f"hidden[{i}]": w for i, w in enumerate(hidden)}}.items():
-            if size < 1:
-                raise ConfigError(f"{name} is {size}; give at least 1")
+        if isinstance(hidden, int):
+            raise ConfigError(f"hidden is {hidden}; give a sequence of widths, such as ({hidden},)")
+        _check_sizes(num_outputs=num_outputs, embedding_dim=embedding_dim, capacity=capacity)
+        _check_sizes(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         self.num_outputs = num_outputs
         self.embeddings = nn.Parameter(
             torch.randn(capacity, embedding_dim, device=device, dtype=dtype)
@@ -93,14 +102,7 @@ class Hypernetwork(nn.Module):
         return self.embeddings.shape[0]
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Return the mask logits of several tasks.
-
-        Args:
-            ids: int64 (k,), rows of the embedding table.
-
-        Returns:
-            (k, N).
-        """
+        """Return the mask logits (k, N) of the tasks ``ids``, int64 (k,)."""
         hidden = self.trunk(self.embeddings[ids])
         return reference.mask_logits(self.head.weight, self.head.bias, hidden)
 
@@ -115,7 +117,8 @@ class Hypernetwork(nn.Module):
             targets: (t, N), the earlier tasks' logits to keep; None where t = 0.
 
         Returns:
-            logits (N,), and the 0-d mean over earlier tasks of ``||z_j - z_j*||^2`` (0 if none).
+            logits (N,), and the 0-d mean over earlier tasks of ``||z_j - z_j*||^2``; 0 where there
+            are no targets.
         """
         logits = self.logits(ids)
         if targets is None:
@@ -133,7 +136,11 @@ class Hypernetwork(nn.Module):
 
     @torch.no_grad()
     def hyperfan_(self, targets: Sequence[Target]) -> None:
-        """Initialise in place with hyperfan-in (Chang et al. 2020), biases 0, trunk Kaiming-uniform.
+        """Initialise in place with hyperfan-in (Chang et al. 2020): the logits get a fan-in scale.
+
+        The rows of a weight are uniform with variance ``2 / (c m d)``, those of a bias with
+        ``1 / m``, where m is the width of the last hidden layer, d the target's fan-in and c is 2
+        in a layer with a bias, else 1. The trunk is Kaiming-uniform, biases are 0.
 
         Args:
             targets: The target tensors in the order of the outputs.
@@ -143,13 +150,13 @@ class Hypernetwork(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.head.bias)
-        fan_in = self.head.in_features
-        for rows, target in zip(
-            self.head.weight.split([target.size for target in targets]), targets, strict=True
-        ):
-            share = 2 * fan_in if target.is_bias else fan_in * target.fan_in
-            share *= 2 if target.layer_has_bias and not target.is_bias else 1
-            bound = math.sqrt(3 * 2 / share)
+        width = self.head.in_features
+        sizes = [target.size for target in targets]
+        for rows, target in zip(self.head.weight.split(sizes), targets, strict=True):
+            variance = 1 / width
+            if not target.is_bias:
+                variance *= (1 if target.layer_has_bias else 2) / target.fan_in
+            bound = math.sqrt(3 * variance)
             rows.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
@@ -166,7 +173,7 @@ class ChunkedHypernetwork(Hypernetwork):
         num_outputs: N, the number of mask entries.
         chunk_size: Outputs of a pass.
         chunk_embedding_dim: Length of a chunk embedding.
-        **options: As in :class:`Hypernetwork`.
+        embedding_dim, hidden, capacity, activation, device, dtype: As in :class:`Hypernetwork`.
 
     Raises:
         ConfigError: A size is below 1 or the activation is unknown.
@@ -185,12 +192,7 @@ class ChunkedHypernetwork(Hypernetwork):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, size in (
-            ("chunk_size", chunk_size),
-            ("chunk_embedding_dim", chunk_embedding_dim),
-        ):
-            if size < 1:
-                raise ConfigError(f"{name} is {size}; give at least 1")
+        _check_sizes(chunk_size=chunk_size, chunk_embedding_dim=chunk_embedding_dim)
         self._chunk_size, self._chunk_embedding_dim = chunk_size, chunk_embedding_dim
         super().__init__(
             num_outputs,
@@ -215,9 +217,7 @@ class ChunkedHypernetwork(Hypernetwork):
     def logits(self, ids: Tensor) -> Tensor:
         tasks, chunks = self.embeddings[ids], self.chunk_embeddings
         shape = (len(tasks), len(chunks), -1)
-        inputs = torch.cat(
-            (tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1
-        )
+        inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)
         return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]
 
     def hyperfan_(self, targets: Sequence[Target]) -> None:

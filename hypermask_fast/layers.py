@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
-from hypermask_fast import functional
-
+from hypermask_fast import functional, reference
 
 _MASK_STATE = ("active", "mask_source")
 
@@ -26,7 +24,7 @@ class MaskLogits(NamedTuple):
 
 
 class MaskedWeights(NamedTuple):
-    """Weights that were multiplied with their masks outside, in one pass over a network."""
+    """Weights multiplied with their masks outside; they replace the layer's own, bias None too."""
 
     weight: Tensor
     bias: Tensor | None
@@ -41,7 +39,7 @@ class _Masked(nn.Module):
     mask_source: str = "none"
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # nn.Linear and nn.Conv2d declare different types for it.
 
     def set_mask(
         self,
@@ -52,21 +50,23 @@ class _Masked(nn.Module):
     ) -> None:
         """Mask the layer from now on with ``|tanh z|``, thresholded per tensor.
 
+        The thresholds are those of the present values: after an optimizer changed the logits in
+        place, set the mask again.
+
         Args:
             weight_logits: Of the weight's shape; gradients flow to it.
             bias_logits: Of the bias's shape, or None to leave the bias unmasked.
-            sparsity: Percent of each tensor's entries to remove. Default 0.
+            sparsity: Percent of each tensor's entries to remove, in [0, 100]. Default 0.
 
         Raises:
             ValueError, TypeError: A shape, device, dtype or the sparsity does not fit.
         """
+        functional.check_mask(self.weight, self.bias, weight_logits, bias_logits, None, None)
         thresholds = [
             None if z is None else functional.mask_threshold(z, sparsity)
             for z in (weight_logits, bias_logits)
         ]
-        mask = MaskLogits(weight_logits, bias_logits, *thresholds)
-        functional.check_mask(self.weight, self.bias, *mask)
-        self.active = mask
+        self.active = MaskLogits(weight_logits, bias_logits, *thresholds)
         self.mask_source = f"logits(p={sparsity:g})"
 
     def clear_mask(self) -> None:
@@ -90,29 +90,73 @@ class _Masked(nn.Module):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask={self.mask_source}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Mask logits are mostly results of autograd, which cannot be copied: a copy has no mask.
+    def __copy__(self) -> Self:
+        # Shares all that nn.Module's copy shares, and the mask with its gradient.
         twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(
-            {
-                name: copy.deepcopy(value, memo)
-                for name, value in self.__dict__.items()
-                if name != "active"
-            }
-        )
+        twin.__dict__.update(self.__dict__)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "active"}
+        """Return the state of a deep copy or pickle, with the mask cut from its graph."""
+        state = self.__dict__.copy()
+        if self.active is not None:
+            state["active"] = type(self.active)._make(map(_leaf, self.active))
+        return state
 
 
-def _converted(layer: nn.Module, cls: type, share: bool) -> Any:
+def _leaf(value: Tensor | None) -> Tensor | None:
+    # A result of autograd refuses to be copied; it may also be a view of a whole network's logits.
+    return value if value is None or value.is_leaf else value.detach().clone()
+
+
+def _check_convertible(name: str, layer: object, plain: type[nn.Module]) -> None:
+    kind = type(layer).__name__
+    if not isinstance(layer, plain):
+        raise TypeError(f"{name} is a {kind}; give an nn.{plain.__name__}")
+    if not isinstance(layer, _Masked) and type(layer).forward is not plain.forward:
+        raise TypeError(
+            f"{name} is a {kind} with a forward of its own, which a masked layer would not run; "
+            f"give an nn.{plain.__name__}"
+        )
+    for key in ("weight", "bias"):
+        if key not in layer._parameters:
+            raise TypeError(
+                f"{name} is a {kind} whose {key} is computed and not a parameter; remove its "
+                "parametrization, weight norm, spectral norm or pruning first"
+            )
+    if isinstance(layer.weight, nn.parameter.UninitializedParameter):
+        raise TypeError(f"{name} is a {kind} without a shape yet; run one batch through it first")
+
+
+def _converted(layer: nn.Module, cls: type[nn.Module], share: bool) -> Any:
     twin = copy.copy(layer) if share else copy.deepcopy(layer)
-    if share:
-        for name in ("_parameters", "_buffers", "_modules"):
-            twin.__dict__[name] = dict(layer.__dict__[name])
+    # The registries of parameters and hooks are the twin's own, even where it shares what is in
+    # them: what is registered on one layer later does not appear on the other.
+    vars(twin).update({k: v.copy() for k, v in vars(twin).items() if isinstance(v, dict)})
     twin.__class__ = cls
+    return twin
+
+
+def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
+    mask = layer.active
+    twin = _converted(layer, layer.plain, share)
+    for name in _MASK_STATE:
+        vars(twin).pop(name, None)
+    if mask is None:
+        return twin
+    if isinstance(mask, MaskLogits):
+        (weight,), _ = reference.mask_weights(
+            [layer.weight], [mask.weight], [mask.weight_threshold]
+        )
+        bias = layer.bias
+        if mask.bias is not None:
+            (bias,), _ = reference.mask_weights([bias], [mask.bias], [mask.bias_threshold])
+        mask = MaskedWeights(weight, bias)
+    for name, value in mask._asdict().items():
+        folded = None
+        if value is not None:
+            folded = nn.Parameter(value.detach().clone(), getattr(layer, name).requires_grad)
+        setattr(twin, name, folded)
     return twin
 
 
@@ -135,14 +179,14 @@ class MaskedLinear(_Masked, nn.Linear):
             share: Share its parameters (default), or copy them.
 
         Raises:
-            TypeError: ``linear`` is not an ``nn.Linear``.
+            TypeError: ``linear`` is not an ``nn.Linear``, has a forward of its own, a weight or
+                bias that is computed (parametrized, pruned), or no shape yet (lazy).
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear is a {type(linear).__name__}; give an nn.Linear")
+        _check_convertible("linear", linear, cls.plain)
         return _converted(linear, cls, share)
 
     def to_linear(self, *, share: bool = True) -> nn.Linear:
-        """Return an ``nn.Linear``: masked weights folded in while a mask is set, else the same.
+        """Return an ``nn.Linear``, with its own masked weights while a mask is set.
 
         Args:
             share: Share the parameters where no mask is set (default), or copy them.
@@ -176,10 +220,9 @@ class MaskedConv2d(_Masked, nn.Conv2d):
             share: Share its parameters (default), or copy them.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.Conv2d``.
+            TypeError: As for :meth:`MaskedLinear.from_linear`.
         """
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"conv is a {type(conv).__name__}; give an nn.Conv2d")
+        _check_convertible("conv", conv, cls.plain)
         return _converted(conv, cls, share)
 
     def to_conv2d(self, *, share: bool = True) -> nn.Conv2d:
@@ -192,33 +235,10 @@ class MaskedConv2d(_Masked, nn.Conv2d):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return self._conv_forward(x, mask.weight, mask.bias)
-        padding = self.padding
+        padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0
         return functional.masked_conv2d(
             x, self.weight, self.bias, *mask, self.stride, padding, self.dilation, self.groups
         )
-
-
-def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
-    twin = _converted(layer, layer.plain, share)
-    mask = layer.active
-    for name in _MASK_STATE:
-        vars(twin).pop(name, None)
-    if mask is None:
-        return twin
-    if isinstance(mask, MaskLogits):
-        pairs = ((layer.weight, mask.weight, mask.weight_threshold),)
-        if mask.bias is not None:
-            pairs += ((layer.bias, mask.bias, mask.bias_threshold),)
-        folded = [w * functional.reference.semi_binary_mask(z, q) for w, z, q in pairs]
-        mask = MaskedWeights(folded[0], folded[1] if mask.bias is not None else layer.bias)
-    for name, value in zip(("weight", "bias"), mask, strict=True):
-        if value is not None:
-            old = getattr(layer, name)
-            setattr(twin, name, nn.Parameter(value.detach().clone(), old.requires_grad))
-    return twin
-
-
-__all__ = ["MaskLogits", "MaskedConv2d", "MaskedLinear", "MaskedWeights"]

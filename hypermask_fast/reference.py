@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size2 = int | tuple[int, int]
+Size2 = int | tuple[int, ...]
+
+
+def _masked(weight: Tensor, logits: Tensor, threshold: Tensor | None) -> Tensor:
+    # Masks of float32 logits may multiply bfloat16 weights: one rounding, to the weights' dtype.
+    return (weight * semi_binary_mask(logits, threshold)).to(weight.dtype)
+
+
+def _masked_bias(
+    bias: Tensor | None, logits: Tensor | None, threshold: Tensor | None
+) -> Tensor | None:
+    return bias if bias is None or logits is None else _masked(bias, logits, threshold)
 
 
 def mask_logits(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
@@ -29,35 +40,49 @@ def mask_logits(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
     return F.linear(hidden, weight, bias)
 
 
+@torch.no_grad()
 def percentile(values: Tensor, p: float | Tensor) -> Tensor:
     """Return the p-th percentile of all elements, linearly interpolated between order statistics.
 
-    The position ``p / 100 * (n - 1)`` and the interpolation are float64, the result has the dtype
-    of ``values``. Unlike ``torch.quantile`` there is no limit on the number of elements. No
-    gradient passes. NaN counts as larger than any number.
+    The position ``p * (n - 1) / 100`` and the interpolation are float64 (as in the torchpercentile
+    library of the published code), the result has the dtype of ``values``. Unlike
+    ``torch.quantile`` there is no limit on the number of elements. NaN sorts above every number.
 
     Args:
         values: Any shape, at least one element.
-        p: Percent in [0, 100], a number or a 0-d tensor (which is not read back to the host).
+        p: Percent in [0, 100]: a number, or a 0-d tensor, which is not read back to the host and
+            acts as the nearer end where it is outside.
 
     Returns:
-        0-d tensor.
+        0-d tensor, without gradient.
+
+    Raises:
+        ValueError: There is no element, or p is a number outside [0, 100].
     """
-    ordered = values.detach().flatten().sort().values
+    if not values.numel():
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}; a percentile needs at least one element"
+        )
+    if not isinstance(p, Tensor):
+        if not 0 <= p <= 100:
+            raise ValueError(f"p is {p}; give a percentage in [0, 100]")
+        # Filled on the device: a copy from the host would break the capture of a CUDA graph.
+        p = torch.full((), p, dtype=torch.float64, device=values.device)
+    ordered = values.flatten().sort().values
     last = ordered.numel() - 1
-    p = torch.as_tensor(p, dtype=torch.float64, device=values.device)
-    position = p / 100 * last
-    below = position.floor()
-    index = torch.stack((below, below + 1)).long().clamp(0, last)
-    low, high = ordered[index].double().unbind()
-    return (low + (high - low) * (position - below)).to(values.dtype)
+    # Multiplied first: p / 100 would miss an order statistic that is the percentile exactly.
+    position = p.to(values.device, torch.float64) * last / 100
+    below, above = position.floor(), position.ceil()
+    low, high = ordered[torch.stack((below, above)).long().clamp(0, last)].double().unbind()
+    # The direction of lerp is chosen by the fraction, so the result never leaves [low, high].
+    return torch.lerp(low, high, position - below).to(values.dtype)
 
 
 def mask_threshold(logits: Tensor, p: float | Tensor) -> Tensor:
     """Return the smallest mask value that survives: the p-th percentile of ``|tanh(logits)|``.
 
     The percentile is formed in tanh space, where float32 values saturate; selecting on ``|z|``
-    would keep other entries.
+    would keep other entries. Arguments, errors and gradient as in :func:`percentile`.
     """
     return percentile(logits.detach().tanh().abs(), p)
 
@@ -88,6 +113,8 @@ def masked_linear(
 ) -> Tensor:
     """Return ``x (W * mask)^T + b * mask``.
 
+    The products have the dtype of the weights, whatever that of the logits.
+
     Args:
         x: (..., in).
         weight, weight_logits: (out, in).
@@ -98,7 +125,7 @@ def masked_linear(
     Returns:
         (..., out).
     """
-    w = weight * semi_binary_mask(weight_logits, weight_threshold)
+    w = _masked(weight, weight_logits, weight_threshold)
     return F.linear(x, w, _masked_bias(bias, bias_logits, bias_threshold))
 
 
@@ -115,7 +142,7 @@ def masked_conv2d(
     dilation: Size2 = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Return the convolution of x with ``W * mask`` plus ``b * mask``.
+    """Return the convolution of x with ``W * mask`` plus ``b * mask``, in the dtype of W.
 
     Args:
         x: (batch, in, height, width) or (in, height, width).
@@ -123,7 +150,7 @@ def masked_conv2d(
         bias, bias_logits, weight_threshold, bias_threshold: As in :func:`masked_linear`.
         stride, padding, dilation, groups: As in ``torch.nn.functional.conv2d``.
     """
-    w = weight * semi_binary_mask(weight_logits, weight_threshold)
+    w = _masked(weight, weight_logits, weight_threshold)
     b = _masked_bias(bias, bias_logits, bias_threshold)
     return F.conv2d(x, w, b, stride, padding, dilation, groups)
 
@@ -141,7 +168,7 @@ def mask_weights(
         thresholds: A 0-d threshold or None for each, as in :func:`semi_binary_mask`.
     """
     masks = [semi_binary_mask(z, q) for z, q in zip(logits, thresholds, strict=True)]
-    return [w * m for w, m in zip(weights, masks, strict=True)], masks
+    return [(w * m).to(w.dtype) for w, m in zip(weights, masks, strict=True)], masks
 
 
 def output_regularizer(logits: Tensor, targets: Tensor) -> Tensor:
@@ -176,11 +203,3 @@ def l1_drift(
     if masks is not None:
         drifts = [drift * m for drift, m in zip(drifts, masks, strict=True)]
     return torch.stack([drift.abs().sum() for drift in drifts]).sum()
-
-
-def _masked_bias(
-    bias: Tensor | None, logits: Tensor | None, threshold: Tensor | None
-) -> Tensor | None:
-    if bias is None or logits is None:
-        return bias
-    return bias * semi_binary_mask(logits, threshold)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.errors import nearest
+from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
 class Losses(NamedTuple):
@@ -20,7 +19,7 @@ class Losses(NamedTuple):
         total: What to call ``backward`` on.
         task: Mean cross-entropy of the batch.
         output_reg: The hypernetwork's output regulariser, a mean over earlier tasks.
-        weight_reg: The drift of the target weights.
+        weight_reg: The drift of the target weights; 0 where its factor is 0.
         logits: (batch, outputs).
     """
 
@@ -29,14 +28,6 @@ class Losses(NamedTuple):
     output_reg: Tensor
     weight_reg: Tensor
     logits: Tensor
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """A task that was added: its name and the classes behind its first outputs (or None)."""
-
-    name: str
-    classes: tuple[int, ...] | None
 
 
 class Learner(nn.Module):
@@ -54,14 +45,14 @@ class Learner(nn.Module):
         super().__init__()
         self.net = net
         self.capacity = capacity
-        self._tasks: list[TaskRecord] = []
+        self._tasks = TaskList(capacity)
         self._learned: list[int] = []
         self._current: int | None = None
 
     @property
     def tasks(self) -> Sequence[TaskRecord]:
         """The tasks that were added; the place in the list is the id."""
-        return tuple(self._tasks)
+        return tuple(self._tasks.records)
 
     @property
     def current(self) -> int | None:
@@ -82,18 +73,10 @@ class Learner(nn.Module):
                 None uses all.
 
         Raises:
-            ValueError: The name is taken, or the capacity is used up.
+            ValueError: The name is taken, the classes are none or repeated, or the capacity is
+                used up.
         """
-        name = f"task {len(self._tasks)}" if name is None else name
-        if len(self._tasks) == self.capacity:
-            raise ValueError(
-                f"all {self.capacity} rows of the embedding table are used; build the learner "
-                f"with capacity={2 * self.capacity}"
-            )
-        if any(record.name == name for record in self._tasks):
-            raise ValueError(f"a task named {name!r} was added already; choose another name")
-        self._tasks.append(TaskRecord(name, None if classes is None else tuple(classes)))
-        return len(self._tasks) - 1
+        return self._tasks.add(name, classes)
 
     def task_id(self, name: str) -> int:
         """Return the id of the task called ``name``.
@@ -101,31 +84,35 @@ class Learner(nn.Module):
         Raises:
             ValueError: There is none.
         """
-        names = [record.name for record in self._tasks]
-        if name not in names:
-            raise ValueError(
-                f"no task is called {name!r}{nearest(name, names)}; the tasks are {names}"
-            )
-        return names.index(name)
+        return self._tasks.named(name)
 
     def tables(self) -> list[nn.Parameter]:
         """Return the parameters with a row for each task, which weight decay must leave alone."""
         return []
 
-    def begin_task(self, task: int) -> None:
+    def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
         """Start learning a task: what earlier tasks need kept is recorded now.
 
+        Args:
+            task: A task that was added.
+            ramp_steps: Calls of :meth:`losses` over which a method with a ramp raises its sparsity.
+
         Raises:
-            ValueError: The task was not added.
+            ValueError: The task was not added, or ramp_steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        task = self._checked(task)
+        self._current = self._checked_beginning(task, ramp_steps)
+
+    def _checked_beginning(self, task: int, ramp_steps: int) -> int:
+        task = self._tasks.checked(task)
         if self._current is not None:
             raise RuntimeError(
                 f"task {self._current} is still being learned; call end_task() before "
                 f"begin_task({task})"
             )
-        self._current = task
+        if ramp_steps < 0:
+            raise ValueError(f"ramp_steps is {ramp_steps}; give 0 or more")
+        return task
 
     def end_task(self) -> None:
         """Finish the current task; later tasks protect it.
@@ -149,103 +136,120 @@ class Learner(nn.Module):
         """
         raise NotImplementedError
 
-    def activated(self, task: int) -> AbstractContextManager[nn.Module]:
-        """Return a context in which :attr:`net` is the task's network, for many batches."""
+    def activated(
+        self, task: int, weights: Mapping[str, Tensor] | None = None
+    ) -> AbstractContextManager[nn.Module]:
+        """Return a context in which :attr:`net` is the task's network, for many batches.
+
+        Args:
+            task: A task that was added.
+            weights: Target weights to use, from :meth:`masked_weights`; default: the present ones.
+
+        Raises:
+            ValueError: The task was not added, or the names of the weights do not fit.
+        """
+        raise NotImplementedError
+
+    def masked_weights(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
+        """Return copies of the target parameters that a task uses, masked, by name.
+
+        Args:
+            task: A task that was added.
+            sparsity: Percent; default: the learner's.
+
+        Raises:
+            ValueError: The task was not added.
+        """
+        raise NotImplementedError
+
+    @property
+    def step_sparsity(self) -> float:
+        """Percent of mask entries removed in the step that was taken last."""
+        raise NotImplementedError
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return name, shape, offset, masked and reason of every target parameter, for JSON."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         """Return the logits (batch, outputs); outputs a task has no class for are -inf.
+
+        The rows of several tasks are run task by task.
 
         Args:
             x: Inputs (batch, ...).
             task: An id, or an integer tensor: 0-d, or (batch,) with an id for each row.
 
         Raises:
-            ValueError: A task was not added, or there is not one id for each row.
+            ValueError: A task was not added, there is not one id for each row, or tasks are mixed
+                where the rows of a batch depend on each other.
             TypeError: The ids are not integers.
         """
-        if isinstance(task, Tensor) and task.dim() > 0:
-            return self._forward_mixed(x, task)
-        task = self._checked(task)
-        with self.activated(task) as net:
-            return self._own_outputs(net(x), task)
-
-    def _forward_mixed(self, x: Tensor, task: Tensor) -> Tensor:
-        if task.shape != x.shape[:1]:
-            raise ValueError(
-                f"task has shape {tuple(task.shape)} for a batch of {len(x)}; give one id, or one "
-                "for each row"
-            )
-        if task.is_floating_point() or task.dtype == torch.bool:
-            raise TypeError(f"task is {task.dtype}; give integers")
-        ids = task.unique().tolist()
-        if not ids:
-            raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
+        self._check_devices(inputs=x)
+        if not isinstance(task, Tensor) or task.dim() == 0:
+            return self._forward_one(x, self._tasks.checked(task))
+        ids = self._tasks.checked_rows(task, x)
+        if len(ids) == 1:
+            return self._forward_one(x, ids[0])
+        self._check_mixing()
         rows = [(task == i).nonzero().flatten() for i in ids]
-        parts = [self(x[row], i) for i, row in zip(ids, rows, strict=True)]
+        parts = [self._forward_one(x[row], i) for i, row in zip(ids, rows, strict=True)]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
-    def _checked(self, task: int | Tensor) -> int:
-        if isinstance(task, Tensor):
-            if task.is_floating_point() or task.dtype == torch.bool:
-                raise TypeError(f"task is {task.dtype}; give an integer")
-            task = int(task)
-        if isinstance(task, bool) or not isinstance(task, int):
-            raise TypeError(f"task is {task!r}; give the id that add_task() returned")
-        if not 0 <= task < len(self._tasks):
-            known = f"0 to {len(self._tasks) - 1} were" if self._tasks else "none was"
-            raise ValueError(f"task {task} was not added ({known}); call add_task() first")
-        return task
+    def _check_mixing(self) -> None:
+        """Raise where rows of several tasks must not share a batch."""
+
+    def _prepare(self, x: Tensor) -> None:
+        """Look at the inputs of a forward, where a method has to."""
+
+    def _forward_one(self, x: Tensor, task: int) -> Tensor:
+        self._prepare(x)
+        with self.activated(task) as net:
+            return self._tasks.own_outputs(net(x), task)
+
+    def _check_devices(self, **values: Tensor) -> None:
+        device = next(self.parameters()).device
+        for name, value in values.items():
+            if value.device != device:
+                raise ValueError(
+                    f"{name} are on {value.device} and the learner on {device}; move them to one "
+                    "device"
+                )
 
     def _checked_batch(self, x: Tensor, y: Tensor, task: int) -> int:
-        task = self._checked(task)
+        task = self._tasks.checked(task)
         if task != self._current:
             state = "no task" if self._current is None else f"task {self._current}"
             raise RuntimeError(
                 f"losses of task {task} were asked for while {state} is being learned; call "
                 f"begin_task({task}) first"
             )
+        self._check_devices(inputs=x, labels=y)
         if y.shape != x.shape[:1] or y.dtype != torch.int64:
             raise ValueError(
                 f"labels are {y.dtype} of shape {tuple(y.shape)} for inputs of shape "
                 f"{tuple(x.shape)}; give int64 labels, one for each row"
             )
-        device = next(self.parameters()).device
-        for name, value in (("inputs", x), ("labels", y)):
-            if value.device != device:
-                raise ValueError(
-                    f"{name} are on {value.device} and the learner on {device}; move them to one "
-                    "device"
-                )
+        if not len(y):
+            raise ValueError(f"inputs have shape {tuple(x.shape)}; a loss needs at least one row")
         return task
 
-    def _own_outputs(self, logits: Tensor, task: int) -> Tensor:
-        classes = self._tasks[task].classes
-        if classes is None or len(classes) == logits.shape[-1]:
-            return logits
-        if len(classes) > logits.shape[-1]:
-            raise ValueError(
-                f"task {task} has {len(classes)} classes and the network {logits.shape[-1]} "
-                "outputs; build it with as many outputs as the largest task has classes"
-            )
-        foreign = torch.arange(logits.shape[-1], device=logits.device) >= len(classes)
-        return logits.masked_fill(foreign, -torch.inf)
-
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what ``state_dict`` lacks to continue in the middle of a task: tensors and JSON."""
+        """Return what ``state_dict`` lacks to continue within a task: tensors, and JSON values."""
         state = {
-            "tasks": [asdict(record) for record in self._tasks],
+            "tasks": self._tasks.state(),
             "learned": list(self._learned),
             "current": self._current,
         }
         return {}, state
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore what :meth:`task_state` returned."""
-        self._tasks = [
-            TaskRecord(r["name"], None if r["classes"] is None else tuple(r["classes"]))
-            for r in state["tasks"]
-        ]
+        """Restore what :meth:`task_state` returned.
+
+        Raises:
+            CheckpointError: It holds more tasks than the learner has rows.
+        """
+        self._tasks.load(state["tasks"])
         self._learned = list(state["learned"])
         self._current = state["current"]
 

@@ -238,8 +238,13 @@ class _Session:
         self._saved_at = time.monotonic()
 
 
-def _run(config: RunConfig, folder: RunFolder, show_progress: bool) -> RunResult:
-    scenario, trainer = build(config)
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    scenario: Scenario,
+    trainer: Trainer,
+    show_progress: bool,
+) -> RunResult:
     with ExitStack() as stack:
         stop = stack.enter_context(_signals())
         session = _Session(config, folder, scenario, trainer, stop)
@@ -273,8 +278,10 @@ def train(config: RunConfig, out: str | Path, *, show_progress: bool = True) -> 
         TrainingError: The loss is not finite; the last checkpoint stays.
         Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
     """
+    # The folder comes second: a run that cannot start leaves none behind.
+    scenario, trainer = build(config)
     with RunFolder.create(out, config.to_toml()) as folder:
-        return _run(config, folder, show_progress)
+        return _run(config, folder, scenario, trainer, show_progress)
 
 
 def resume(path: str | Path, *, show_progress: bool = True) -> RunResult:
@@ -285,7 +292,8 @@ def resume(path: str | Path, *, show_progress: bool = True) -> RunResult:
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
     with RunFolder.open(path) as folder:
-        return _run(RunConfig.from_toml(folder.config_path), folder, show_progress)
+        config = RunConfig.from_toml(folder.config_path)
+        return _run(config, folder, *build(config), show_progress)
 
 
 def load(path: str | Path, *, device: str | None = None, data_dir: str | None = None) -> Trainer:

@@ -1,0 +1,154 @@
+"""The tasks of a learner: their ids, names and classes, and the checks of what users give."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import CheckpointError, nearest
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A task that was added: its name and the classes behind its first outputs (or None)."""
+
+    name: str
+    classes: tuple[int, ...] | None
+
+
+def _check_integers(task: Tensor) -> None:
+    if task.is_floating_point() or task.is_complex() or task.dtype == torch.bool:
+        raise TypeError(f"task is {task.dtype}; give integers")
+
+
+class TaskList:
+    """The tasks that were added to a learner; the place in the list is the id.
+
+    Args:
+        capacity: The largest number of tasks.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.records: list[TaskRecord] = []
+
+    def add(self, name: str | None, classes: Iterable[int] | None) -> int:
+        """See :meth:`Learner.add_task`."""
+        name = f"task {len(self.records)}" if name is None else name
+        if len(self.records) == self.capacity:
+            raise ValueError(
+                f"all {self.capacity} rows of the embedding table are used; build the learner "
+                f"with capacity={2 * self.capacity}"
+            )
+        if any(record.name == name for record in self.records):
+            raise ValueError(f"a task named {name!r} was added already; choose another name")
+        ids = None if classes is None else tuple(int(c) for c in classes)
+        if ids is not None and len(set(ids)) != max(1, len(ids)):
+            raise ValueError(f"classes are {list(ids)}; give at least one, and each once")
+        self.records.append(TaskRecord(name, ids))
+        return len(self.records) - 1
+
+    def named(self, name: str) -> int:
+        """Return the id of the task called ``name``; ValueError where there is none."""
+        names = [record.name for record in self.records]
+        if name not in names:
+            raise ValueError(
+                f"no task is called {name!r}{nearest(name, names)}; the tasks are {names}"
+            )
+        return names.index(name)
+
+    def checked(self, task: int | Tensor) -> int:
+        """Return an id as an int.
+
+        Raises:
+            ValueError: The task was not added, or there are several ids.
+            TypeError: It is not an integer.
+        """
+        if isinstance(task, Tensor):
+            _check_integers(task)
+            if task.numel() != 1:
+                raise ValueError(f"task has shape {tuple(task.shape)}; give a single id here")
+            task = int(task)
+        if isinstance(task, bool) or not hasattr(task, "__index__"):
+            raise TypeError(f"task is {task!r}; give the id that add_task() returned")
+        task = operator.index(task)
+        if not 0 <= task < len(self.records):
+            known = f"0 to {len(self.records) - 1} were" if self.records else "none was"
+            raise ValueError(f"task {task} was not added ({known}); call add_task() first")
+        return task
+
+    def checked_rows(self, task: Tensor, x: Tensor) -> list[int]:
+        """Return the distinct ids of a batch, ascending.
+
+        Raises:
+            ValueError: A task was not added, or there is not one id for each row.
+            TypeError: The ids are not integers.
+        """
+        _check_integers(task)
+        if task.shape != x.shape[:1]:
+            raise ValueError(
+                f"task has shape {tuple(task.shape)} for a batch of {len(x)}; give one id, or one "
+                "for each row"
+            )
+        if not len(task):
+            raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
+        return [self.checked(i) for i in task.unique().tolist()]
+
+    def own_outputs(self, logits: Tensor, task: int) -> Tensor:
+        """Return the logits with -inf in the outputs that a task has no class for.
+
+        Raises:
+            ValueError: The network has fewer outputs than the task has classes.
+        """
+        classes, outputs = self.records[task].classes, logits.shape[-1]
+        if classes is None or len(classes) == outputs:
+            return logits
+        if len(classes) > outputs:
+            raise ValueError(
+                f"task {task} has {len(classes)} classes and the network {outputs} outputs; build "
+                "it with as many outputs as the largest task has classes"
+            )
+        foreign = torch.arange(outputs, device=logits.device) >= len(classes)
+        return logits.masked_fill(foreign, -torch.inf)
+
+    def check_labels(self, y: Tensor, task: int, outputs: int) -> None:
+        """Raise ValueError where labels on the CPU are not classes of the task.
+
+        A GPU would have to wait for the labels to be read; there, only those outside the outputs
+        are found, by cross-entropy's own assertion.
+        """
+        if y.device.type != "cpu":
+            return
+        classes = self.records[task].classes
+        count = outputs if classes is None else len(classes)
+        low, high = (int(label) for label in y.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(
+                f"labels reach from {low} to {high} and task {task} has {count} classes; labels "
+                "are counted from 0 within each task"
+            )
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the tasks as JSON values."""
+        return [asdict(record) for record in self.records]
+
+    def load(self, state: Sequence[dict[str, Any]]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: There are more tasks than the capacity.
+        """
+        if len(state) > self.capacity:
+            raise CheckpointError(
+                f"the checkpoint holds {len(state)} tasks and the learner has {self.capacity} "
+                "rows; build it with the capacity of the run"
+            )
+        self.records = [
+            TaskRecord(r["name"], None if r["classes"] is None else tuple(r["classes"]))
+            for r in state
+        ]

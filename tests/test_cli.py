@@ -1,0 +1,96 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hypermask_fast import cli
+from hypermask_fast.training.config import RunConfig
+
+QUICK = ["--tasks", "2", "--steps", "5", "--mlp-hidden", "8", "--device", "cpu"]
+
+
+def test_train_writes_a_whole_run_and_eval_repeats_its_last_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main(["train", *QUICK, "--seed", "3", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert f"results: {out}" in printed.out
+    assert "ACC" in printed.out
+    names = {p.name for p in out.iterdir()}
+    assert {
+        "accuracy.csv",
+        "accuracy.npz",
+        "accuracy.png",
+        "checkpoints",
+        "config.toml",
+        "metrics.jsonl",
+    } <= names
+    settings = RunConfig.from_toml(out / "config.toml")
+    assert (settings.preset, settings.seed, settings.tasks) == ("split-digits", 3, 2)
+    assert cli.main(["eval", str(out)]) == 0
+    last = np.load(out / "accuracy.npz")["accuracy"][-1]
+    printed = capsys.readouterr()
+    for value in (*last, last.mean()):
+        assert f"{value:6.2f} %" in printed.out
+
+
+def test_seeds_run_in_folders_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *QUICK, "--seeds", "2", "--seed", "4", "--out", str(tmp_path)]) == 0
+    assert RunConfig.from_toml(tmp_path / "seed-4" / "config.toml").seed == 4
+    assert RunConfig.from_toml(tmp_path / "seed-5" / "config.toml").seed == 5
+    values = [
+        np.load(tmp_path / f"seed-{s}" / "accuracy.npz")["accuracy"][-1].mean() for s in (4, 5)
+    ]
+    line = f"acc_final            {np.mean(values):8.2f} ± {np.std(values, ddof=1):.2f}"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["--preset", "split-minst"], "split-mnist", id="preset"),
+        pytest.param(["--sparsity", "120"], "sparsity=120.0", id="sparsity"),
+        pytest.param(["--seeds", "0"], "seeds=0", id="seeds"),
+        pytest.param(["--device", "cuda:77"], "device='cuda:77'", id="device"),
+        pytest.param(["--scenario", "split-mnist", "--steps", "1"], "MNIST", id="no-data"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    out = tmp_path / "run"
+    data = ["--data-dir", str(tmp_path / "nothing")]
+    assert cli.main(["train", "--out", str(out), *data, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hypermask: ")
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_a_failed_start_leaves_no_folder_behind(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--scenario", "split-mnist", "--steps", "1", "--data-dir", str(tmp_path / "none")]
+    assert cli.main(["train", "--out", str(out), *arguments]) == 2
+    assert not out.exists()
+
+
+def test_eval_and_resume_of_nothing_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("eval", "resume"):
+        assert cli.main([command, str(tmp_path / "none")]) == 2
+        assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_doctor_passes_its_self_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("passed") == 3
+    assert "FAILED" not in printed
