@@ -87,6 +87,12 @@ class HyperMask(Learner):
             network is left as it was.
     """
 
+    # Buffers, so that they move with the learner: ids of the current and the earlier tasks, logits
+    # of the earlier ones (t, N), and the weights (N,) at the end of the last task.
+    _ids: Tensor | None
+    _targets: Tensor | None
+    _previous: Tensor | None
+
     def __init__(
         self,
         net: nn.Module,
@@ -124,8 +130,6 @@ class HyperMask(Learner):
         self.bn, self.dropout = bn, dropout
         self._step = 0
         self._ramp_steps = 0
-        # Buffers, so that they move with the learner: ids and logits of the current and the earlier
-        # tasks, and the weights (N,) at the end of the last task.
         for key in ("_ids", "_targets", "_previous"):
             self.register_buffer(key, None, persistent=False)
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -159,10 +163,6 @@ class HyperMask(Learner):
         elif bn != "batch":
             freeze(net, self.norms.parameter_names())
 
-    _ids: Tensor | None
-    _targets: Tensor | None
-    _previous: Tensor | None
-
     @property
     def exempt(self) -> str | None:
         """Name of the bias that is not masked; None before the first batch, or if there is none."""
@@ -181,7 +181,7 @@ class HyperMask(Learner):
             self._network.find_exempt(run)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise ValueError(
                 f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
                 f"{type(self.net).__name__}: {error}"

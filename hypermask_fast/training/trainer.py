@@ -21,7 +21,7 @@ from hypermask_fast.training.step import TrainingStep
 _SELECTIONS = ("last", "best", "best_published")
 _SCHEDULES = ("constant", "plateau")
 # HyperMask's settings of ReduceLROnPlateau.
-_PLATEAU = {"mode": "max", "factor": 0.1**0.5, "patience": 5, "min_lr": 5e-7}
+_PLATEAU: dict[str, Any] = {"mode": "max", "factor": 0.1**0.5, "patience": 5, "min_lr": 5e-7}
 _PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 _FINITE_CHECK_STEPS = 50
 
@@ -104,7 +104,7 @@ class Trainer:
 
     @property
     def accuracy(self) -> npt.NDArray[np.float64]:
-        """Test accuracy (T + 1, T) in percent: row 0 before training, row i after i tasks, or NaN."""
+        """Test accuracy (T + 1, T) in percent; row 0 before training, row i after i tasks."""
         matrix = np.full((len(self._tasks) + 1, len(self._tasks)), np.nan)
         for row, values in enumerate(self._rows):
             for task, value in values.items():
@@ -172,9 +172,7 @@ class Trainer:
 
     def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
         task = self._tasks[task_id]
-        if not len(task.validation) and (
-            self.selection != "last" or self.schedule == "plateau"
-        ):
+        if not len(task.validation) and (self.selection != "last" or self.schedule == "plateau"):
             raise ConfigError(
                 f"task {task.name!r} has no validation examples, which selection="
                 f"{self.selection!r} and schedule={self.schedule!r} measure; hold some out or use "
@@ -192,29 +190,27 @@ class Trainer:
         tables = self.learner.tables()
         held = {id(table) for table in tables}
         rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in held]
-        groups = [{"params": rest}, {"params": tables, "weight_decay": 0.0}]
-        optimizer = torch.optim.Adam(
-            groups, lr=self.lr, weight_decay=self.weight_decay, fused=True
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": rest},
+            {"params": tables, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
         self._step_fn = TrainingStep(self.learner, optimizer)
         self._scheduler = None
         if self.schedule == "plateau":
-            self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **_PLATEAU)  # type: ignore[arg-type]
+            self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **_PLATEAU)
 
     def _train_step(
         self, step_fn: TrainingStep, stream: BatchStream, step: int, task_id: int, total: int
     ) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
         selects = self.selection != "last"
-        checks = (selects and (step % self.check_every == 0 or ends_epoch or step + 1 == total)) or (
-            self._scheduler is not None and ends_epoch
-        )
+        is_due = step % self.check_every == 0 or ends_epoch or step + 1 == total
+        checks = (selects and is_due) or (self._scheduler is not None and ends_epoch)
         stale: dict[str, Tensor] = {}
 
         def keep_weights() -> None:
-            stale.update(
-                self.learner.masked_weights(task_id, sparsity=self.learner.step_sparsity)
-            )
+            stale.update(self.learner.masked_weights(task_id, sparsity=self.learner.step_sparsity))
 
         published = checks and self.selection == "best_published"
         x, y = stream.batch(step)
@@ -338,9 +334,7 @@ class Trainer:
         if "cuda" in parts["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)
 
-    def _load_optimizer(
-        self, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
-    ) -> None:
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
         assert self._step_fn is not None
         optimizer = self._step_fn.optimizer
         entries: dict[int, dict[str, Tensor]] = {}
