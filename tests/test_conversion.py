@@ -190,6 +190,12 @@ def _patched() -> nn.Module:
     return Block(layer)
 
 
+def _extended() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_parameter("scale", nn.Parameter(torch.ones(4)))
+    return Block(layer)
+
+
 def _integers() -> nn.Module:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
@@ -255,6 +261,7 @@ REFUSED = [
         "odd is a Linear whose parameters are bias, weight_orig",
         id="pruned",
     ),
+    pytest.param(_extended, "odd is a Linear whose parameters are bias, scale, weight", id="extra"),
     pytest.param(lambda: Block(nn.LazyLinear(4)), "odd.weight has no shape yet", id="lazy"),
     pytest.param(_integers, "odd.weight is torch.int8.*quantised", id="integers"),
     pytest.param(_quantised, "odd is a Linear, which is quantised", id="quantised"),
@@ -571,6 +578,16 @@ def test_a_subnet_of_torch_modules_unpickles_without_this_package(tmp_path: Path
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "subnet.pt")], check=True, cwd=tmp_path
     )
+
+
+def test_a_subnet_of_batch_mode_has_norms_without_running_statistics() -> None:
+    learner = wrap(networks.ResNet(1, 1, 3, track_running_stats=True), bn="batch")
+    train_a_little(learner, IMAGES)
+    subnet, published = export_subnet(learner, 0), networks.ResNet(1, 1, 3)
+    assert repr(subnet) == repr(published)
+    published.load_state_dict(subnet.state_dict(), strict=True)
+    x = torch.randn(IMAGES)
+    assert torch.equal(published.eval()(x), subnet(x))
 
 
 def test_a_subnet_shares_nothing_with_the_learner() -> None:
