@@ -17,6 +17,7 @@ setup(
     package_dir={"hypermask_fast": "hypermask_fast", KERNELS: "kernels"},
     package_data={
         "hypermask_fast": ["py.typed", "presets/*.toml"],
+        "hypermask_fast.native": ["*.cpp"],
         "hypermask_fast.scenarios": ["*.npz", "*.txt"],
         KERNELS: ["*.json"],
     },

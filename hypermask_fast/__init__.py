@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetwork import ChunkedHypernetwork, Hypernetwork
     from hypermask_fast.layers import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.hypermask import HyperMask
+    from hypermask_fast.optim import FactoredAdam
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChunkedHypernetwork",
+    "FactoredAdam",
     "HyperMask",
     "Hypernetwork",
     "MaskedConv2d",
@@ -36,6 +38,7 @@ __all__ = [
 
 _MODULE_OF = {
     "ChunkedHypernetwork": "hypernetwork",
+    "FactoredAdam": "optim",
     "HyperMask": "methods.hypermask",
     "Hypernetwork": "hypernetwork",
     "MaskedConv2d": "layers",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import hypermask_fast
-from hypermask_fast import _backend, reference
+from hypermask_fast import _backend, native, reference
 
 
 def _version(name: str) -> str:
@@ -41,6 +41,7 @@ def _facts() -> list[tuple[str, str]]:
             facts.append((f"cuda:{index}", f"{properties.name}, {memory:.1f} GiB"))
     else:
         facts.append(("cuda", "none"))
+    facts.append(("head passes", native.status()))
     wanted = _backend.requested()
     facts.append(("backend", f"{wanted}: masks run on {_backend.resolve('masked_linear')}"))
     return facts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast import reference
+from hypermask_fast.autograd import HeadUpdate, head_logits
 from hypermask_fast.errors import ConfigError, nearest
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -66,6 +68,8 @@ class Hypernetwork(nn.Module):
         ConfigError: A size is below 1 or the activation is unknown.
     """
 
+    _update: HeadUpdate | None = None
+
     def __init__(
         self,
         num_outputs: int,
@@ -101,10 +105,40 @@ class Hypernetwork(nn.Module):
         """Rows of the embedding table."""
         return self.embeddings.shape[0]
 
+    def _hidden(self, ids: Tensor) -> Tensor:
+        return self.trunk(self.embeddings[ids])
+
     def logits(self, ids: Tensor) -> Tensor:
-        """Return the mask logits (k, N) of the tasks ``ids``, int64 (k,)."""
-        hidden = self.trunk(self.embeddings[ids])
-        return reference.mask_logits(self.head.weight, self.head.bias, hidden)
+        """Return the mask logits (k, N) of the tasks ``ids``, int64 (k,).
+
+        The gradient of a float32 or float64 head is a
+        :class:`~hypermask_fast.factored.FactoredGrad`.
+        """
+        compute = head_logits if self.can_update else reference.mask_logits
+        return compute(self.head.weight, self.head.bias, self._hidden(ids))
+
+    @property
+    def can_update(self) -> bool:
+        """Whether the head can be updated in the backward pass: float32 or float64, not chunked."""
+        return self.head.weight.dtype in (torch.float32, torch.float64)
+
+    @contextmanager
+    def updating(self, update: HeadUpdate) -> Iterator[None]:
+        """Let the backward pass of a forward in a ``with`` block update the head.
+
+        Raises:
+            RuntimeError: :attr:`can_update` is False.
+        """
+        if not self.can_update:
+            raise RuntimeError(
+                f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
+                "updated in the backward pass; use an ordinary step"
+            )
+        self._update = update
+        try:
+            yield
+        finally:
+            self._update = None
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the current task's logits and the output regulariser, in one pass over the head.
@@ -120,6 +154,8 @@ class Hypernetwork(nn.Module):
             logits (N,), and the 0-d mean over earlier tasks of ``||z_j - z_j*||^2``; 0 where there
             are no targets.
         """
+        if self._update is not None:
+            return self._update.logits(self.head, self._hidden(ids), targets)
         logits = self.logits(ids)
         if targets is None:
             return logits[0], logits.new_zeros(())
@@ -213,6 +249,10 @@ class ChunkedHypernetwork(Hypernetwork):
 
     def _head_outputs(self) -> int:
         return self._chunk_size
+
+    @property
+    def can_update(self) -> bool:
+        return False
 
     def logits(self, ids: Tensor) -> Tensor:
         tasks, chunks = self.embeddings[ids], self.chunk_embeddings

@@ -6,6 +6,7 @@ Notation: z mask logits, theta target weights, N the number of entries of all ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -63,19 +64,32 @@ def percentile(values: Tensor, p: float | Tensor) -> Tensor:
         raise ValueError(
             f"values has shape {tuple(values.shape)}; a percentile needs at least one element"
         )
-    if not isinstance(p, Tensor):
+    flat = values.flatten()
+    last = flat.numel() - 1
+    # Multiplied first: p / 100 would miss an order statistic that is the percentile exactly.
+    if isinstance(p, Tensor):
+        position = p.to(values.device, torch.float64) * last / 100
+        places = torch.stack((position.floor(), position.ceil())).long().clamp(0, last)
+        low, high = flat.sort().values[places].double().unbind()
+        part = position - position.floor()
+    else:
         if not 0 <= p <= 100:
             raise ValueError(f"p is {p}; give a percentage in [0, 100]")
+        place = p * last / 100
+        low, high = _order_statistics(flat, math.floor(place), math.ceil(place)).double().unbind()
         # Filled on the device: a copy from the host would break the capture of a CUDA graph.
-        p = torch.full((), p, dtype=torch.float64, device=values.device)
-    ordered = values.flatten().sort().values
-    last = ordered.numel() - 1
-    # Multiplied first: p / 100 would miss an order statistic that is the percentile exactly.
-    position = p.to(values.device, torch.float64) * last / 100
-    below, above = position.floor(), position.ceil()
-    low, high = ordered[torch.stack((below, above)).long().clamp(0, last)].double().unbind()
+        part = torch.full_like(low, place - math.floor(place))
     # The direction of lerp is chosen by the fraction, so the result never leaves [low, high].
-    return torch.lerp(low, high, position - below).to(values.dtype)
+    return torch.lerp(low, high, part).to(values.dtype)
+
+
+def _order_statistics(flat: Tensor, below: int, above: int) -> Tensor:
+    """Return two neighbouring order statistics (2,), or one twice, without a full sort."""
+    smallest = 2 * above < flat.numel()
+    count = above + 1 if smallest else flat.numel() - below
+    side = flat.topk(count, largest=not smallest, sorted=False).values
+    pair = side.topk(1 + above - below, largest=smallest).values
+    return torch.stack((pair[-1], pair[0]) if smallest else (pair[0], pair[-1]))
 
 
 def mask_threshold(logits: Tensor, p: float | Tensor) -> Tensor:

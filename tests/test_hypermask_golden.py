@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypermask_fast import native
+from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.networks import MLP
+from hypermask_fast.optim import FactoredAdam
+from hypermask_fast.training.step import TrainingStep
 
 Golden = dict[str, Any]
+Step = Callable[[Tensor, Tensor, int, Callable[[], None]], Losses]
 
 
 @pytest.fixture(scope="module")
@@ -66,42 +72,72 @@ def close(actual: Tensor, expected: np.ndarray, *, rtol: float, atol: float, wha
     )
 
 
-def test_the_whole_run_in_float64(golden: Golden) -> None:
+def ordinary(learner: HyperMask, optimizer: torch.optim.Optimizer) -> Step:
+    """Forward, backward and update as in a loop of one's own."""
+
+    def step(x: Tensor, y: Tensor, task: int, before_update: Callable[[], None]) -> Losses:
+        losses = learner.losses(x, y, task)
+        optimizer.zero_grad()
+        losses.total.backward()
+        before_update()
+        optimizer.step()
+        return losses
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("make_step", "make_optimizer"),
+    [
+        pytest.param(ordinary, torch.optim.Adam, id="torch-adam"),
+        pytest.param(ordinary, FactoredAdam, id="factored-adam"),
+        pytest.param(TrainingStep, FactoredAdam, id="one-pass"),
+    ],
+)
+@pytest.mark.parametrize("passes", ["native", "pytorch"])
+def test_the_whole_run_in_float64(
+    golden: Golden,
+    make_step: Callable[..., Step],
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+    passes: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if passes == "pytorch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip(f"the native passes are not available: {native.status()}")
     config = golden["config"]
     rows = {(int(row[0]), int(row[1])): row for row in golden["losses"]}
     learner = make_learner(golden, "init", torch.float64)
     for task in range(config["tasks"]):
         learner.begin_task(task, ramp_steps=config["steps"])
-        optimizer = torch.optim.Adam(learner.parameters(), lr=config["lr"])
+        take_step = make_step(learner, make_optimizer(learner.parameters(), lr=config["lr"]))
         if task:
             targets = learner.task_state()[0]["targets"]
             close(targets, golden[f"targets/{task}"], rtol=1e-7, atol=1e-8, what=f"targets {task}")
         for step in range(config["steps"]):
             x, y = batch(golden, task, step, torch.float64)
-            out = learner.losses(x, y, task)
             what = f"task {task} step {step}"
-            total, ce, output_reg, weight_reg, percentile = rows[task, step][2:]
+            *losses, percentile = rows[task, step][2:]
+            masks: dict[str, Tensor] = {}
+
+            def keep_masks(task: int = task, masks: dict[str, Tensor] = masks) -> None:
+                masks.update(learner.masks(task, sparsity=learner.step_sparsity))
+
+            out = take_step(x, y, task, keep_masks)
             assert learner.step_sparsity == pytest.approx(percentile, rel=1e-12)
-            for value, expected in (
-                (out.total, total),
-                (out.task, ce),
-                (out.output_reg, output_reg),
-                (out.weight_reg, weight_reg),
-            ):
+            actual = (out.total, out.task, out.output_reg, out.weight_reg)
+            for value, expected in zip(actual, losses, strict=True):
                 close(value, expected, rtol=1e-7, atol=1e-12, what=what)
             if step == 0:
                 assert out.output_reg.item() == 0.0
             if f"logits/{task}/{step}" in golden:
                 close(out.logits, golden[f"logits/{task}/{step}"], rtol=1e-7, atol=1e-8, what=what)
-                masks = learner.masks(task, sparsity=learner.step_sparsity)
                 for i, name in enumerate(name for name, _ in learner.net.named_parameters()):
                     if name in masks:
                         expected = golden[f"mask/{task}/{step}/{i}"]
                         close(masks[name], expected, rtol=1e-7, atol=1e-12, what=f"{what} {name}")
                         assert ((masks[name] == 0).numpy() == (expected == 0)).all()
-            optimizer.zero_grad()
-            out.total.backward()
-            optimizer.step()
         learner.end_task()
         for name, parameter in parameters_of(learner).items():
             expected = golden[f"after/{task}/{name}"]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.hypernetwork import Hypernetwork
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
@@ -85,6 +86,10 @@ class Learner(nn.Module):
             ValueError: There is none.
         """
         return self._tasks.named(name)
+
+    def updatable_hypernetwork(self) -> Hypernetwork | None:
+        """Return the hypernetwork whose head a backward pass may update, if there is one."""
+        return None
 
     def tables(self) -> list[nn.Parameter]:
         """Return the parameters with a row for each task, which weight decay must leave alone."""

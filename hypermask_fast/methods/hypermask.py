@@ -202,6 +202,9 @@ class HyperMask(Learner):
                 "call eval() first"
             )
 
+    def updatable_hypernetwork(self) -> Hypernetwork | None:
+        return self.hypernetwork if self.hypernetwork.can_update else None
+
     def tables(self) -> list[nn.Parameter]:
         return [self.hypernetwork.embeddings, *self.norms.parameters()]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError, nearest
 from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.optim import FactoredAdam
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training.checkpoint import check_manifest
 from hypermask_fast.training.progress import Progress
@@ -32,7 +33,7 @@ class Trainer:
     Args:
         learner: The learner; the device of its parameters is the one that is used.
         lr: Learning rate of Adam. Default 1e-3.
-        weight_decay: L2 weight decay of Adam; task embeddings have none. Default 0.
+        weight_decay: L2 weight decay of Adam. Default 0.
         batch_size: Default 32.
         steps: Training steps of a task; or
         epochs: passes over the task's training data, rounded up to whole steps. Default: 10 epochs.
@@ -190,11 +191,8 @@ class Trainer:
         tables = self.learner.tables()
         held = {id(table) for table in tables}
         rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in held]
-        groups: list[dict[str, Any]] = [
-            {"params": rest},
-            {"params": tables, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        groups = [{"params": rest}, {"params": tables, "row_sparse": True}]
+        optimizer = FactoredAdam(groups, lr=self.lr, weight_decay=self.weight_decay)
         self._step_fn = TrainingStep(self.learner, optimizer)
         self._scheduler = None
         if self.schedule == "plateau":

@@ -1,0 +1,114 @@
+"""HyperMask's training step as published, in plain PyTorch: what the speed-ups are measured against.
+
+The earlier tasks are looped over one by one, percentiles come from a full sort in float64, the
+gradients are dense and the optimizer is ``torch.optim.Adam``. Percentile 0, which removes nothing,
+is not sorted for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PublishedLosses(NamedTuple):
+    """The losses of a batch, 0-d, under the names of :class:`hypermask_fast.methods.Losses`."""
+
+    total: Tensor
+    task: Tensor
+    output_reg: Tensor
+    weight_reg: Tensor
+
+
+def percentile(values: Tensor, p: float) -> Tensor:
+    """Return the p-th percentile of all elements: a float64 sort, linearly interpolated."""
+    ordered = values.flatten().double().sort().values
+    position = p / 100 * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    value = ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    return value.to(values.dtype)
+
+
+class Published:
+    """The hypernetwork, the target network and a training step over both.
+
+    Args:
+        net: The target network; its normalisation layers use batch statistics.
+        trunk: Weight and bias of each hidden layer of the hypernetwork.
+        head: Weight (N, H) and bias (N,) of its output layer.
+        embeddings: Of the earlier tasks, then the current one.
+        targets: Outputs (N,) to keep of each earlier task.
+        previous: Values to stay near of each target parameter that is not a normalisation's, by
+            name in the order of the outputs; the last is the bias that is not masked.
+        sparsity, beta, lam, masked_l1: As in ``HyperMask``.
+        lr: Of Adam.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        trunk: Sequence[tuple[nn.Parameter, nn.Parameter]],
+        head: tuple[nn.Parameter, nn.Parameter],
+        embeddings: Sequence[nn.Parameter],
+        targets: Sequence[Tensor],
+        previous: Mapping[str, Tensor],
+        *,
+        sparsity: float,
+        beta: float,
+        lam: float,
+        masked_l1: bool,
+        lr: float = 1e-3,
+    ) -> None:
+        self.net, self.trunk, self.head = net, trunk, head
+        self.embeddings, self.targets, self.previous = embeddings, targets, previous
+        self.sparsity, self.beta, self.lam = sparsity, beta, lam
+        self.masked_l1 = masked_l1
+        layers = [p for layer in (*trunk, head) for p in layer]
+        self.optimizer = torch.optim.Adam([*embeddings, *layers, *net.parameters()], lr=lr)
+
+    def _outputs(self, embedding: Tensor) -> Tensor:
+        hidden = embedding[None]
+        for weight, bias in self.trunk:
+            hidden = F.elu(F.linear(hidden, weight, bias))
+        return F.linear(hidden, *self.head)[0]
+
+    def losses(self, x: Tensor, y: Tensor) -> PublishedLosses:
+        """Return the losses of a batch of the current task."""
+        weights = {k: p for k, p in self.net.named_parameters() if k in self.previous}
+        sizes = [w.numel() for w in weights.values()]
+        outputs = self._outputs(self.embeddings[-1]).split(sizes)
+        last = next(reversed(self.previous))
+        masks, masked = {}, {}
+        for (name, weight), output in zip(weights.items(), outputs, strict=True):
+            mask = output.view_as(weight).tanh().abs()
+            if self.sparsity and name != last:
+                mask = mask * (mask >= percentile(mask.detach(), self.sparsity))
+            masks[name] = mask
+            masked[name] = weight if name == last else weight * mask
+        task = F.cross_entropy(torch.func.functional_call(self.net, masked, (x,)), y)
+
+        earlier = len(self.targets)
+        output_reg = weight_reg = task.new_zeros(())
+        if earlier:
+            for embedding, target in zip(self.embeddings, self.targets, strict=False):
+                output_reg = output_reg + (target - self._outputs(embedding)).pow(2).sum()
+            output_reg = output_reg / earlier
+            for name, old in self.previous.items():
+                drift = weights[name] - old
+                weight_reg = weight_reg + (drift * masks[name] if self.masked_l1 else drift).norm(1)
+        total = task + self.beta * output_reg / max(1, earlier) + self.lam * weight_reg
+        return PublishedLosses(total, task, output_reg, weight_reg)
+
+    def step(self, x: Tensor, y: Tensor) -> PublishedLosses:
+        """Train on a batch, and return its losses, detached."""
+        self.optimizer.zero_grad()
+        losses = self.losses(x, y)
+        losses.total.backward()
+        self.optimizer.step()
+        return PublishedLosses(*(value.detach() for value in losses))

@@ -1,0 +1,152 @@
+"""The head of the hypernetwork: a gradient of low rank, or an update in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hypermask_fast import head_ops
+from hypermask_fast._factors import dense_is_smaller, full_precision
+from hypermask_fast.factored import FactoredGrad
+from hypermask_fast.optim import FactoredAdam
+
+
+class _HeadLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, hidden)
+        return head_ops.logits(weight, bias, hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "head_logits has only a first derivative and create_graph=True asks for a second; "
+                "use hypermask_fast.reference.mask_logits instead"
+            )
+        weight, hidden = ctx.saved_tensors
+        dz = grads[0].contiguous()
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
+        of_hidden: Tensor | None = None
+        with full_precision(dz.device):
+            if ctx.needs_input_grad[0]:
+                dense = dense_is_smaller(len(dz), *weight.shape)
+                of_weight = dz.t() @ hidden if dense else FactoredGrad(dz, hidden)
+            if ctx.needs_input_grad[1]:
+                of_bias = dz.sum(0)
+            if ctx.needs_input_grad[2]:
+                of_hidden = head_ops.hidden_grad(weight, dz)
+        return of_weight, of_bias, of_hidden
+
+
+class _UpdateInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, update: HeadUpdate, head: nn.Linear, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.update, ctx.head, ctx.targets = update, head, targets
+        ctx.save_for_backward(hidden)
+        logits = head_ops.logits(head.weight, head.bias, hidden[:1])
+        return logits[0], hidden.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden,) = ctx.saved_tensors
+        return ctx.update.apply(ctx.head, hidden, ctx.targets, *grads), None, None, None
+
+
+class HeadUpdate:
+    """The head's regulariser, gradients and Adam step in one pass, in the backward pass.
+
+    Between forward and backward the head is read once, for the current task's logits; everything
+    else is done row by row where the backward pass reaches the head, which moves 28 bytes a float32
+    parameter in all (24 of them in the one pass that updates it). One backward pass is one update:
+    there is no gradient left to clip, scale or accumulate.
+
+    Args:
+        optimizer: Holds the head's weight and bias.
+
+    Attributes:
+        output_reg: After the backward pass, the output regulariser, 0-d.
+        penalty: After the backward pass, its share of the total loss, 0-d.
+        skipped: Whether the last backward pass had a gradient that is not finite and changed
+            nothing.
+    """
+
+    def __init__(self, optimizer: FactoredAdam) -> None:
+        self.optimizer = optimizer
+        self.output_reg = self.penalty = torch.zeros(())
+        self.skipped = False
+
+    def logits(
+        self, head: nn.Linear, hidden: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the current task's logits (N,), and 0 in place of the regulariser.
+
+        The backward pass reads the regulariser's weight from the gradient of that 0.
+
+        Args:
+            head: The linear head.
+            hidden: (t + 1, H), the current embedding's first; requires a gradient.
+            targets: (t, N), or None where t is 0.
+        """
+        return _UpdateInBackward.apply(hidden, self, head, targets)
+
+    def apply(
+        self,
+        head: nn.Linear,
+        hidden: Tensor,
+        targets: Tensor | None,
+        dz: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        """Update the head and return the gradient of ``hidden``."""
+        earlier = len(hidden) - 1
+        self.skipped = not bool(dz.isfinite().all())
+        if self.skipped:
+            return torch.zeros_like(hidden)
+        hidden_grad, squares = self.optimizer.step_rows(
+            head.weight,
+            head.bias,
+            dz,
+            hidden,
+            dz.new_empty(0, len(dz)) if targets is None else targets,
+            coefficient=2 * float(weight) / max(1, earlier),
+        )
+        self.output_reg = (squares / max(1, earlier)).to(dz.dtype)
+        self.penalty = weight * self.output_reg
+        return hidden_grad
+
+
+def head_logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    """Return the mask logits of several tasks, z = hidden A^T + b.
+
+    As :func:`hypermask_fast.reference.mask_logits`, but the gradient of A is a
+    :class:`~hypermask_fast.factored.FactoredGrad`, unless a dense one takes no more memory; and
+    there is no second derivative. Runs in the dtype of A, also under autocast.
+
+    Args:
+        weight: A (N, H), the hypernetwork's linear head.
+        bias: b (N,).
+        hidden: (k, H), the trunk's output for k task embeddings.
+
+    Returns:
+        (k, N).
+
+    Raises:
+        ValueError: ``hidden`` is not (k, H), or A is not contiguous.
+        TypeError: A is neither float32 nor float64.
+        RuntimeError: In a backward pass with ``create_graph=True``.
+    """
+    if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)}; give (k, {weight.shape[1]}) for a head of "
+            f"shape {tuple(weight.shape)}"
+        )
+    with full_precision(weight.device):
+        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype))
