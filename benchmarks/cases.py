@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,26 +15,33 @@ SUITES = ("cpu", "gpu")
 SIZES = ("tiny", "full")
 
 
+class _VitBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = x + self.out(q + k + v)
+        return x + self.down(F.gelu(self.up(x)))
+
+
 class _VitLayers(nn.Module):
     """The linear layers of ViT-B/16 on one token: its weights without its attention."""
 
     def __init__(self, width: int = 768, blocks: int = 12) -> None:
         super().__init__()
         self.patch = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                nn.Linear(fan_in * width, fan_out * width)
-                for fan_in, fan_out in ((1, 3), (1, 1), (1, 4), (4, 1))
-            )
-            for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(_VitBlock(width) for _ in range(blocks))
         self.classifier = nn.Linear(width, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x)
-        for qkv, out, up, down in self.blocks:  # type: ignore[misc]
-            x = x + out(sum(qkv(x).chunk(3, -1)))
-            x = x + down(F.gelu(up(x)))
+        for block in self.blocks:
+            x = block(x)
         return self.classifier(x)
 
 
@@ -118,8 +126,8 @@ _ZENKE = replace(
 )
 _VIT = replace(_RESNET, name="vit-b16", network="vit-b16", options=(), input_shape=(768,))
 
-_TINY_HEAD = {"embedding_dim": 4, "batch": 4}
-_TINY = {
+_TINY_HEAD: dict[str, Any] = {"embedding_dim": 4, "batch": 4}
+_TINY: dict[str, dict[str, Any]] = {
     "permuted-mnist": {"options": (("hidden", (12, 12)),), "input_shape": (16,), "hidden": (8, 8)},
     "split-mnist": {"options": (("hidden", (12, 12)),), "input_shape": (16,), "hidden": (8, 8)},
     "resnet": {"options": (("n", 1), ("k", 1)), "input_shape": (3, 8, 8), "hidden": (8,)},
@@ -146,7 +154,7 @@ _EARLIER = {
 def tiny(case: Case) -> Case:
     """Return the case with its smallest network and head; its tasks and loss are the same."""
     changes = _TINY[case.name.rpartition("-t")[0]] | _TINY_HEAD
-    return replace(case, **changes)  # type: ignore[arg-type]
+    return replace(case, **changes)
 
 
 def find_cases(suite: str, names: list[str] | None = None, size: str = "full") -> list[Case]:

@@ -1,4 +1,4 @@
-"""HyperMask's training step as published, in plain PyTorch: what the speed-ups are measured against.
+"""HyperMask's training step as published, in plain PyTorch: what speed-ups are measured against.
 
 The earlier tasks are looped over one by one, percentiles come from a full sort in float64, the
 gradients are dense and the optimizer is ``torch.optim.Adam``. Percentile 0, which removes nothing,
@@ -53,8 +53,8 @@ class Published:
     def __init__(
         self,
         net: nn.Module,
-        trunk: Sequence[tuple[nn.Parameter, nn.Parameter]],
-        head: tuple[nn.Parameter, nn.Parameter],
+        trunk: Sequence[tuple[Tensor, Tensor]],
+        head: tuple[Tensor, Tensor],
         embeddings: Sequence[nn.Parameter],
         targets: Sequence[Tensor],
         previous: Mapping[str, Tensor],
@@ -83,7 +83,7 @@ class Published:
         weights = {k: p for k, p in self.net.named_parameters() if k in self.previous}
         sizes = [w.numel() for w in weights.values()]
         outputs = self._outputs(self.embeddings[-1]).split(sizes)
-        last = next(reversed(self.previous))
+        last = list(self.previous)[-1]
         masks, masked = {}, {}
         for (name, weight), output in zip(weights.items(), outputs, strict=True):
             mask = output.view_as(weight).tanh().abs()
