@@ -92,7 +92,7 @@ class Learner(nn.Module):
         return None
 
     def tables(self) -> list[nn.Parameter]:
-        """Return the parameters with a row for each task, which weight decay must leave alone."""
+        """Return the parameters with a row for each task; rows without a gradient must not move."""
         return []
 
     def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
