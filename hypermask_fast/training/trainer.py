@@ -226,13 +226,14 @@ class Trainer:
 
     def _check_finite(self, task_id: int) -> None:
         assert self.losses is not None
-        values = {name: float(v) for name, v in self.losses._asdict().items() if v.dim() == 0}
-        if not math.isfinite(values["total"]):
-            parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise TrainingError(
-                f"the loss of task {self.learner.tasks[task_id].name!r} is not finite at step "
-                f"{self.step} ({parts}); lower the learning rate or check the data"
-            )
+        if math.isfinite(float(self.losses.total)):
+            return
+        losses = self.losses._asdict().items()
+        parts = ", ".join(f"{name} {float(v):g}" for name, v in losses if v.dim() == 0)
+        raise TrainingError(
+            f"the loss of task {self.learner.tasks[task_id].name!r} is not finite at step "
+            f"{self.step} ({parts}); lower the learning rate or check the data"
+        )
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
