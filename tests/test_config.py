@@ -13,6 +13,7 @@ import pytest
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.training.config import (
+    SCENARIOS,
     RunConfig,
     add_arguments,
     from_arguments,
@@ -315,3 +316,10 @@ def test_help_names_every_option_with_its_default() -> None:
         assert field.metadata["help"]
     assert "[100,100]" in text
     assert "[300.0]" in text
+
+
+def test_the_scenarios_to_choose_from_are_those_that_can_be_made() -> None:
+    """config.py has its own list, so that reading settings does not import torch."""
+    from hypermask_fast.scenarios import SCENARIO_NAMES
+
+    assert SCENARIOS == SCENARIO_NAMES
