@@ -26,6 +26,7 @@ from torch.autograd.graph import increment_version
 
 from hypermask_fast import native
 from hypermask_fast._head_tiles import AdamStep, Moments, logits_tiles, update_tiles
+from hypermask_fast.native import threads
 
 
 class AdamOptions(TypedDict):
@@ -144,7 +145,7 @@ def _run(
         setattr(work, name, number)
     # Autograd must not use what it saved of a tensor that changes behind its back.
     increment_version([tensor for tensor in changed if not tensor.is_inference()])
-    native.run(function, work)
+    threads.run(function, work)
 
 
 def _update(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from hypermask_fast import functional, reference
 from hypermask_fast.conversion import Entry, MaskedLayer, convert, is_converted
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.hypernetwork import Target
 from hypermask_fast.layers import MaskedWeights
+from hypermask_fast.mask_weights import MaskedTensors, mask_weights
 from hypermask_fast.norms import NormState, TaskNorm
 
 _EXEMPT = "exempt: last bias"
@@ -101,13 +101,6 @@ class MaskedNetwork:
         """Return a copy of the parameters with mask logits, (N,)."""
         return torch.cat([w.flatten() for w in self.weights()])
 
-    def drift(self, previous: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
-        """Return the L1 distance of the weights to ``previous`` (N,), times the masks if given."""
-        weights = self.weights()
-        parts = previous.split([w.numel() for w in weights])
-        shaped = [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
-        return reference.l1_drift(weights, shaped, masks)
-
     def hyperfan_targets(self) -> list[Target]:
         """Return what the hyperfan initialisation must know of each tensor."""
         targets = []
@@ -167,30 +160,27 @@ class MaskedNetwork:
         bias = f"{order[-1]}.bias".lstrip(".")
         self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
 
-    def masked(self, logits: Tensor, sparsity: float) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return the masked weights by name, and the mask of every tensor.
+    def masked(
+        self,
+        logits: Tensor,
+        sparsity: float | Tensor,
+        previous: Tensor | None = None,
+        *,
+        masked_drift: bool = True,
+    ) -> tuple[dict[str, Tensor], MaskedTensors]:
+        """Return what stands in for each of :meth:`tensors`, by name, with masks and L1 drift.
 
         The exempt bias comes back unmasked; its mask is ``|tanh z|`` without a threshold.
 
         Args:
-            logits: (N,).
-            sparsity: Percent.
+            logits, sparsity, previous, masked_drift: As in
+                :func:`hypermask_fast.mask_weights.mask_weights`.
         """
-        tensors, weights = self.tensors, self.weights()
-        shaped = [
-            z.view(entry.shape)
-            for z, entry in zip(logits.split([e.size for e in tensors]), tensors, strict=True)
-        ]
-        thresholds = [
-            functional.mask_threshold(z, sparsity) if entry.masked else None
-            for z, entry in zip(shaped, tensors, strict=True)
-        ]
-        products, masks = reference.mask_weights(weights, shaped, thresholds)
-        named = {
-            entry.name: product if entry.masked else weight
-            for entry, product, weight in zip(tensors, products, weights, strict=True)
-        }
-        return named, masks
+        tensors = self.tensors
+        result = mask_weights(
+            self.weights(), logits, sparsity, [e.masked for e in tensors], previous, masked_drift
+        )
+        return dict(zip([e.name for e in tensors], result.products, strict=True)), result
 
     @contextmanager
     def applied(

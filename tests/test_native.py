@@ -15,6 +15,7 @@ import torch
 
 from hypermask_fast import head_ops, native
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.native import threads
 
 Compiler = Callable[..., Path]
 
@@ -109,8 +110,8 @@ def test_another_key_is_another_library(
         compiler("fake 1.1")
     else:
         other = tmp_path / "head.cpp"
-        other.write_bytes(native._SOURCE.read_bytes() + b"\n")
-        monkeypatch.setattr(native, "_SOURCE", other)
+        other.write_bytes(native._SOURCES[0].read_bytes() + b"\n")
+        monkeypatch.setattr(native, "_SOURCES", (other, *native._SOURCES[1:]))
     native.status()
     assert len(log.read_text().splitlines()) == 2
     assert len(list(cache.iterdir())) == 2
@@ -239,6 +240,7 @@ def test_an_error_on_the_calling_thread_waits_for_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "_team", lambda: None)
     caller, started, finished = threading.current_thread(), threading.Event(), threading.Event()
 
     def function(_: native.Pass) -> None:
@@ -250,7 +252,7 @@ def test_an_error_on_the_calling_thread_waits_for_the_others(
         finished.set()
 
     with pytest.raises(KeyboardInterrupt):
-        native.run(function, native.Pass(blocks=2))
+        threads.run(function, native.Pass(blocks=2))
     assert finished.is_set()
 
 

@@ -253,8 +253,8 @@ class HyperMask(Learner):
         self._require_trace()
         logits, _ = self.hypernetwork(self._id_tensor(self._tasks.checked(task)))
         p = self.sparsity if sparsity is None else sparsity
-        weights, masks = self._network.masked(logits, p)
-        return weights, dict(zip(weights, masks, strict=True))
+        weights, tensors = self._network.masked(logits, p)
+        return weights, dict(zip(weights, tensors.masks, strict=True))
 
     @contextmanager
     def activated(
@@ -300,16 +300,15 @@ class HyperMask(Learner):
         assert self._ids is not None
         step = self._step + 1
         logits, output_reg = self.hypernetwork(self._ids, self._targets)
-        weights, masks = self._network.masked(logits, self._sparsity_at(step))
+        weights, (_, _, weight_reg) = self._network.masked(
+            logits, self._sparsity_at(step), self._previous, masked_drift=self.masked_l1
+        )
         dropout = self.dropout == "always" or (self.dropout == "first_step" and step == 1)
         norms = self.norms.states(task, learning=True)
         with self._network.applied(weights, norms, dropout=dropout) as net:
             outputs = self._tasks.own_outputs(net(x), task)
         self._tasks.check_labels(y, task, outputs.shape[-1])
         task_loss = F.cross_entropy(outputs, y)
-        weight_reg = task_loss.new_zeros(())
-        if self._previous is not None:
-            weight_reg = self._network.drift(self._previous, masks if self.masked_l1 else None)
         earlier = len(self._ids) - 1
         total = task_loss + self.beta / max(1, earlier) * output_reg + self.lam * weight_reg
         self._step = step

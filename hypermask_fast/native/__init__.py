@@ -1,13 +1,9 @@
-"""Native CPU passes over a hypernetwork's head: compiled at first use, cached, called by ctypes.
+"""Native CPU passes over a head and its masks: compiled at first use, cached, called by ctypes.
 
 The compiler is ``$CXX``, or else g++, clang++ or c++. The library is kept in
 ``$HYPERMASK_FAST_CACHE``, or else ``hypermask_fast`` in the user's cache folder, under a name that
 holds a digest of source, flags, compiler and processor. Without a compiler there is one warning,
 and PyTorch does the work. ``HYPERMASK_FAST_NATIVE=0`` asks for PyTorch without a warning.
-
-Threads are Python threads, as many as ``torch.get_num_threads()``: a second OpenMP runtime would
-compete with torch's for the cores. They claim blocks of rows whose bounds depend on the number of
-rows alone.
 """
 
 from __future__ import annotations
@@ -23,8 +19,6 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +30,10 @@ from hypermask_fast.errors import ConfigError
 LANES = 8
 """Partial sums of the regularizer in a block."""
 
-_SOURCE = Path(__file__).with_name("head.cpp")
+MASK_BINS, MASK_PHASES = 2048, 5
+"""Bins of a histogram and phases of a pass in masks.cpp."""
+
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
 _NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 _FLAGS = (
@@ -58,6 +55,12 @@ _NUMBERS = (
     "step_size",
 )
 
+_MASK_POINTERS = (
+    *("tensor_start", "tensor_block", "block_tensor", "block_start", "place"),
+    *("logits", "previous", "masks", "weights", "products", "candidates", "candidate_count"),
+    *("histogram", "bounds", "thresholds", "drift", "product_grads", "weight_grads", "logit_grad"),
+)
+
 
 class Pass(ctypes.Structure):
     """The arguments of a pass; mirrors ``Pass`` in head.cpp, where an absent pointer is null."""
@@ -71,6 +74,19 @@ class Pass(ctypes.Structure):
     )
 
 
+class MaskPass(ctypes.Structure):
+    """The arguments of a pass over a network's masks; mirrors ``Work`` in masks.cpp."""
+
+    held: tuple[object, ...]
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tensors", "blocks", "masked_drift")),
+        *((name, ctypes.c_void_p) for name in _MASK_POINTERS),
+        ("drift_grad", ctypes.c_double),
+        *((name, ctypes.c_int64 * MASK_PHASES) for name in ("next", "done")),
+    )
+
+
 class _Loaded(NamedTuple):
     library: ctypes.CDLL | None
     status: str
@@ -79,7 +95,6 @@ class _Loaded(NamedTuple):
 _lock = threading.Lock()
 _loaded: _Loaded | None = None
 _warned = False
-_pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
 class _Unavailable(Exception):
@@ -143,7 +158,7 @@ def _build(command: list[str], library: Path) -> None:
     except OSError as error:
         raise _Unavailable(f"the cache folder takes no files ({error}); set ${_CACHE}") from error
     try:
-        _output([*command, *_FLAGS, "-o", name, str(_SOURCE)], f"{command[0]} failed")
+        _output([*command, *_FLAGS, "-o", name, *map(str, _SOURCES)], f"{command[0]} failed")
         os.replace(name, library)
     finally:
         Path(name).unlink(missing_ok=True)
@@ -155,6 +170,9 @@ def _open(library: Path) -> ctypes.CDLL:
         for name in (f"logits_{dtype}", f"update_{dtype}", f"update_{dtype}_bfloat16"):
             function = getattr(loaded, name)
             function.argtypes, function.restype = [ctypes.POINTER(Pass)], None
+        for name in (f"mask_forward_{dtype}", f"mask_backward_{dtype}"):
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = [ctypes.POINTER(MaskPass)], None
     return loaded
 
 
@@ -183,10 +201,10 @@ def _self_test(library: ctypes.CDLL) -> None:
 def _load() -> _Loaded:
     try:
         command, version = _compiler()
-        source = _SOURCE.read_bytes()
+        source = b"\0".join(source.read_bytes() for source in _SOURCES)
         key = "\n".join((*command, version, *_FLAGS, _processor()))
         digest = hashlib.sha256(key.encode() + b"\0" + source).hexdigest()[:20]
-        path = _cache_folder() / f"head-{digest}.so"
+        path = _cache_folder() / f"passes-{digest}.so"
         if not path.exists() or path.stat().st_uid != os.geteuid():
             _build(command, path)
         try:
@@ -242,35 +260,3 @@ def partition(rows: int) -> tuple[int, int]:
     """Return the rows of a block and the number of blocks; neither depends on the threads."""
     block_rows = max(_MIN_BLOCK_ROWS, -(-rows // (_MAX_BLOCKS * _TILE)) * _TILE)
     return block_rows, -(-rows // block_rows)
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-# A forked child has none of the pool's threads.
-os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _pool
-    with _lock:
-        if _pool is None or _pool[0] < count:
-            _pool = (count, ThreadPoolExecutor(count, thread_name_prefix="hypermask_fast"))
-        return _pool[1]
-
-
-def run(function: Callable[[Pass], None], work: Pass) -> None:
-    """Run a pass of the library on the calling thread and ``torch.get_num_threads()`` - 1 others.
-
-    Args:
-        function: ``logits_*`` or ``update_*`` of :func:`library`.
-        work: Its arguments, with the blocks of :func:`partition`.
-    """
-    others = min(torch.get_num_threads(), work.blocks) - 1
-    futures = [_helpers(others).submit(function, work) for _ in range(others)]
-    try:
-        function(work)
-    finally:
-        wait(futures)
