@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
+TRITONS := 3.6.0 3.7.1 3.9.0
+KERNEL_TESTS := $(wildcard tests/test_*_kernel.py) tests/test_compile_gate.py
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint clean
+.PHONY: run test test-all fuzz kernel-compat lint clean
 
 run: $(READY)
 	$(BIN)/hypermask train $(ARGS)
@@ -16,13 +19,30 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q $(ARGS)
 
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -m "" $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# The kernels under other versions of Triton, laid over the installed one.
+kernel-compat: $(TRITONS:%=.compat/%/.ready)
+	for version in $(TRITONS); do \
+	  PYTHONPATH=.compat/$$version $(BIN)/python -m pytest -q $(KERNEL_TESTS) || exit 1; \
+	done
+
+.compat/%/.ready: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade \
+	  --target .compat/$* triton==$* $(if $(filter 3.6.%,$*),"numpy<2.4")
+	@touch $@
+
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hypermask_fast benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched only after a complete install, so a broken one is tried again.

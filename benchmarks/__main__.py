@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import hypnettorch
 from benchmarks.cases import SIZES, SUITES, find_cases
 from benchmarks.engines import VARIANTS
 from benchmarks.report import render
@@ -31,8 +32,10 @@ def _run(args: argparse.Namespace) -> None:
         "threads": args.threads,
     }
     where = environment(device, args.threads)
-    # There is no native pass to switch off on a GPU.
-    names = [v for v in args.variants or VARIANTS if v != "ours-fallback" or device == "cpu"]
+    # There is no native pass to switch off on a GPU, and hypnettorch is optional.
+    absent = {"ours-fallback"} if device == "cuda" else set()
+    absent |= set() if hypnettorch.available() else {"hypnettorch"}
+    names = args.variants or [v for v in VARIANTS if v not in absent]
     rows: list[dict[str, Any]] = []
     for case in find_cases(args.suite, args.case, args.size):
         print(f"{case.name}: {', '.join(names)}", file=sys.stderr, flush=True)

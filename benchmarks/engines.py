@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks import hypnettorch
 from benchmarks.cases import Case
 from benchmarks.published import Published, PublishedLosses
 from hypermask_fast import reference
@@ -18,7 +19,7 @@ from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.optim import FactoredAdam
 from hypermask_fast.training.step import TrainingStep
 
-VARIANTS = ("published", "eager", "ours-fallback", "ours")
+VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours")
 SEED = 1
 _LR, _BETA1, _BETA2, _EPS = 1e-3, 0.9, 0.999, 1e-8
 
@@ -93,7 +94,9 @@ def make_learner(case: Case) -> HyperMask:
     return learner
 
 
-def make_published(learner: HyperMask, case: Case) -> Engine:
+def make_published(
+    learner: HyperMask, case: Case, algorithm: type[Published] = Published
+) -> Engine:
     """Take a learner's state for the plain algorithm; the learner is void then."""
     tensors, _ = learner.task_state()
     entries = [entry for entry in learner.manifest() if entry["offset"] >= 0]
@@ -108,7 +111,7 @@ def make_published(learner: HyperMask, case: Case) -> Engine:
     }
     embeddings = [nn.Parameter(e.clone()) for e in hypernetwork.embeddings[: case.earlier + 1]]
     linears = [m for m in hypernetwork.trunk if isinstance(m, nn.Linear)]
-    engine = Published(
+    engine = algorithm(
         net,
         [(m.weight, m.bias) for m in linears],
         (hypernetwork.head.weight, hypernetwork.head.bias),
@@ -151,12 +154,14 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
     learner.to(device, torch.float64 if variant == "float64" else None)
     if variant in ("published", "float64"):
         return make_published(learner, case)
+    if variant == "hypnettorch":
+        return make_published(learner, case, hypnettorch.Hypnettorch)
     optimizer: torch.optim.Optimizer
     if variant == "eager":
         learner.hypernetwork.__class__ = _DenseHypernetwork
         optimizer = torch.optim.Adam(learner.parameters(), lr=_LR)
     else:
-        optimizer = FactoredAdam(learner.parameters(), lr=_LR)
+        optimizer = FactoredAdam(learner.parameters(), lr=_LR, step_in_backward=True)
     step = TrainingStep(learner, optimizer)
     return Engine(lambda x, y: step(x, y, case.earlier), optimizer, _named(learner))
 

@@ -72,17 +72,25 @@ class Published:
         layers = [p for layer in (*trunk, head) for p in layer]
         self.optimizer = torch.optim.Adam([*embeddings, *layers, *net.parameters()], lr=lr)
 
-    def _outputs(self, embedding: Tensor) -> Tensor:
-        hidden = embedding[None]
+    def outputs(self, task: int) -> Tensor:
+        """Return the hypernetwork's output (N,) for a task."""
+        hidden = self.embeddings[task][None]
         for weight, bias in self.trunk:
             hidden = F.elu(F.linear(hidden, weight, bias))
         return F.linear(hidden, *self.head)[0]
+
+    def output_reg(self) -> Tensor:
+        """Return the mean over earlier tasks of the squared distance of outputs and targets."""
+        total = self.targets[0].new_zeros(())
+        for task, target in enumerate(self.targets):
+            total = total + (target - self.outputs(task)).pow(2).sum()
+        return total / len(self.targets)
 
     def losses(self, x: Tensor, y: Tensor) -> PublishedLosses:
         """Return the losses of a batch of the current task."""
         weights = {k: p for k, p in self.net.named_parameters() if k in self.previous}
         sizes = [w.numel() for w in weights.values()]
-        outputs = self._outputs(self.embeddings[-1]).split(sizes)
+        outputs = self.outputs(len(self.embeddings) - 1).split(sizes)
         last = list(self.previous)[-1]
         masks, masked = {}, {}
         for (name, weight), output in zip(weights.items(), outputs, strict=True):
@@ -96,9 +104,7 @@ class Published:
         earlier = len(self.targets)
         output_reg = weight_reg = task.new_zeros(())
         if earlier:
-            for embedding, target in zip(self.embeddings, self.targets, strict=False):
-                output_reg = output_reg + (target - self._outputs(embedding)).pow(2).sum()
-            output_reg = output_reg / earlier
+            output_reg = self.output_reg()
             for name, old in self.previous.items():
                 drift = weights[name] - old
                 weight_reg = weight_reg + (drift * masks[name] if self.masked_l1 else drift).norm(1)

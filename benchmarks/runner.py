@@ -26,7 +26,7 @@ from hypermask_fast.errors import ConfigError
 
 _ROOT = Path(__file__).parents[1]
 # Bytes a head parameter that a process needs at its peak, and a few hundred MiB for the rest.
-_BYTES = {"published": 24, "eager": 28, "ours-fallback": 14, "ours": 14, "float64": 40}
+_BYTES = {"published": 24, "hypnettorch": 24, "eager": 28, "ours-fallback": 14, "ours": 14, "float64": 40}
 _REST = 5 * 10**8
 _CHUNK_SECONDS = 0.2
 

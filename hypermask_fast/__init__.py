@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hypermask_fast.layers import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.hypermask import HyperMask
     from hypermask_fast.optim import FactoredAdam
+    from hypermask_fast.training.plan import plan
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "export_subnet",
     "functional",
     "networks",
+    "plan",
     "reference",
     "scenarios",
     "unconvert",
@@ -45,6 +47,7 @@ _MODULE_OF = {
     "MaskedLinear": "layers",
     "Trainer": "training.trainer",
     "export_subnet": "conversion",
+    "plan": "training.plan",
     "unconvert": "conversion",
 }
 _SUBMODULES = frozenset({"functional", "networks", "reference", "scenarios"})

@@ -16,7 +16,8 @@ _NORM_BLOCK = 1 << 22
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switch autocast off: the head and its gradient keep their own dtype."""
-    if not torch.is_autocast_enabled(device.type):
+    # Autocast has no meta device, on which a run's memory is planned.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         yield
         return
     with torch.autocast(device.type, enabled=False):

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hypermask_fast import head_ops
+from hypermask_fast import _in_backward, head_ops
 from hypermask_fast._factors import dense_is_smaller, full_precision
+from hypermask_fast._head_tiles import SampledTargets
 from hypermask_fast.factored import FactoredGrad
+from hypermask_fast.head_ops import Targets
 from hypermask_fast.optim import FactoredAdam
 
 
 class _HeadLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None
+    ) -> Tensor:
         ctx.save_for_backward(weight, hidden)
-        return head_ops.logits(weight, bias, hidden)
+        return head_ops.logits(weight, bias, hidden, sampled=sampled)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -40,13 +44,18 @@ class _HeadLogits(torch.autograd.Function):
                 of_bias = dz.sum(0)
             if ctx.needs_input_grad[2]:
                 of_hidden = head_ops.hidden_grad(weight, dz)
-        return of_weight, of_bias, of_hidden
+        return of_weight, of_bias, of_hidden, None
 
 
 class _UpdateInBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, update: HeadUpdate, head: nn.Linear, targets: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        update: HeadUpdate,
+        head: nn.Linear,
+        targets: Targets | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.update, ctx.head, ctx.targets = update, head, targets
         ctx.save_for_backward(hidden)
@@ -57,7 +66,7 @@ class _UpdateInBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
-        return ctx.update.apply(ctx.head, hidden, ctx.targets, *grads), None, None, None
+        return ctx.update.apply(ctx.head, hidden, ctx.targets, *grads), None, None, None, None
 
 
 class HeadUpdate:
@@ -70,61 +79,70 @@ class HeadUpdate:
 
     Args:
         optimizer: Holds the head's weight and bias.
-
-    Attributes:
-        output_reg: After the backward pass, the output regulariser, 0-d.
-        penalty: After the backward pass, its share of the total loss, 0-d.
-        skipped: Whether the last backward pass had a gradient that is not finite and changed
-            nothing.
     """
 
     def __init__(self, optimizer: FactoredAdam) -> None:
         self.optimizer = optimizer
-        self.output_reg = self.penalty = torch.zeros(())
-        self.skipped = False
+        self._awaiting: list[tuple[Tensor, float]] = []
 
     def logits(
-        self, head: nn.Linear, hidden: Tensor, targets: Tensor | None
+        self, head: nn.Linear, hidden: Tensor, targets: Targets | None
     ) -> tuple[Tensor, Tensor]:
         """Return the current task's logits (N,), and 0 in place of the regulariser.
 
-        The backward pass reads the regulariser's weight from the gradient of that 0.
+        The backward pass reads the regulariser's weight from the gradient of that 0, and then
+        writes the regulariser there.
 
         Args:
             head: The linear head.
-            hidden: (t + 1, H), the current embedding's first; requires a gradient.
-            targets: (t, N), or None where t is 0.
+            hidden: (t + 1, H), the current embedding's first.
+            targets: As in :func:`head_ops.step_rows`, or None where t is 0.
         """
-        return _UpdateInBackward.apply(hidden, self, head, targets)
+        # The weight is an argument so that autograd comes here also where the trunk is frozen.
+        logits, output_reg = _UpdateInBackward.apply(hidden, head.weight, self, head, targets)
+        self.completes(output_reg, 1.0)
+        return logits, output_reg
+
+    def completes(self, loss: Tensor, factor: float) -> None:
+        """Let the backward pass add the regulariser, times a factor, to a 0-d loss in place."""
+        self._awaiting.append((loss.detach(), factor))
 
     def apply(
         self,
         head: nn.Linear,
         hidden: Tensor,
-        targets: Tensor | None,
+        targets: Targets | None,
         dz: Tensor,
         weight: Tensor,
     ) -> Tensor:
         """Update the head and return the gradient of ``hidden``."""
-        earlier = len(hidden) - 1
-        # The extremes are finite where all is, and one pass finds both.
-        self.skipped = not bool(torch.stack(dz.aminmax()).isfinite().all())
-        if self.skipped:
-            return torch.zeros_like(hidden)
-        hidden_grad, squares = self.optimizer.step_rows(
+        earlier = max(1, len(hidden) - 1)
+        hidden_grad, squares = self.optimizer.update_in_backward(
             head.weight,
             head.bias,
             dz,
             hidden,
             dz.new_empty(0, len(dz)) if targets is None else targets,
-            coefficient=2 * float(weight) / max(1, earlier),
+            coefficient=2 * weight.double() / earlier,
         )
-        self.output_reg = (squares / max(1, earlier)).to(dz.dtype)
-        self.penalty = weight * self.output_reg
+        output_reg = (squares / earlier).to(dz.dtype)
+        for loss, factor in self._awaiting:
+            loss.add_(output_reg, alpha=factor)
         return hidden_grad
 
 
-def head_logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+def head_update(head: nn.Linear) -> HeadUpdate | None:
+    """Return the update that a head's optimizer makes in the backward pass, if it does that.
+
+    None without an optimizer of ``step_in_backward=True``, and where there is no backward pass.
+    """
+    optimizer = _in_backward.owner(head.weight)
+    return HeadUpdate(optimizer) if isinstance(optimizer, FactoredAdam) else None
+
+
+def head_logits(
+    weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None = None
+) -> Tensor:
     """Return the mask logits of several tasks, z = hidden A^T + b.
 
     As :func:`hypermask_fast.reference.mask_logits`, but the gradient of A is a
@@ -135,6 +153,7 @@ def head_logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         weight: A (N, H), the hypernetwork's linear head.
         bias: b (N,).
         hidden: (k, H), the trunk's output for k task embeddings.
+        sampled: As in :func:`hypermask_fast.head_ops.logits`.
 
     Returns:
         (k, N).
@@ -150,4 +169,4 @@ def head_logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
             f"shape {tuple(weight.shape)}"
         )
     with full_precision(weight.device):
-        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype))
+        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sampled)

@@ -1,8 +1,9 @@
-"""The command line: train, resume, eval, doctor."""
+"""The command line: train, plan, resume, eval, doctor."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,24 @@ from hypermask_fast.errors import ConfigError, HypermaskError
 from hypermask_fast.training import config as run_config
 
 _DEFAULT_PRESET = "split-digits"
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-gib",
+        type=float,
+        metavar="GIB",
+        help="memory of the device to count on [what it has left]",
+    )
+
+
+def _memory_bytes(options: argparse.Namespace) -> int | None:
+    gib = options.memory_gib
+    if gib is None:
+        return None
+    if not 0 < gib < float("inf"):
+        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0")
+    return int(gib * 2**30)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,9 +53,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
     )
+    _add_memory(train)
     run_config.add_arguments(train)
+    plan = commands.add_parser(
+        "plan",
+        help="the memory of a run, before it starts",
+        description="Tell what memory `hypermask train` takes with the same options, and on a disk "
+        "its checkpoints, without making or reading anything. The status is 2 where it does not "
+        "fit.",
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    _add_memory(plan)
+    run_config.add_arguments(plan)
     resume = commands.add_parser("resume", help="continue a run from its newest checkpoint")
     resume.add_argument("run", type=Path, help="folder of the run")
+    _add_memory(resume)
     evaluate = commands.add_parser("eval", help="test accuracy of a run's newest checkpoint")
     evaluate.add_argument("run", type=Path, help="folder of the run")
     evaluate.add_argument("--data-dir", help="folder of the data files [the run's]")
@@ -45,31 +76,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(options: argparse.Namespace) -> int:
-    from hypermask_fast.training import run
-
+def _config(options: argparse.Namespace) -> run_config.RunConfig:
     given = vars(options)
     if "preset" not in given and "scenario" not in given:
         options.preset = _DEFAULT_PRESET
-    config = run_config.from_arguments(options)
+    return run_config.from_arguments(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from hypermask_fast.training import run
+
+    config, memory = _config(options), _memory_bytes(options)
     name = config.preset or config.scenario
     out = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
     if options.seeds == 1:
-        _show(run.train(config, out))
+        _show(run.train(config, out, memory=memory))
         return 0
-    return _train_seeds(config, out, options.seeds)
+    return _train_seeds(config, out, options.seeds, memory)
 
 
-def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int) -> int:
+def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int, memory: int | None) -> int:
     import numpy as np
 
     from hypermask_fast.training import metrics, run
 
     summaries = []
     for seed in range(config.seed, config.seed + seeds):
-        result = run.train(config.replace(seed=seed), out / f"seed-{seed}")
+        result = run.train(config.replace(seed=seed), out / f"seed-{seed}", memory=memory)
         _show(result)
         summaries.append(metrics.summary(result.accuracy))
     print(f"\n{seeds} seeds, mean ± standard deviation:")
@@ -79,10 +114,19 @@ def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from hypermask_fast.training.plan import plan
+
+    found = plan(_config(options), memory=_memory_bytes(options))
+    print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+    found.require()
+    return 0
+
+
 def _resume(options: argparse.Namespace) -> int:
     from hypermask_fast.training import run
 
-    _show(run.resume(options.run))
+    _show(run.resume(options.run, memory=_memory_bytes(options)))
     return 0
 
 
@@ -117,7 +161,13 @@ def _show(result: object) -> None:
     print(f"results: {result.folder}")
 
 
-_COMMANDS = {"train": _train, "resume": _resume, "eval": _eval, "doctor": _doctor}
+_COMMANDS = {
+    "train": _train,
+    "plan": _plan,
+    "resume": _resume,
+    "eval": _eval,
+    "doctor": _doctor,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

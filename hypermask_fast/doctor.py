@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 import hypermask_fast
-from hypermask_fast import _backend, native, reference
+from hypermask_fast import _backend, compiled, native, reference
+from hypermask_fast.training import graph
 
 
 def _version(name: str) -> str:
@@ -41,6 +42,8 @@ def _facts() -> list[tuple[str, str]]:
             facts.append((f"cuda:{index}", f"{properties.name}, {memory:.1f} GiB"))
     else:
         facts.append(("cuda", "none"))
+    facts.append(("CUDA graph", graph.trial()))
+    facts.append(("torch.compile", compiled.trial()))
     facts.append(("head passes", native.status()))
     wanted = _backend.requested()
     facts.append(("backend", f"{wanted}: masks run on {_backend.resolve('masked_linear')}"))

@@ -5,112 +5,43 @@ moments. Each function is one pass, native on a CPU (:mod:`hypermask_fast.native
 tile of rows at a time. Gradients come as factors, dA = dz^T hidden, which is never formed.
 
 In the native passes a logit has the same bits in :func:`logits` and :func:`step_rows`, for any
-number of embeddings and threads. In PyTorch it has them for the same number of embeddings: make
-targets with all t + 1 of a step. The residual of an unchanged head is then exactly 0.
+number of embeddings and threads. In PyTorch it has them in the same batch of embeddings: make
+targets with all t + 1 of a step, or name the batch by :class:`SampledTargets`. The residual of an
+unchanged head is then exactly 0. Against a :class:`FrozenHead` it always is.
 
 Nothing here takes part in autograd or autocast. All tensors share one device and A's dtype,
-float32 or float64; only moments may be bfloat16 instead, which are rounded to nearest even when
-stored. A wrong shape raises ValueError, as do strides where a copy would be large, and a wrong
-dtype raises TypeError.
+float32 or float64; only targets and moments may be bfloat16 instead, which are rounded to nearest
+even when stored. A wrong shape raises ValueError, as do strides where a copy would be large, and a
+wrong dtype raises TypeError.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import NotRequired, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hypermask_fast import native
-from hypermask_fast._head_tiles import AdamStep, Moments, logits_tiles, update_tiles
+from hypermask_fast._adam_step import AdamOptions, AdamStep, adam_step
+from hypermask_fast._factors import full_precision
+from hypermask_fast._frozen_tiles import FrozenHead, step_frozen
+from hypermask_fast._head_checks import (
+    check,
+    check_contiguous,
+    check_frozen,
+    check_moments,
+    check_sampled,
+    check_targets,
+    check_weight,
+)
+from hypermask_fast._head_tiles import Moments, SampledTargets, logits_tiles, update_tiles
 from hypermask_fast.native import threads
 
-
-class AdamOptions(TypedDict):
-    """Hyperparameters of one Adam step, as in ``torch.optim.Adam``.
-
-    Attributes:
-        lr, beta1, beta2, eps: Of Adam.
-        weight_decay: Its factor; 0 for none.
-        decoupled: Decay as AdamW does, not through the gradient.
-        step: Number of this update, from 1.
-        grad_scale: Multiplies the gradient of A and b, not the returned hidden gradient. Default 1.
-        maximize: Ascend instead. Default False.
-    """
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decoupled: bool
-    step: float
-    grad_scale: NotRequired[float]
-    maximize: NotRequired[bool]
-
-
-def _adam_step(options: AdamOptions) -> AdamStep:
-    step, lr, decay = options["step"], options["lr"], options["weight_decay"]
-    if step < 1:
-        raise ValueError(f"step is {step}; count the first update as 1")
-    scale = options.get("grad_scale", 1.0)
-    return AdamStep(
-        scale=-scale if options.get("maximize") else scale,
-        decay=1 - lr * decay if options["decoupled"] else 1.0,
-        l2=0.0 if options["decoupled"] else decay,
-        lerp=1 - options["beta1"],
-        beta2=options["beta2"],
-        root_correction2=math.sqrt(1 - options["beta2"] ** step),
-        eps=options["eps"],
-        step_size=lr / (1 - options["beta1"] ** step),
-    )
-
-
-def _check(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int | str, ...],
-    like: Tensor,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Check against ``like``'s device and dtype, and ``shape``, where a name fits any size."""
-    sizes, dtype = tuple(tensor.shape), dtype or like.dtype
-    if len(sizes) != len(shape) or any(
-        isinstance(want, int) and want != size for size, want in zip(sizes, shape, strict=True)
-    ):
-        raise ValueError(f"{name} has shape {sizes}; expected ({', '.join(map(str, shape))})")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} is on {tensor.device}; move it to A's {like.device}")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name} is {tensor.dtype}; convert it to {dtype}")
-
-
-def _check_contiguous(name: str, tensor: Tensor) -> None:
-    if not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}; "
-            f"pass a contiguous tensor, made once outside the loop"
-        )
-
-
-def _check_weight(weight: Tensor) -> tuple[int, int]:
-    if weight.dim() != 2 or not weight.shape[1]:
-        raise ValueError(f"A has shape {tuple(weight.shape)}; expected (N, H) with H of at least 1")
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"A is {weight.dtype}; convert it to float32 or float64")
-    _check_contiguous("A", weight)
-    return weight.shape[0], weight.shape[1]
-
-
-def _check_moments(prefix: str, moments: Moments, like: Tensor, dtype: torch.dtype) -> None:
-    if dtype not in (like.dtype, torch.bfloat16):
-        raise TypeError(f"exp_avg is {dtype}; expected A's {like.dtype} or bfloat16")
-    for name, moment in moments._asdict().items():
-        _check(prefix + name, moment, tuple(like.shape), like, dtype)
-        _check_contiguous(prefix + name, moment)
+Targets = Tensor | SampledTargets | FrozenHead
+"""What the output regularizer keeps the earlier embeddings' logits near."""
 
 
 def _native(
@@ -155,7 +86,8 @@ def _update(
     *,
     bias: Tensor | None = None,
     targets: Tensor | None = None,
-    coefficient: float = 0.0,
+    sampled: SampledTargets | None = None,
+    coefficient: float | Tensor = 0.0,
     adam: AdamStep | None = None,
     moments: Moments | None = None,
     bias_moments: Moments | None = None,
@@ -168,13 +100,14 @@ def _update(
     sums = weight.new_zeros(count, width, dtype=torch.float64) if want_hidden_grad else None
     function = _native("update", weight, moments)
     if function is None:
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight.device):
             regularizer = update_tiles(
                 weight,
                 dz,
                 hidden,
                 bias=bias,
                 targets=targets,
+                sampled=sampled,
                 coefficient=coefficient,
                 adam=adam,
                 moments=moments,
@@ -193,11 +126,14 @@ def _update(
         if bias is not None and bias_moments:
             changed += (bias, *bias_moments)
             tensors |= {f"bias_{name}": moment for name, moment in bias_moments._asdict().items()}
-        scalars = adam._asdict() if adam else {}
+        scalars: dict[str, Any] = {}
+        if adam:
+            scalars = {name: float(value) for name, value in adam._asdict().items()}
         _run(
             *(function, count, weight, changed, tensors),
             given=len(dz),
-            coefficient=coefficient,
+            bfloat16_targets=targets is not None and targets.dtype == torch.bfloat16,
+            coefficient=float(coefficient),
             **scalars,
         )
         # numpy adds the blocks one after the other, on one thread.
@@ -208,8 +144,21 @@ def _update(
     return hidden_grad, regularizer
 
 
+def _taken(dz: Tensor, options: AdamOptions) -> Tensor:
+    """Return dz; zeros where the step is not to be taken, as 0 times NaN is NaN."""
+    finite = options.get("finite")
+    return dz if finite is None else torch.where(finite, dz, 0.0)
+
+
 @torch.no_grad()
-def logits(A: Tensor, b: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+def logits(
+    A: Tensor,
+    b: Tensor,
+    hidden: Tensor,
+    out: Tensor | None = None,
+    *,
+    sampled: SampledTargets | None = None,
+) -> Tensor:
     """Return the logits of several task embeddings, hidden A^T + b.
 
     Args:
@@ -217,21 +166,24 @@ def logits(A: Tensor, b: Tensor, hidden: Tensor, out: Tensor | None = None) -> T
         b: (N,).
         hidden: (k, H), the trunk's outputs.
         out: (k, N), to be filled and returned.
+        sampled: Names the batch that ``hidden`` was taken from; the logits have its bits.
 
     Returns:
         (k, N).
     """
-    rows, width = _check_weight(A)
-    _check("b", b, (rows,), A)
-    _check("hidden", hidden, ("k", width), A)
+    rows, width = check_weight(A)
+    check("b", b, (rows,), A)
+    check("hidden", hidden, ("k", width), A)
+    if sampled is not None:
+        check_sampled(sampled, len(hidden), A)
     if out is None:
         out = A.new_empty(len(hidden), rows)
-    _check("out", out, (len(hidden), rows), A)
-    _check_contiguous("out", out)
+    check("out", out, (len(hidden), rows), A)
+    check_contiguous("out", out)
     b, hidden, function = b.contiguous(), hidden.contiguous(), _native("logits", A)
     if function is None:
-        with torch.autocast(A.device.type, enabled=False):
-            logits_tiles(A, b, hidden, out)
+        with full_precision(A.device):
+            logits_tiles(A, b, hidden, out, sampled)
     else:
         tensors = {"bias": b, "hidden": hidden, "logits": out}
         _run(function, len(hidden), A, (out,), tensors)
@@ -249,8 +201,8 @@ def hidden_grad(A: Tensor, dz: Tensor) -> Tensor:
     Returns:
         (r, H).
     """
-    rows, _ = _check_weight(A)
-    _check("dz", dz, ("r", rows), A)
+    rows, _ = check_weight(A)
+    check("dz", dz, ("r", rows), A)
     return _update(A, dz)[0]
 
 
@@ -272,12 +224,13 @@ def adam_rows(
         hidden: (r, H).
         **options: :class:`AdamOptions`.
     """
-    rows, width = _check_weight(A)
+    rows, width = check_weight(A)
     moments = Moments(exp_avg, exp_avg_sq)
-    _check_moments("", moments, A, exp_avg.dtype)
-    _check("dz", dz, ("r", rows), A)
-    _check("hidden", hidden, (len(dz), width), A)
-    _update(A, dz, hidden, adam=_adam_step(options), moments=moments, want_hidden_grad=False)
+    check_moments("", moments, A, exp_avg.dtype)
+    check("dz", dz, ("r", rows), A)
+    check("hidden", hidden, (len(dz), width), A)
+    adam = adam_step(options, A.dtype)
+    _update(A, _taken(dz, options), hidden, adam=adam, moments=moments, want_hidden_grad=False)
 
 
 @torch.no_grad()
@@ -290,15 +243,16 @@ def step_rows(
     bias_exp_avg_sq: Tensor,
     dz_current: Tensor,
     hidden: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
-    coefficient: float,
+    coefficient: float | Tensor,
     **options: Unpack[AdamOptions],
 ) -> tuple[Tensor, Tensor]:
     """Do the rest of a training step in one pass: output regularizer, gradients, Adam on A and b.
 
     For the t earlier embeddings, r_j = A h_j + b - targets_j and dz_j = coefficient r_j; the
-    gradients of A and b sum over them and the current embedding.
+    gradients of A and b sum over them and the current embedding. Of targets in bfloat16, one that a
+    logit rounds to leaves no residual.
 
     Args:
         A, b: (N, H) and (N,), updated in place.
@@ -306,32 +260,49 @@ def step_rows(
             bfloat16, updated in place.
         dz_current: (N,), the gradient of the task's loss with respect to the current logits.
         hidden: (t + 1, H), the current embedding's first.
-        targets: (t, N), the logits to keep; t may be 0.
-        coefficient: 2 beta / t^2 for the regularizer beta / t * mean_j ||r_j||^2.
+        targets: (t, N), the logits to keep, of A's dtype or bfloat16; t may be 0. Or those logits
+            with the batch they are sampled from, or the head and hidden rows that gave them.
+        coefficient: 2 beta / t^2 for the regularizer beta / t * mean_j ||r_j||^2; a number, or a
+            0-d tensor.
         **options: :class:`AdamOptions`.
 
     Returns:
         The gradient to ``hidden`` (t + 1, H), with A as it was before the step, and the sum of all
         r_j^2, 0-d float64.
     """
-    rows, width = _check_weight(A)
-    _check("b", b, (rows,), A)
-    _check_contiguous("b", b)
+    rows, width = check_weight(A)
+    check("b", b, (rows,), A)
+    check_contiguous("b", b)
     moments, bias_moments = Moments(exp_avg, exp_avg_sq), Moments(bias_exp_avg, bias_exp_avg_sq)
-    _check_moments("", moments, A, exp_avg.dtype)
-    _check_moments("bias_", bias_moments, b, exp_avg.dtype)
-    _check("dz_current", dz_current, (rows,), A)
-    _check("hidden", hidden, ("t + 1", width), A)
-    _check("targets", targets, (len(hidden) - 1, rows), A)
-    _check_contiguous("targets", targets)
+    check_moments("", moments, A, exp_avg.dtype)
+    check_moments("bias_", bias_moments, b, exp_avg.dtype)
+    check("dz_current", dz_current, (rows,), A)
+    check("hidden", hidden, ("t + 1", width), A)
+    adam, dz = adam_step(options, A.dtype), _taken(dz_current, options)
+    if isinstance(targets, FrozenHead):
+        check_frozen(targets, len(hidden) - 1, A)
+        with full_precision(A.device):
+            return step_frozen(
+                *(A, b, dz, hidden, targets),
+                coefficient=coefficient,
+                adam=adam,
+                moments=moments,
+                bias_moments=bias_moments,
+            )
+    sampled: SampledTargets | None = None
+    if isinstance(targets, SampledTargets):
+        check_sampled(targets, len(hidden), A)
+        sampled, targets = targets, targets.logits
+    check_targets(targets, len(hidden) - 1, A)
     return _update(
         A,
-        dz_current[None],
+        dz[None],
         hidden,
         bias=b,
         targets=targets,
+        sampled=sampled,
         coefficient=coefficient,
-        adam=_adam_step(options),
+        adam=adam,
         moments=moments,
         bias_moments=bias_moments,
     )

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast import reference
-from hypermask_fast.autograd import HeadUpdate, head_logits
+from hypermask_fast._head_tiles import SampledTargets
+from hypermask_fast.autograd import HeadUpdate, head_logits, head_update
+from hypermask_fast.compiled import CompiledModule, Compiler
 from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.frozen_head import FrozenHead, freeze, frozen_logits
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -50,6 +53,14 @@ def _trunk(
     return nn.Sequential(*layers)
 
 
+def _regularized(logits: Tensor, targets: Tensor | FrozenHead | None) -> tuple[Tensor, Tensor]:
+    if targets is None:
+        return logits[0], logits.new_zeros(())
+    assert isinstance(targets, Tensor)
+    current, earlier = logits.split([1, len(targets)])
+    return current[0], reference.output_regularizer(earlier, targets)
+
+
 class Hypernetwork(nn.Module):
     """Task embeddings, an MLP trunk, and a linear head that emits a logit for every mask entry.
 
@@ -69,6 +80,7 @@ class Hypernetwork(nn.Module):
     """
 
     _update: HeadUpdate | None = None
+    _compiled_trunk: CompiledModule | None = None
 
     def __init__(
         self,
@@ -105,8 +117,19 @@ class Hypernetwork(nn.Module):
         """Rows of the embedding table."""
         return self.embeddings.shape[0]
 
+    def compile_trunk(self, compiler: Compiler | None) -> None:
+        """Compile the trunk once for one task and once for any larger number; None: no more."""
+        self._compiled_trunk = None
+        if compiler is not None:
+            self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
+
     def _hidden(self, ids: Tensor) -> Tensor:
-        return self.trunk(self.embeddings[ids])
+        if self._compiled_trunk is None or torch.is_inference_mode_enabled():
+            return self.trunk(self.embeddings[ids])
+        # Always with gradients, for targets of the same bits by the same code.
+        with torch.enable_grad():
+            hidden = self._compiled_trunk(self.embeddings[ids])
+        return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the mask logits (k, N) of the tasks ``ids``, int64 (k,).
@@ -123,52 +146,99 @@ class Hypernetwork(nn.Module):
         return self.head.weight.dtype in (torch.float32, torch.float64)
 
     @contextmanager
-    def updating(self, update: HeadUpdate) -> Iterator[None]:
+    def updating(self, update: HeadUpdate | None = None) -> Iterator[HeadUpdate | None]:
         """Let the backward pass of a forward in a ``with`` block update the head.
+
+        Args:
+            update: Does it. Default: that of an outer block, else what the head's optimizer asks
+                for; without one nothing is updated.
+
+        Returns:
+            What does it, or None.
 
         Raises:
             RuntimeError: :attr:`can_update` is False.
         """
-        if not self.can_update:
+        before = self._update
+        update = update or before or head_update(self.head)
+        if update is not None and not self.can_update:
             raise RuntimeError(
                 f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
-                "updated in the backward pass; use an ordinary step"
+                "updated in the backward pass; use an optimizer without step_in_backward"
             )
         self._update = update
         try:
-            yield
+            yield update
         finally:
-            self._update = None
+            self._update = before
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | FrozenHead | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return the current task's logits and the output regulariser, in one pass over the head.
 
         A residual is exactly 0 where nothing changed since the targets were made by
-        :meth:`targets` with the same ids.
+        :meth:`targets` or :meth:`frozen` with the same ids.
 
         Args:
             ids: int64 (1 + t,), the current task, then the t earlier ones.
-            targets: (t, N), the earlier tasks' logits to keep; None where t = 0.
+            targets: (t, N), the earlier tasks' logits to keep, of the head's dtype or bfloat16, or
+                a frozen head; None where t = 0.
+            rows: int64 (1 + k,), the places in ``ids`` of the current task, 0, and of the k tasks
+                of ``targets``. Default: all.
 
         Returns:
-            logits (N,), and the 0-d mean over earlier tasks of ``||z_j - z_j*||^2``; 0 where there
-            are no targets.
+            logits (N,), and the 0-d mean over the tasks of ``targets`` of ``||z_j - z_j*||^2``; 0
+            where there are no targets.
         """
+        frozen = targets if isinstance(targets, FrozenHead) else None
+        if not self.can_update or (self._update is None and rows is None and frozen is None):
+            logits = self.logits(ids)
+            return _regularized(logits if rows is None else logits[rows], targets)
+        batch = self._hidden(ids)
+        hidden = batch if rows is None else batch[rows]
+        sampled: SampledTargets | None = None
+        if rows is not None and isinstance(targets, Tensor):
+            sampled = SampledTargets(targets, batch.detach(), rows)
         if self._update is not None:
-            return self._update.logits(self.head, self._hidden(ids), targets)
-        logits = self.logits(ids)
-        if targets is None:
-            return logits[0], logits.new_zeros(())
-        current, earlier = logits.split([1, len(targets)])
-        return current[0], reference.output_regularizer(earlier, targets)
+            return self._update.logits(self.head, hidden, sampled or targets)
+        if frozen is not None:
+            return frozen_logits(self.head.weight, self.head.bias, hidden, frozen)
+        logits = head_logits(self.head.weight, self.head.bias, hidden, sampled)
+        return _regularized(logits, targets)
 
     @torch.no_grad()
-    def targets(self, ids: Tensor) -> Tensor | None:
+    def targets(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """Return the logits (t, N) to keep of the earlier tasks in ``ids`` (1 + t,); None if none.
 
         The current task takes part, so that the sums are formed in the same order as in a step.
+
+        Args:
+            ids: int64 (1 + t,), the current task, then the t earlier ones.
+            dtype: Of the logits to keep. Default: the head's.
         """
-        return self.logits(ids)[1:].clone() if len(ids) > 1 else None
+        if len(ids) == 1:
+            return None
+        logits = self.logits(ids)[1:]
+        return logits.to(dtype or logits.dtype, copy=True)
+
+    @torch.no_grad()
+    def frozen(self, ids: Tensor) -> FrozenHead | None:
+        """Return the head as it is, to keep the earlier tasks in ``ids`` (1 + t,); None if none.
+
+        Raises:
+            RuntimeError: The head is chunked, or neither float32 nor float64.
+        """
+        if not self.can_update:
+            raise RuntimeError(
+                f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
+                "frozen; keep its logits by targets()"
+            )
+        hidden = self._hidden(ids)[1:]
+        return freeze(self.head.weight, self.head.bias, hidden) if len(hidden) else None
 
     @torch.no_grad()
     def hyperfan_(self, targets: Sequence[Target]) -> None:

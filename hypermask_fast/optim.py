@@ -7,76 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer
 
-from hypermask_fast import head_ops
+from hypermask_fast import _in_backward, head_ops
+from hypermask_fast._adam_groups import (
+    OWN_OPTIONS,
+    adam_options,
+    check_group,
+    on_device,
+    takes_factors,
+)
+from hypermask_fast._dense_adam import step_dense
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.factored import FactoredGrad
 
-# Options of a group that torch.optim.Adam does not have, and so not its state_dict.
-_OWN_OPTIONS = ("moments_dtype", "row_sparse")
 
-
-def _check_group(group: dict[str, Any]) -> None:
-    lr, betas = group["lr"], group["betas"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ConfigError(f"lr has shape {tuple(lr.shape)}; give a number or a 0-d tensor")
-    for name in ("lr", "eps", "weight_decay"):
-        if not group[name] >= 0:
-            raise ConfigError(f"{name} is {group[name]}; give a number that is not negative")
-    if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
-        raise ConfigError(f"betas are {betas}; give two numbers in [0, 1)")
-    if group["foreach"] and group["fused"]:
-        raise ConfigError("foreach and fused are both True; choose one, or None for the faster")
-    if group["moments_dtype"] == torch.bfloat16:
-        # A name, so that the group can be saved as JSON.
-        group["moments_dtype"] = "bfloat16"
-    if group["moments_dtype"] not in (None, "bfloat16"):
-        raise ConfigError(
-            f"moments_dtype is {group['moments_dtype']}; give torch.bfloat16, or None for the "
-            "dtype of the parameter"
-        )
-
-
-def _takes_factors(p: Tensor, group: dict[str, Any]) -> bool:
-    return (
-        isinstance(p.grad, FactoredGrad)
-        and p.grad.is_factored
-        and not group["row_sparse"]
-        and p.is_contiguous()
-        and p.dtype in (torch.float32, torch.float64)
-    )
-
-
-def _dense_grad(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
-
-
-def _rows_with_gradient(grad: Tensor) -> Tensor:
-    """Bool (rows, 1, ...). NaN counts as a gradient."""
-    moved = grad.ne(0).reshape(len(grad), -1).any(1)
-    return moved.reshape(-1, *[1] * (grad.dim() - 1))
-
-
-def _fuses(params: list[Tensor], group: dict[str, Any]) -> bool:
-    if group["fused"] is not None or group["foreach"] is not None:
-        return bool(group["fused"])
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
-
-
-def _adam_options(group: dict[str, Any], state: dict[str, Tensor]) -> head_ops.AdamOptions:
-    return {
-        "lr": float(group["lr"]),
-        "beta1": group["betas"][0],
-        "beta2": group["betas"][1],
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "decoupled": group["decoupled_weight_decay"],
-        "step": float(state["step"]),
-        "maximize": group["maximize"],
-    }
+def _count(state: dict[str, Tensor], finite: Tensor | None) -> None:
+    state["step"] += 1 if finite is None else finite
 
 
 class FactoredAdam(Optimizer):
@@ -87,6 +34,14 @@ class FactoredAdam(Optimizer):
     PyTorch's own Adam, fused where ``foreach`` and ``fused`` are None. A parameter without a
     gradient is left alone. Arithmetic, state and ``state_dict`` are those of ``torch.optim.Adam``
     and ``torch.optim.AdamW``: each can load what the other saved.
+
+    With ``step_in_backward`` the backward pass of ``learner.losses(...).total`` updates the head of
+    the learner's hypernetwork in the one pass over it that forms its gradient, which is never kept;
+    :meth:`step` does the rest. The parameters after it are those of the ordinary way, from about
+    half its memory traffic. Until the backward pass the output regulariser is 0 in the losses, and
+    missing in their total. A backward pass whose gradient is not finite changes nothing, nor does
+    the :meth:`step` after it. There is no gradient to clip, accumulate or unscale: what tries to
+    raises.
 
     Options of a parameter group beside those below:
         row_sparse: True for a table of embeddings, one a row: a row whose gradient is exactly zero
@@ -101,7 +56,10 @@ class FactoredAdam(Optimizer):
         weight_decay: L2 penalty, or with ``decoupled_weight_decay`` AdamW's decay. Default 0.
         decoupled_weight_decay: AdamW rather than Adam. Default False.
         maximize: Ascend. Default False.
-        foreach, fused, capturable: As in ``torch.optim.Adam``.
+        foreach, fused: As in ``torch.optim.Adam``.
+        capturable: As in ``torch.optim.Adam``. On a GPU the update of factors can always be
+            captured; a learning rate that is to change between replays must be a tensor there.
+        step_in_backward: See above. Default False.
         moments_dtype: torch.bfloat16 halves the memory of both moments of the parameters with a
             FactoredGrad. Default None: the parameter's dtype. The cost, on random gradients: the
             distance moved is off by 0.3 % after 50 steps and by 5 % after 1500 (in float32 by
@@ -110,6 +68,10 @@ class FactoredAdam(Optimizer):
     Raises:
         ConfigError: An option has a value that cannot be used.
     """
+
+    # Whether the update of the last backward pass was finite: None before one, on a GPU a tensor.
+    _finite: bool | Tensor | None = None
+    _updated: tuple[Tensor, ...] = ()
 
     def __init__(
         self,
@@ -125,6 +87,7 @@ class FactoredAdam(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         moments_dtype: torch.dtype | None = None,
+        step_in_backward: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -140,6 +103,7 @@ class FactoredAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "moments_dtype": moments_dtype,
             "row_sparse": False,
+            "step_in_backward": step_in_backward,
         }
         super().__init__(params, defaults)
 
@@ -151,10 +115,35 @@ class FactoredAdam(Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            check_group(self.param_groups[-1])
         except ConfigError:
             self.param_groups.pop()
             raise
+        self._claim(self.param_groups[-1])
+
+    def _claim(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            _in_backward.claim(p, self if group.get("step_in_backward") else None)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            self._claim(group)
+
+    @property
+    def _steps_in_backward(self) -> bool:
+        return any(group["step_in_backward"] for group in self.param_groups)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What GradScaler asks of an optimizer before it steps."""
+        if self._steps_in_backward:
+            raise RuntimeError(
+                "a GradScaler is to step this optimizer, and with step_in_backward=True the "
+                "backward pass has applied the scaled gradient already; use bfloat16 without a "
+                "scaler, or step_in_backward=False"
+            )
+        return False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -165,7 +154,18 @@ class FactoredAdam(Optimizer):
 
         Returns:
             What ``closure`` returned, or None.
+
+        Raises:
+            RuntimeError: With ``step_in_backward`` there is a closure, or no backward pass updated
+                a head since the last step.
         """
+        if self._steps_in_backward:
+            self._check_updated(closure)
+        finite = self._end_update()
+        if isinstance(finite, bool):
+            if not finite:
+                return None
+            finite = None
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -180,13 +180,37 @@ class FactoredAdam(Optimizer):
                         f"a parameter of shape {tuple(p.shape)} has a sparse gradient; make it "
                         "dense, and set row_sparse=True in its group"
                     )
-                if _takes_factors(p, group):
-                    self._step_factored(p, group)
+                if takes_factors(p, group):
+                    self._step_factored(p, group, finite)
                 else:
                     dense.append(p)
             if dense:
-                self._step_dense(dense, group)
+                step_dense(dense, [self._state_of(p) for p in dense], group, finite)
         return loss
+
+    def _check_updated(self, closure: Callable[[], Any] | None) -> None:
+        if closure is not None:
+            raise RuntimeError(
+                "step() got a closure, and with step_in_backward=True a backward pass is an update "
+                "by itself; call backward() before step()"
+            )
+        if self._finite is None:
+            raise RuntimeError(
+                "step_in_backward is True and no backward pass updated a head since the last "
+                "step(); call losses(...).total.backward() of the learner whose parameters these "
+                "are, or build FactoredAdam with step_in_backward=False"
+            )
+
+    def _end_update(self) -> bool | Tensor | None:
+        """Take away the stand-ins of gradients, and return whether the update was finite."""
+        for p in self._updated:
+            p.grad = None
+        finite, self._finite, self._updated = self._finite, None, ()
+        return finite
+
+    def forget_update(self) -> None:
+        """Let no :meth:`step` follow the last backward pass; what it updated stays so."""
+        self._end_update()
 
     def _state_of(self, p: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         state = self.state[p]
@@ -198,32 +222,27 @@ class FactoredAdam(Optimizer):
         return state
 
     def _factored_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        if group["capturable"]:
-            raise ConfigError(
-                "capturable is True and a parameter has a FactoredGrad, whose update takes numbers "
-                "from the host; use capturable=False"
-            )
         dtype = p.dtype if group["moments_dtype"] is None else torch.bfloat16
         state = self._state_of(p, dtype)
         for name in ("exp_avg", "exp_avg_sq"):
             # load_state_dict gives moments the parameter's dtype.
             if state[name].dtype != dtype or not state[name].is_contiguous():
                 state[name] = state[name].to(dtype).contiguous()
-        state["step"] = state["step"].cpu()
+        state["step"] = state["step"].to(p.device if on_device(p, group) else "cpu")
         return state
 
-    def _step_factored(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _step_factored(self, p: Tensor, group: dict[str, Any], finite: Tensor | None) -> None:
         state = self._factored_state(p, group)
         grad = p.grad
         assert isinstance(grad, FactoredGrad)
-        state["step"] += 1
+        _count(state, finite)
         head_ops.adam_rows(
             p,
             state["exp_avg"],
             state["exp_avg_sq"],
             grad.dz.contiguous(),
             grad.hidden.contiguous(),
-            **_adam_options(group, state),
+            **adam_options(p, group, state["step"], finite),
         )
 
     @torch.no_grad()
@@ -233,9 +252,10 @@ class FactoredAdam(Optimizer):
         bias: Tensor,
         dz: Tensor,
         hidden: Tensor,
-        targets: Tensor,
+        targets: head_ops.Targets,
         *,
-        coefficient: float,
+        coefficient: float | Tensor,
+        finite: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Update a head and its moments in one pass; see :func:`head_ops.step_rows`.
 
@@ -244,14 +264,15 @@ class FactoredAdam(Optimizer):
         Args:
             weight, bias: Parameters of this optimizer, in one group.
             dz, hidden, targets, coefficient: As in :func:`head_ops.step_rows`.
+            finite: 0-d bool; where it is False, the step is not taken. Default: it is.
 
         Returns:
             As :func:`head_ops.step_rows`.
         """
-        group = next(g for g in self.param_groups if any(p is weight for p in g["params"]))
+        group = self._group_of(weight)
         state, bias_state = (self._factored_state(p, group) for p in (weight, bias))
-        state["step"] += 1
-        bias_state["step"] += 1
+        _count(state, finite)
+        _count(bias_state, finite)
         return head_ops.step_rows(
             weight,
             bias,
@@ -263,58 +284,72 @@ class FactoredAdam(Optimizer):
             hidden,
             targets,
             coefficient=coefficient,
-            **_adam_options(group, state),
+            **adam_options(weight, group, state["step"], finite),
         )
 
-    def _step_dense(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        fused = _fuses(params, group)
-        states = [self._state_of(p) for p in params]
-        for p, state in zip(params, states, strict=True):
-            if fused:
-                state["step"] = state["step"].to(p.device, torch.float32)
-            elif group["capturable"]:
-                state["step"] = state["step"].to(p.device)
-        grads = [_dense_grad(p) for p in params]
-        moments = {
-            # bfloat16 moments of a parameter that has a dense gradient this time.
-            name: [state[name].to(p.dtype) for p, state in zip(params, states, strict=True)]
-            for name in ("exp_avg", "exp_avg_sq")
-        }
-        rows: list[Tensor] = []
-        kept: list[list[Tensor]] = []
-        if group["row_sparse"]:
-            rows = [_rows_with_gradient(g) for g in grads]
-            kept = [[x.clone() for x in xs] for xs in (params, *moments.values())]
-        adam(
-            params,
-            grads,
-            moments["exp_avg"],
-            moments["exp_avg_sq"],
-            [],
-            [state["step"] for state in states],
-            foreach=bool(group["foreach"]),
-            capturable=group["capturable"],
-            fused=fused,
-            has_complex=any(p.is_complex() for p in params),
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
+    def _group_of(self, p: Tensor) -> dict[str, Any]:
+        return next(g for g in self.param_groups if any(q is p for q in g["params"]))
+
+    @torch.no_grad()
+    def update_in_backward(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        dz: Tensor,
+        hidden: Tensor,
+        targets: head_ops.Targets,
+        *,
+        coefficient: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Take a head's part of a step, for :class:`hypermask_fast.autograd.HeadUpdate`.
+
+        Where dz is not finite nothing is changed: on a CPU by a look at it, elsewhere without one.
+
+        Args:
+            weight, bias: Parameters of this optimizer.
+            dz, hidden, targets, coefficient: As in :func:`head_ops.step_rows`.
+
+        Returns:
+            As :func:`head_ops.step_rows`; zeros where a look found that nothing is to be changed.
+
+        Raises:
+            RuntimeError: The last update was not followed by :meth:`step`, or there is a gradient
+                beside this one.
+            ConfigError: Weight and bias are in different groups.
+        """
+        group = self._group_of(weight)
+        if not any(p is bias for p in group["params"]):
+            raise ConfigError(
+                "step_in_backward is True and the weight and the bias of a head are in different "
+                "groups of parameters; put them in one"
+            )
+        if self._finite is not None or weight.grad is not None or bias.grad is not None:
+            raise RuntimeError(
+                "a second backward pass came before step(), and with step_in_backward=True each is "
+                "an update by itself; call step() and zero_grad() after every backward(), or "
+                "accumulate with step_in_backward=False"
+            )
+        # The extremes are finite where all is, and one pass finds both.
+        finite = torch.stack(dz.aminmax()).isfinite().all()
+        stays = on_device(weight, group)
+        self._finite = finite if stays else bool(finite)
+        self._updated = (weight, bias)
+        for p in self._updated:
+            p.grad = _in_backward.SpentGrad(p)
+        if self._finite is False:
+            return torch.zeros_like(hidden), hidden.new_zeros((), dtype=torch.float64)
+        return self.step_rows(
+            *(weight, bias, dz, hidden, targets),
+            coefficient=coefficient,
+            finite=finite if stays else None,
         )
-        for new, old in zip((params, *moments.values()), kept, strict=False):
-            for x, before, moved in zip(new, old, rows, strict=True):
-                x.copy_(torch.where(moved, x, before))
-        for name, tensors in moments.items():
-            for state, moment in zip(states, tensors, strict=True):
-                if moment is not state[name]:
-                    state[name].copy_(moment)
 
     def reset(self) -> None:
-        """Forget moments and step counts, for a new task; their memory is kept."""
+        """Forget moments and step counts, for a new task; their memory is kept.
+
+        An update in a backward pass that no :meth:`step` followed is left as it is.
+        """
+        self.forget_update()
         for state in self.state.values():
             for value in state.values():
                 value.zero_()
@@ -322,7 +357,8 @@ class FactoredAdam(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this class, ``torch.optim.Adam`` or ``torch.optim.AdamW`` saved.
 
-        Options that those do not have stay as they are.
+        Options that those do not have, and ``capturable``, stay as they are; a learning rate that
+        is a tensor stays that tensor, and takes the value.
 
         Raises:
             CheckpointError: The state is another optimizer's, or one of ``amsgrad=True``.
@@ -335,8 +371,13 @@ class FactoredAdam(Optimizer):
                     f"the optimizer state has a group {found}; load one of FactoredAdam, or of "
                     "torch.optim.Adam or AdamW with amsgrad=False"
                 )
-        own = [{name: group[name] for name in _OWN_OPTIONS} for group in self.param_groups]
+        own = [{name: group[name] for name in OWN_OPTIONS} for group in self.param_groups]
+        rates = [group["lr"] for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group, options in zip(self.param_groups, own, strict=True):
-            for name, value in {**self.defaults, **options}.items():
+        for group, options, lr in zip(self.param_groups, own, rates, strict=True):
+            group.update(options)
+            for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            if isinstance(lr, Tensor):
+                group["lr"] = lr.fill_(group["lr"])
+            self._claim(group)

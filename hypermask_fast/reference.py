@@ -185,6 +185,20 @@ def mask_weights(
     return [(w * m).to(w.dtype) for w, m in zip(weights, masks, strict=True)], masks
 
 
+def output_residuals(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``logits - targets``, but 0 where a logit rounds to a target of a narrower dtype.
+
+    So targets in bfloat16 leave residuals of exactly 0 where nothing changed.
+
+    Args:
+        logits, targets: Of one shape.
+    """
+    residuals = logits - targets
+    if targets.dtype == logits.dtype:
+        return residuals
+    return residuals.masked_fill(logits.to(targets.dtype) == targets, 0)
+
+
 def output_regularizer(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean over earlier tasks of ``||z_j - z_j*||^2``, a sum over all entries.
 
@@ -192,12 +206,13 @@ def output_regularizer(logits: Tensor, targets: Tensor) -> Tensor:
     beta / t^2 on the sum); that division belongs to the method.
 
     Args:
-        logits, targets: (t, N), t >= 1.
+        logits, targets: (t, N), t >= 1; targets of the logits' dtype, or of a narrower one as in
+            :func:`output_residuals`.
 
     Returns:
         0-d tensor.
     """
-    return (logits - targets).square().sum() / logits.shape[0]
+    return output_residuals(logits, targets).square().sum() / logits.shape[0]
 
 
 def l1_drift(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import hypnettorch
 from benchmarks.__main__ import main
 from benchmarks.cases import find_cases
 from benchmarks.engines import (
@@ -179,3 +180,14 @@ def test_masked_linear_dispatch(benchmark: Any) -> None:
         benchmark.pedantic(layer, args=(x,), rounds=20, iterations=50, warmup_rounds=2)
     # Some 20 us of six small operations; checks that read values back would be far beyond it.
     assert benchmark.stats.stats.median < 2e-3
+
+
+@pytest.mark.skipif(not hypnettorch.available(), reason="hypnettorch is not installed")
+@pytest.mark.parametrize("name", ["split-mnist-t4", "resnet-t0"])
+def test_hypnettorch_takes_the_published_step(name: str) -> None:
+    (case,) = find_cases("cpu", [name], "tiny")
+    exact = first_step(make_engine("float64", case), case)
+    plain = errors(first_step(make_engine("published", case), case), exact)
+    theirs = errors(first_step(make_engine("hypnettorch", case), case), exact)
+    assert theirs.keys() == plain.keys()
+    assert max(theirs.values()) <= 2 * max(plain.values())

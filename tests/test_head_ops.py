@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hypermask_fast import _head_tiles, head_ops, native
+from hypermask_fast import _head_tiles, head_ops, native, reference
+from hypermask_fast._frozen_tiles import freeze
+from hypermask_fast._head_tiles import SampledTargets
 
 SIZES = [
     pytest.param(1, 1, 1, id="1x1-r1"),
@@ -314,6 +316,101 @@ def test_bfloat16_ties_go_to_even_and_nan_stays(backend: str) -> None:
     assert exp_avg_sq[2].isnan()
 
 
+@BOTH
+@pytest.mark.parametrize(("rows", "width", "count"), SIZES)
+def test_bfloat16_targets(
+    backend: str, rows: int, width: int, count: int, dtype: torch.dtype
+) -> None:
+    """As targets of A's dtype, those that a logit rounds to moved onto it."""
+    start, hidden = make_head(rows, width, dtype), torch.randn(count, width, dtype=dtype)
+    dz = torch.randn(rows, dtype=dtype)
+    z = head_ops.logits(start.weight, start.bias, hidden)[1:]
+    near = torch.rand(z.shape) < 0.5
+    targets = torch.where(near, z, z + 0.1 * torch.randn_like(z)).bfloat16()
+    small, plain = start.copy(), start.copy()
+    results = [step(small, dz, hidden, targets, coefficient=0.3)]
+    moved = torch.where(z.bfloat16() == targets, z, targets.to(dtype))
+    results.append(step(plain, dz, hidden, moved, coefficient=0.3))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(small, plain, strict=True))
+    wanted = reference.output_residuals(z, targets).double().square().sum()
+    assert results[0][1].item() == pytest.approx(wanted.item(), rel=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("offset", [0, 1, -1])
+def test_bfloat16_targets_at_ties_and_ends(backend: str, dtype: torch.dtype, offset: int) -> None:
+    """The logits are these numbers; Adam without a mean shows the residual of each."""
+    unit, tiny = 2.0**-7, 2.0**-149
+    numbers = [1 + unit / 2, 1 + 3 * unit / 2, 1 + unit / 2 + 2.0**-20, -3.3, 0.0, -0.0, tiny]
+    numbers += [-tiny, 3.3e38, torch.inf, -torch.inf, torch.nan, 1 / 3, 1 + unit / 2 + 2.0**-40]
+    values = torch.tensor(numbers, dtype=dtype)
+    # Neighbours in their order.
+    targets = (values.bfloat16().view(torch.int16) + offset).view(torch.bfloat16)[None]
+    exact = torch.where(values.bfloat16() == targets, 0, values - targets.to(dtype))[0]
+    assert torch.equal(
+        reference.output_residuals(values, targets)[0].nan_to_num(), exact.nan_to_num()
+    )
+    weight, moments = values[:, None].clone(), [torch.zeros(14, 1, dtype=dtype) for _ in range(2)]
+    zeros = [torch.zeros(14, dtype=dtype) for _ in range(4)]
+    head = Head(weight, zeros[0], *moments, *zeros[1:3])
+    ones = torch.ones(2, 1, dtype=dtype)
+    step(head, zeros[3], ones, targets, coefficient=1.0, beta1=0.0, step=1)
+    found, finite = head.exp_avg[:, 0], exact.isfinite()
+    assert torch.equal(found[finite], exact[finite])
+    assert not found[~finite].isfinite().any()
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 12])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_frozen_head_takes_the_step_of_its_targets(
+    backend: str, options: dict[str, Any], tasks: int
+) -> None:
+    head, old = make_head(203, 5), make_head(203, 5)
+    hidden, then = (torch.randn(n, 5, dtype=torch.float64) for n in (tasks + 1, tasks))
+    dz = torch.randn(203, dtype=torch.float64)
+    expected = head.copy()
+    targets = then @ old.weight.t() + old.bias
+    wanted = torch_step(expected, dz, hidden, targets, 0.3, **options)
+    frozen = freeze(old.weight, old.bias, then)
+    ours = step(head, dz, hidden, frozen, coefficient=0.3, **options)
+    torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(tuple(head), tuple(expected), rtol=1e-11, atol=1e-11)
+
+
+@BOTH
+def test_an_unchanged_head_has_no_residual_against_its_copy(
+    backend: str, dtype: torch.dtype
+) -> None:
+    head, hidden = make_head(1003, 26, dtype), torch.randn(40, 26, dtype=dtype)
+    for tensor in head[2:]:
+        tensor.zero_()
+    before, frozen = head.copy(), freeze(head.weight, head.bias, hidden[1:])
+    dz = torch.zeros(1003, dtype=dtype)
+    gradient, regularizer = step(head, dz, hidden, frozen, coefficient=1.0)
+    assert regularizer.item() == 0.0
+    assert not gradient.any()
+    assert all(torch.equal(now, then) for now, then in zip(head, before, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize("width", [3, 5, 48, 100])
+def test_samples_of_a_batch_have_its_bits(backend: str, width: int, dtype: torch.dtype) -> None:
+    head, batch = make_head(1003, width, dtype), torch.randn(24, width, dtype=dtype)
+    targets = head_ops.logits(head.weight, head.bias, batch)[1:]
+    for tensor in head[2:]:
+        tensor.zero_()
+    for count in (1, 2, 5, 9, 16):
+        rows = torch.cat((torch.zeros(1, dtype=torch.int64), torch.randperm(23)[:count] + 1))
+        sampled = SampledTargets(targets[rows[1:] - 1], batch, rows)
+        z = head_ops.logits(head.weight, head.bias, batch[rows], sampled=sampled)
+        assert torch.equal(z[1:], sampled.logits)
+        zero = torch.zeros(1003, dtype=dtype)
+        gradient, regularizer = step(head, zero, batch[rows], sampled, coefficient=1.0)
+        assert regularizer.item() == 0.0
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_what_is_not_finite_stays_in_its_row_and_is_seen(backend: str, bad: float) -> None:
     head, hidden = make_head(40, 5, torch.float32), torch.rand(3, 5) + 0.1
@@ -395,6 +492,28 @@ WRONG = [
         {"hidden": torch.zeros(3, 4)}, "hidden is torch.float32; convert it to", id="hidden-dtype"
     ),
     pytest.param({"step": 0}, "step is 0; count the first update as 1", id="step"),
+    pytest.param(
+        {"targets": torch.zeros(2, 6).half()}, "targets is torch.float16", id="targets-dtype"
+    ),
+    pytest.param(
+        {"targets": freeze(torch.zeros(6, 4, **DOUBLES), torch.zeros(6), torch.zeros(2, 4))},
+        "frozen bias is torch.float32",
+        id="frozen-dtype",
+    ),
+    pytest.param(
+        {"targets": freeze(*(torch.zeros(s, **DOUBLES) for s in ((6, 4), 6, (3, 4))))},
+        r"frozen hidden has shape \(3, 4\); expected \(2, 4\)",
+        id="frozen-tasks",
+    ),
+    pytest.param(
+        {
+            "targets": SampledTargets(
+                torch.zeros(2, 6, **DOUBLES), torch.zeros(5, 4, **DOUBLES), torch.arange(2)
+            )
+        },
+        r"rows of the batch has shape \(2,\); expected \(3\)",
+        id="sampled-rows",
+    ),
 ]
 
 

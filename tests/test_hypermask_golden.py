@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim import FactoredAdam
 from hypermask_fast.training.step import TrainingStep
+
+OnePass = partial(FactoredAdam, step_in_backward=True)
 
 Golden = dict[str, Any]
 Step = Callable[[Tensor, Tensor, int, Callable[[], None]], Losses]
@@ -78,8 +81,8 @@ def ordinary(learner: HyperMask, optimizer: torch.optim.Optimizer) -> Step:
     def step(x: Tensor, y: Tensor, task: int, before_update: Callable[[], None]) -> Losses:
         losses = learner.losses(x, y, task)
         optimizer.zero_grad()
-        losses.total.backward()
         before_update()
+        losses.total.backward()
         optimizer.step()
         return losses
 
@@ -91,7 +94,8 @@ def ordinary(learner: HyperMask, optimizer: torch.optim.Optimizer) -> Step:
     [
         pytest.param(ordinary, torch.optim.Adam, id="torch-adam"),
         pytest.param(ordinary, FactoredAdam, id="factored-adam"),
-        pytest.param(TrainingStep, FactoredAdam, id="one-pass"),
+        pytest.param(TrainingStep, OnePass, id="one-pass"),
+        pytest.param(ordinary, OnePass, id="one-pass-in-a-loop-of-ones-own"),
     ],
 )
 @pytest.mark.parametrize("passes", ["native", "pytorch"])

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast import native
+from hypermask_fast._dense_adam import step_dense
 from hypermask_fast._factors import Factors
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.factored import FactoredGrad
@@ -74,6 +76,7 @@ def _pair(**options: Any) -> tuple[_Model, FactoredAdam, _Model, torch.optim.Opt
         pytest.param({"weight_decay": 0.1, "maximize": True}, id="maximize"),
         pytest.param({"lr": torch.tensor(0.01, dtype=torch.float64)}, id="lr-tensor"),
         pytest.param({"fused": True}, id="fused"),
+        pytest.param({"fused": True, "capturable": True}, id="capturable"),
         pytest.param({"foreach": True}, id="foreach"),
         pytest.param({"foreach": False}, id="single"),
     ],
@@ -104,7 +107,13 @@ def test_the_gradient_never_exists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("decoupled", [False, True], ids=["adam", "adamw"])
-def test_open_loop_error_is_at_most_twice_that_of_torch(decoupled: bool) -> None:
+@pytest.mark.parametrize("scalars", ["numbers", "tensors"])
+@pytest.mark.parametrize("passes", ["native", "pytorch"])
+def test_open_loop_error_is_at_most_twice_that_of_torch(
+    decoupled: bool, scalars: str, passes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if passes == "pytorch":
+        monkeypatch.setattr(native, "library", lambda: None)
     rows, width, options = 3000, 20, {"lr": 1e-3, "weight_decay": 0.01}
     start = torch.randn(rows, width)
     exact = nn.Parameter(start.double())
@@ -112,7 +121,12 @@ def test_open_loop_error_is_at_most_twice_that_of_torch(decoupled: bool) -> None
     optimizers = [
         TORCH[decoupled]([exact], **options),
         TORCH[decoupled]([plain], **options),
-        FactoredAdam([ours], decoupled_weight_decay=decoupled, **options),
+        FactoredAdam(
+            [ours],
+            decoupled_weight_decay=decoupled,
+            capturable=scalars == "tensors",
+            **{**options, "lr": torch.tensor(1e-3) if scalars == "tensors" else 1e-3},
+        ),
     ]
     for _ in range(50):
         dz, hidden = torch.randn(4, rows), torch.randn(4, width)
@@ -200,6 +214,46 @@ def test_a_step_count_in_float64_is_loaded() -> None:
     _run(ours, again, range(3, 6))
     _run(plain, torch.optim.Adam(plain.parameters))
     _check(ours, plain)
+
+
+def test_a_loaded_rate_goes_into_the_tensor_that_is_there() -> None:
+    model = _Model(True)
+    lr = torch.tensor(0.5)
+    optimizer = FactoredAdam(model.parameters, lr=lr, capturable=True)
+    optimizer.load_state_dict(torch.optim.Adam(_Model(False).parameters, lr=0.25).state_dict())
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr == 0.25
+    assert optimizer.param_groups[0]["capturable"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"fused": True}, id="fused"),
+        pytest.param({"foreach": True}, id="foreach"),
+        pytest.param({"foreach": False}, id="single"),
+    ],
+)
+@pytest.mark.parametrize("row_sparse", [False, True])
+def test_a_step_that_is_not_to_be_taken_changes_nothing(
+    options: dict[str, Any], row_sparse: bool
+) -> None:
+    start = torch.randn(4, 3)
+    results = []
+    for flags in ((True, False, True), (True, True)):
+        p = nn.Parameter(start.clone())
+        group = {"params": [p], "row_sparse": row_sparse}
+        optimizer = FactoredAdam([group], lr=0.1, weight_decay=0.1, **options)
+        for finite in flags:
+            p.grad = torch.ones(4, 3) if finite else torch.full((4, 3), torch.nan)
+            p.grad[1] = 0
+            states = [optimizer._state_of(p)]
+            with torch.no_grad():
+                step_dense([p], states, optimizer.param_groups[0], torch.tensor(finite))
+        results.append({"p": p.detach(), **optimizer.state[p]})
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+    assert results[0]["step"] == 2
 
 
 def test_loading_keeps_options_that_torch_does_not_have() -> None:
@@ -416,8 +470,10 @@ def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     model = _Model(True)
     model.backward(0)
-    with pytest.raises(ConfigError, match="use capturable=False"):
-        FactoredAdam(model.parameters, capturable=True).step()
+    elsewhere = FactoredAdam(model.parameters, capturable=True)
+    elsewhere.param_groups[0]["lr"] = torch.zeros((), device="meta")
+    with pytest.raises(ConfigError, match=r"lr is a tensor on meta .* make it there"):
+        elsewhere.step()
     embedding = nn.Embedding(3, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="row_sparse=True"):

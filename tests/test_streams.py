@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios import BatchStream, ImageDataset, ImageSet, Preprocess, split
-from hypermask_fast.scenarios.counter import (
+from hypermask_fast.counter import (
     AUGMENT,
     ORDER,
     counter_hash,
     counter_permutation,
     counter_randint,
 )
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.scenarios import BatchStream, ImageDataset, ImageSet, Preprocess, split
 
 GOLDEN = 0x9E3779B97F4A7C15
 # The first outputs of SplitMix64 for two seeds, as published with the generator.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.compiled import Compiler
 from hypermask_fast.hypernetwork import Hypernetwork
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
@@ -40,7 +41,13 @@ class Learner(nn.Module):
     Args:
         net: The target network.
         capacity: The largest number of tasks.
+
+    Attributes:
+        steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
+            where a CUDA graph repeated what a call does on the device.
     """
+
+    steps_taken: int = 0
 
     def __init__(self, net: nn.Module, capacity: int) -> None:
         super().__init__()
@@ -166,6 +173,17 @@ class Learner(nn.Module):
             ValueError: The task was not added.
         """
         raise NotImplementedError
+
+    def compile_steps(self, compiler: Compiler) -> None:
+        """Run what :meth:`losses` spends its time in through torch.compile, where that is enabled.
+
+        Args:
+            compiler: Says where it is.
+        """
+
+    def fixed_in_graph(self) -> tuple[object, ...]:
+        """Return the settings that a CUDA graph of :meth:`losses` would not see change."""
+        return self._current, self.training
 
     @property
     def step_sparsity(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermask_fast.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion import freeze, unconvert
-from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.hypernetwork import ChunkedHypernetwork, Hypernetwork
 from hypermask_fast.masked_network import MaskedNetwork
+from hypermask_fast.methods._checks import check_choice, check_factors, check_sparsity
+from hypermask_fast.methods._steps import Steps
 from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.methods.output_targets import OutputTargets
 from hypermask_fast.norms import TaskNorms
 
 _NORM_REASONS = {
@@ -23,24 +25,6 @@ _NORM_REASONS = {
     "per_task": "normalisation: a copy for each task",
     "frozen": "normalisation: frozen",
 }
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(
-            f"{name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
-        )
-
-
-def _check_sparsity(sparsity: float) -> None:
-    if not 0 <= sparsity <= 100:
-        raise ConfigError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
-    if 0 < sparsity < 1:
-        warnings.warn(
-            f"sparsity={sparsity} is in percent: it removes {sparsity} of 100 mask entries; give "
-            f"{100 * sparsity:g} if a fraction was meant",
-            stacklevel=3,
-        )
 
 
 class HyperMask(Learner):
@@ -76,6 +60,16 @@ class HyperMask(Learner):
         init: "default" (published: PyTorch's) or "hyperfan".
         activation: Of the hypernetwork, "elu" by default.
         capacity: Largest number of tasks. Default 128.
+        targets: How the earlier tasks' z_j* are kept while a task is learned. "full" (default): N
+            logits each. "bfloat16": in half the memory; a logit that rounds to its target counts as
+            unchanged. "frozen_head": as a copy of the full head, whose memory and time do not grow
+            with t; less memory than "full" where t exceeds ``hidden[-1]``, and less time on a CPU
+            where it exceeds about twice that.
+        regularized_tasks: How many of the t earlier tasks each step's output_reg looks at, drawn
+            anew by the step and torch's seed at construction. It is then an unbiased estimate of
+            the mean over all, and the other tasks' embeddings get no gradient in that step. Default
+            None: all. Saves time where the head's passes are compiled or with a frozen head; else
+            the logits of all tasks are still computed, for their bits.
         exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
             frozen.
         exempt: Name of the bias that is not masked; default: that of the masked layer which runs
@@ -87,11 +81,9 @@ class HyperMask(Learner):
             network is left as it was.
     """
 
-    # Buffers, so that they move with the learner: ids of the current and the earlier tasks, logits
-    # of the earlier ones (t, N), and the weights (N,) at the end of the last task.
-    _ids: Tensor | None
-    _targets: Tensor | None
+    # The weights (N,) at the end of the last task: a buffer, so that it moves with the learner.
     _previous: Tensor | None
+    _compiled_net: CompiledModule | None = None
 
     def __init__(
         self,
@@ -112,30 +104,30 @@ class HyperMask(Learner):
         init: str = "default",
         activation: str = "elu",
         capacity: int = 128,
+        targets: str = "full",
+        regularized_tasks: int | None = None,
         exclude: str | Sequence[str] = (),
         exempt: str | None = None,
         example_input: Tensor | None = None,
     ) -> None:
-        _check_sparsity(sparsity)
-        _check_choice("bn", bn, tuple(_NORM_REASONS))
-        _check_choice("dropout", dropout, ("always", "first_step", "off"))
-        _check_choice("head", head, ("full", "chunked"))
-        _check_choice("init", init, ("default", "hyperfan"))
-        for name, value in (("beta", beta), ("lam", lam)):
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name} is {value}; give a finite number that is not negative")
+        check_sparsity(sparsity)
+        check_choice("bn", bn, tuple(_NORM_REASONS))
+        check_choice("dropout", dropout, ("always", "first_step", "off"))
+        check_choice("head", head, ("full", "chunked"))
+        check_choice("init", init, ("default", "hyperfan"))
+        check_factors(beta=beta, lam=lam)
+        output_targets = OutputTargets(targets, regularized_tasks)
         super().__init__(net, capacity)
+        self._targets = output_targets
         self.sparsity, self.beta, self.lam = sparsity, beta, lam
         self.masked_l1, self.train_target = masked_l1, train_target
         self.bn, self.dropout = bn, dropout
-        self._step = 0
-        self._ramp_steps = 0
-        for key in ("_ids", "_targets", "_previous"):
-            self.register_buffer(key, None, persistent=False)
+        self.register_buffer("_previous", None, persistent=False)
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self._network = MaskedNetwork(net, patterns, f"hyper(p={sparsity:g})")
         try:
             first = self._network.weights()[0]
+            self._steps = Steps(first.device)
             options: dict[str, Any] = {
                 "embedding_dim": embedding_dim,
                 "hidden": hidden,
@@ -148,6 +140,7 @@ class HyperMask(Learner):
                 options |= {"chunk_size": chunk_size, "chunk_embedding_dim": chunk_embedding_dim}
             make = ChunkedHypernetwork if head == "chunked" else Hypernetwork
             self.hypernetwork = make(self._network.size, **options)
+            output_targets.check(self.hypernetwork)
             if init == "hyperfan":
                 self.hypernetwork.hyperfan_(self._network.hyperfan_targets())
             self.norms = TaskNorms(net, bn, capacity)
@@ -222,36 +215,46 @@ class HyperMask(Learner):
         """
         task = self._checked_beginning(task, ramp_steps)
         earlier = [j for j in self._learned if j != task]
-        self._ids = self._id_tensor(task, *earlier)
-        self._targets = self.hypernetwork.targets(self._ids)
+        self._targets.record(self.hypernetwork, task, earlier)
         self._previous = None
         if earlier and self.train_target and self.lam > 0:
             self._previous = self._network.flat_weights()
-        self._step, self._ramp_steps = 0, 0 if earlier else ramp_steps
+        self._steps.start(0 if earlier else ramp_steps)
         super().begin_task(task)
 
     def end_task(self) -> None:
         super().end_task()
-        self._ids = self._targets = self._previous = None
+        self._targets.clear()
+        self._previous = None
 
     @property
     def step_sparsity(self) -> float:
-        return self._sparsity_at(self._step)
+        return float(self._steps.sparsity(self.sparsity, self._steps.taken))
 
-    def _sparsity_at(self, step: int) -> float:
-        if step < self._ramp_steps:
-            return self.sparsity * step / self._ramp_steps
-        return self.sparsity
+    @property
+    def steps_taken(self) -> int:
+        return self._steps.taken
 
-    def _id_tensor(self, *ids: int) -> Tensor:
-        return torch.tensor(ids, device=self.hypernetwork.embeddings.device)
+    @steps_taken.setter
+    def steps_taken(self, count: int) -> None:
+        self._steps.taken = count
+
+    def compile_steps(self, compiler: Compiler) -> None:
+        enabled = compiler.enabled(self.hypernetwork.embeddings.device)
+        self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
+        self.hypernetwork.compile_trunk(compiler if enabled else None)
+
+    def fixed_in_graph(self) -> tuple[object, ...]:
+        settings = (self.sparsity, self.beta, self.lam, self.masked_l1, self.dropout)
+        return *super().fixed_in_graph(), *settings, self._steps.ramp
 
     def _masked(
         self, task: int, sparsity: float | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return a task's masked weights and its masks, by name."""
         self._require_trace()
-        logits, _ = self.hypernetwork(self._id_tensor(self._tasks.checked(task)))
+        ids = [self._tasks.checked(task)]
+        logits, _ = self.hypernetwork(torch.tensor(ids, device=self.hypernetwork.embeddings.device))
         p = self.sparsity if sparsity is None else sparsity
         weights, tensors = self._network.masked(logits, p)
         return weights, dict(zip(weights, tensors.masks, strict=True))
@@ -297,21 +300,26 @@ class HyperMask(Learner):
         """
         task = self._checked_batch(x, y, task)
         self._prepare(x)
-        assert self._ids is not None
-        step = self._step + 1
-        logits, output_reg = self.hypernetwork(self._ids, self._targets)
+        step = self._steps.next()
+        with self.hypernetwork.updating() as update:
+            logits, output_reg = self.hypernetwork(*self._targets.at(step))
+        sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = self._network.masked(
-            logits, self._sparsity_at(step), self._previous, masked_drift=self.masked_l1
+            logits, sparsity, self._previous, masked_drift=self.masked_l1
         )
-        dropout = self.dropout == "always" or (self.dropout == "first_step" and step == 1)
+        is_special = self.dropout == "first_step" and self._steps.taken == 0
+        dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
         with self._network.applied(weights, norms, dropout=dropout) as net:
-            outputs = self._tasks.own_outputs(net(x), task)
+            run = net if is_special else self._compiled_net or net
+            outputs = self._tasks.own_outputs(run(x), task)
         self._tasks.check_labels(y, task, outputs.shape[-1])
         task_loss = F.cross_entropy(outputs, y)
-        earlier = len(self._ids) - 1
-        total = task_loss + self.beta / max(1, earlier) * output_reg + self.lam * weight_reg
-        self._step = step
+        factor = self.beta / max(1, self._targets.earlier)
+        total = task_loss + factor * output_reg + self.lam * weight_reg
+        if update is not None:
+            update.completes(total, factor)
+        self._steps.count()
         return Losses(total, task_loss, output_reg, weight_reg, outputs)
 
     def install_norms(self, net: nn.Module, task: int) -> None:
@@ -332,8 +340,7 @@ class HyperMask(Learner):
             + ("" if self.train_target else "; the target does not train"),
             f"hypernetwork: {count:,} parameters, {mib:,.1f} MiB; with gradients and Adam's "
             f"moments {4 * mib:,.1f} MiB",
-            f"targets while training: {self._network.size * bytes_each / 2**20:,.1f} MiB for each "
-            "earlier task",
+            self._targets.describe(self.hypernetwork),
         ]
         if not self._network.traced:
             lines.append("the last layer's bias will be exempt: found at the first batch")
@@ -341,14 +348,14 @@ class HyperMask(Learner):
 
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().task_state()
-        for key in ("targets", "previous"):
-            value = getattr(self, f"_{key}")
-            if value is not None:
-                tensors[key] = value
+        of_targets = self._targets.state()
+        tensors |= of_targets[0]
+        state |= of_targets[1]
+        if self._previous is not None:
+            tensors["previous"] = self._previous
         state |= {
-            "ids": None if self._ids is None else self._ids.tolist(),
-            "step": self._step,
-            "ramp_steps": self._ramp_steps,
+            "step": self._steps.taken,
+            "ramp_steps": self._steps.ramp,
             "exempt": self.exempt,
             "traced": self._network.traced,
         }
@@ -357,10 +364,9 @@ class HyperMask(Learner):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
         device = self.hypernetwork.embeddings.device
-        for key in ("targets", "previous"):
-            value = tensors.get(key)
-            setattr(self, f"_{key}", None if value is None else value.to(device))
-        self._ids = None if state["ids"] is None else self._id_tensor(*state["ids"])
-        self._step, self._ramp_steps = state["step"], state["ramp_steps"]
+        self._targets.load(tensors, state, device)
+        previous = tensors.get("previous")
+        self._previous = None if previous is None else previous.to(device)
+        self._steps.start(state["ramp_steps"], state["step"])
         if state["traced"]:
             self._network.set_exempt(state["exempt"])

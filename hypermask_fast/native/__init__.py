@@ -49,11 +49,8 @@ _POINTERS = (
     *("weight", "bias", "exp_avg", "exp_avg_sq", "bias_exp_avg", "bias_exp_avg_sq"),
     *("hidden", "dz", "targets", "logits", "hidden_grad", "regularizer"),
 )
-_SIZES = ("rows", "width", "count", "given", "block_rows", "blocks", "next")
-_NUMBERS = (
-    *("coefficient", "scale", "decay", "l2", "lerp", "beta2", "root_correction2", "eps"),
-    "step_size",
-)
+_SIZES = ("rows", "width", "count", "given", "bfloat16_targets", "block_rows", "blocks", "next")
+_NUMBERS = ("coefficient", "scale", "decay", "l2", "lerp", "lerp_square", "eps", "step_size")
 
 _MASK_POINTERS = (
     *("tensor_start", "tensor_block", "block_tensor", "block_start", "place"),

@@ -39,12 +39,12 @@ constexpr int kLanes = 8;    // partial sums of the regularizer
 
 // Mirrored by hypermask_fast.native.Pass.
 struct Pass {
-  int64_t rows, width, count, given, block_rows, blocks, next;
+  int64_t rows, width, count, given, bfloat16_targets, block_rows, blocks, next;
   void *weight, *bias, *exp_avg, *exp_avg_sq, *bias_exp_avg, *bias_exp_avg_sq;
   const void *hidden, *dz, *targets;
   void *logits;
   double *hidden_grad, *regularizer;
-  double coefficient, scale, decay, l2, lerp, beta2, root_correction2, eps, step_size;
+  double coefficient, scale, decay, l2, lerp, lerp_square, eps, step_size;
 };
 
 struct BFloat16 {
@@ -86,6 +86,18 @@ inline void narrow(T x, BFloat16 &out) {
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   out.bits = uint16_t(value != value ? 0x7fc0u : rounded);
+}
+
+template <typename T>
+inline T difference(T z, T target) {
+  return z - target;
+}
+// 0 where z rounds to the target.
+template <typename T>
+inline T difference(T z, BFloat16 target) {
+  BFloat16 rounded;
+  narrow(z, rounded);
+  return widen(rounded) == widen(target) ? T(0) : z - T(widen(target));
 }
 
 template <typename T>
@@ -298,9 +310,8 @@ struct Adam {
 
   explicit Adam(const Pass &pass)
       : scale(T(pass.scale)), decay(T(pass.decay)), l2(T(pass.l2)), weight(T(pass.lerp)),
-        rest(T(1) - weight), beta2(T(pass.beta2)), square(T(1 - pass.beta2)),
-        eps(T(pass.eps * pass.root_correction2)),
-        step(T(-pass.step_size * pass.root_correction2)) {}
+        rest(T(1) - weight), beta2(T(1 - pass.lerp_square)), square(T(pass.lerp_square)),
+        eps(T(pass.eps)), step(T(-pass.step_size)) {}
 
   template <bool Coupled, bool FromStart>
   void loop(const T *__restrict grad, T *__restrict p, M *__restrict exp_avg,
@@ -367,14 +378,14 @@ void logits(Pass &pass) {
 }
 
 // Residuals of the tile's logits in place, times the coefficient; squares go to sums[lane].
-template <typename T>
+template <typename T, typename S>
 void residuals(const Pass &pass, int64_t row, int tile, T *z, double *sums) {
   const T *bias = static_cast<const T *>(pass.bias) + row;
   const T coefficient = T(pass.coefficient);
   for (int64_t j = 0; j < pass.count - pass.given; ++j, z += kTile) {
-    const T *target = static_cast<const T *>(pass.targets) + j * pass.rows + row;
+    const S *target = static_cast<const S *>(pass.targets) + j * pass.rows + row;
     T residual[kTile] = {};
-    for (int r = 0; r < tile; ++r) residual[r] = (z[r] + bias[r]) - target[r];
+    for (int r = 0; r < tile; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     for (int r = 0; r < kTile; r += kLanes)
       for (int l = 0; l < kLanes; ++l) sums[l] += double(residual[r + l]) * double(residual[r + l]);
     for (int r = 0; r < kTile; ++r) z[r] = coefficient * residual[r];
@@ -422,7 +433,8 @@ void update(Pass &pass) {
         copy_rows(weight + row * width, width, tile, a, stride);
         if (given < count) {
           packed.logits(a, stride, tile, dz + given * kTile, ahead);
-          residuals(pass, row, tile, dz + given * kTile, squares);
+          const auto form = pass.bfloat16_targets ? residuals<T, BFloat16> : residuals<T, T>;
+          form(pass, row, tile, dz + given * kTile, squares);
         }
         reduce(a, stride, dz, count, tile, sum, ahead, exp_avg ? 0 : tile_lines * 4 / count + 1);
       }

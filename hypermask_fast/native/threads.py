@@ -70,7 +70,7 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _pool[1]
 
 
-def run(function: Callable[[Any], None], work: Any) -> None:
+def run(function: Any, work: Any) -> None:
     """Run a pass on the calling thread and ``torch.get_num_threads()`` - 1 others.
 
     Args:

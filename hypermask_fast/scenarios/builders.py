@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hypermask_fast.counter import PERMUTATION, counter_permutation
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios.counter import PERMUTATION, counter_permutation
 from hypermask_fast.scenarios.datasets import ImageDataset, ImageSet
 from hypermask_fast.scenarios.preprocess import Preprocess
 from hypermask_fast.scenarios.scenario import Scenario, Split, Task

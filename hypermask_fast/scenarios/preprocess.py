@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hypermask_fast.counter import AUGMENT, counter_randint
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios.counter import AUGMENT, counter_randint
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

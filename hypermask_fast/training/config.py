@@ -85,6 +85,15 @@ class RunConfig:
         choices=("default", "hyperfan"),
     )
     capacity: int = setting(128, "task embeddings made up front, at least the tasks", low=1)
+    targets: str = setting(
+        "full",
+        "how the earlier tasks' logits are kept: as they are, in bfloat16 (half the memory), or as "
+        "a copy of the full head (less where the tasks outnumber the last width in hidden)",
+        choices=("full", "bfloat16", "frozen_head"),
+    )
+    regularized_tasks: int | None = setting(
+        None, "earlier tasks drawn for each step's output regulariser (none: all)", low=1
+    )
     sparsity: float = setting(
         0.0, "percent of each tensor's mask entries that are zero", low=0.0, high=100.0
     )
@@ -107,6 +116,11 @@ class RunConfig:
     )
     lr: float = setting(1e-3, "learning rate of Adam", above=0.0)
     weight_decay: float = setting(0.0, "weight decay of Adam", low=0.0)
+    moments: str = setting(
+        "float32",
+        "type of Adam's moments of the full head: bfloat16 halves their memory",
+        choices=("float32", "bfloat16"),
+    )
     batch_size: int = setting(128, "examples in a training step", low=1)
     steps: int | None = setting(None, "training steps of a task (replaces epochs)", low=1)
     epochs: int | None = setting(
@@ -227,6 +241,11 @@ def _check_together(config: RunConfig) -> None:
     if config.tasks is not None and config.capacity < config.tasks:
         raise ConfigError(
             f"capacity={config.capacity} is less than tasks={config.tasks}; raise the capacity"
+        )
+    if config.moments != "float32" and config.head != "full":
+        raise ConfigError(
+            f"moments={config.moments!r} needs head='full', not {config.head!r}; use "
+            "moments='float32'"
         )
     if config.validation == 0 and (config.selection != "last" or config.schedule == "plateau"):
         raise ConfigError(

@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, ConfigError, Stopped
-from hypermask_fast.methods.hypermask import HyperMask
-from hypermask_fast.networks import make_network
 from hypermask_fast.scenarios import Scenario, make_scenario
 from hypermask_fast.training import checkpoint, report
+from hypermask_fast.training._learner import make_learner
 from hypermask_fast.training.config import RunConfig
 from hypermask_fast.training.metrics_log import MetricsLog
+from hypermask_fast.training.plan import plan
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.run_folder import RunFolder
 from hypermask_fast.training.trainer import Trainer
@@ -46,19 +45,6 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
 
 
-def _network(config: RunConfig, scenario: Scenario) -> torch.nn.Module:
-    options: dict[str, Any] = {}
-    if config.network == "mlp":
-        options["hidden"] = config.mlp_hidden
-    if config.network == "resnet":
-        options |= {
-            "n": config.resnet_n,
-            "k": config.resnet_k,
-            "track_running_stats": config.bn != "batch",
-        }
-    return make_network(config.network, scenario.input_shape, scenario.num_classes, **options)
-
-
 def build(config: RunConfig) -> tuple[Scenario, Trainer]:
     """Return the scenario and a trainer with a new learner, all tasks added, on the device.
 
@@ -80,27 +66,12 @@ def build(config: RunConfig) -> tuple[Scenario, Trainer]:
             f"capacity={config.capacity} is less than the {len(scenario)} tasks; raise the capacity"
         )
     torch.manual_seed(config.seed)
-    learner = HyperMask(
-        _network(config, scenario),
-        embedding_dim=config.embedding_dim,
-        hidden=config.hidden,
-        sparsity=config.sparsity,
-        beta=config.beta,
-        lam=config.lam,
-        masked_l1=config.masked_l1,
-        train_target=config.train_target,
-        bn=config.bn,
-        dropout=config.dropout,
-        head=config.head,
-        chunk_size=config.chunk_size,
-        chunk_embedding_dim=config.chunk_embedding_dim,
-        init=config.init,
-        capacity=config.capacity,
-    ).to(device)
+    learner = make_learner(config, scenario.input_shape, scenario.num_classes).to(device)
     trainer = Trainer(
         learner,
         lr=config.lr,
         weight_decay=config.weight_decay,
+        moments=config.moments,
         batch_size=config.batch_size,
         steps=config.steps,
         epochs=config.epochs,
@@ -199,7 +170,9 @@ class _Session:
                         "weight_reg": float(losses.weight_reg),
                     }
                 )
-            progress.update(trainer.step, index, {"loss": losses.total, "task": losses.task})
+            read = trainer.losses_read
+            shown = {"loss": read["total"], "task": read["task"]} if read else None
+            progress.update(trainer.step, index, shown)
             signum = self.stop()
             due = time.monotonic() - self._saved_at >= config.checkpoint_every
             if signum is not None or due:
@@ -264,28 +237,36 @@ def _run(
     return RunResult(folder.path, trainer.accuracy, session.names)
 
 
-def train(config: RunConfig, out: str | Path, *, show_progress: bool = True) -> RunResult:
+def train(
+    config: RunConfig, out: str | Path, *, show_progress: bool = True, memory: int | None = None
+) -> RunResult:
     """Train all tasks of a configuration in a new folder.
 
     Args:
         config: The settings; the resolved ones are written to ``config.toml``.
         out: The folder of the run; it must not hold one already.
         show_progress: Print progress to standard error. Default True.
+        memory: Bytes that the device has for the run. Default: what it has left.
 
     Raises:
-        ConfigError: A setting is wrong, or the folder is in use.
+        ConfigError: A setting is wrong, the folder is in use, or the memory does not suffice.
         DataError: A data file is missing or damaged.
         TrainingError: The loss is not finite; the last checkpoint stays.
         Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
     """
+    plan(config, memory=memory).require()
     # The folder comes second: a run that cannot start leaves none behind.
     scenario, trainer = build(config)
     with RunFolder.create(out, config.to_toml()) as folder:
         return _run(config, folder, scenario, trainer, show_progress)
 
 
-def resume(path: str | Path, *, show_progress: bool = True) -> RunResult:
+def resume(path: str | Path, *, show_progress: bool = True, memory: int | None = None) -> RunResult:
     """Continue the run in the folder ``path`` from its newest checkpoint, bit-identically.
+
+    Args:
+        path: The folder.
+        show_progress, memory: As in :func:`train`.
 
     Raises:
         CheckpointError: The newest checkpoint is damaged or does not fit.
@@ -293,6 +274,7 @@ def resume(path: str | Path, *, show_progress: bool = True) -> RunResult:
     """
     with RunFolder.open(path) as folder:
         config = RunConfig.from_toml(folder.config_path)
+        plan(config, memory=memory).require(resuming=True)
         return _run(config, folder, *build(config), show_progress)
 
 

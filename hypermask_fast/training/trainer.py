@@ -10,21 +10,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError, nearest
+from hypermask_fast.compiled import Compiler
+from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.methods._checks import check_choice
 from hypermask_fast.methods.base import Learner, Losses, evaluating
-from hypermask_fast.optim import FactoredAdam
 from hypermask_fast.scenarios import BatchStream, Task
+from hypermask_fast.training._optimizer import (
+    finite_or_none,
+    load_optimizer_state,
+    load_plateau_state,
+    make_optimizer,
+    make_plateau,
+    optimizer_state,
+    or_minus_infinity,
+    plateau_state,
+)
 from hypermask_fast.training.checkpoint import check_manifest
+from hypermask_fast.training.graph import GraphedStep
+from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.step import TrainingStep
 
 _SELECTIONS = ("last", "best", "best_published")
 _SCHEDULES = ("constant", "plateau")
-# HyperMask's settings of ReduceLROnPlateau.
-_PLATEAU: dict[str, Any] = {"mode": "max", "factor": 0.1**0.5, "patience": 5, "min_lr": 5e-7}
-_PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 _FINITE_CHECK_STEPS = 50
+_MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Trainer:
@@ -34,6 +46,7 @@ class Trainer:
         learner: The learner; the device of its parameters is the one that is used.
         lr: Learning rate of Adam. Default 1e-3.
         weight_decay: L2 weight decay of Adam. Default 0.
+        moments: Type of Adam's moments of a full head: "float32", or "bfloat16", half the memory.
         batch_size: Default 32.
         steps: Training steps of a task; or
         epochs: passes over the task's training data, rounded up to whole steps. Default: 10 epochs.
@@ -48,10 +61,15 @@ class Trainer:
         seed: Of the data order and augmentation. Default 0.
         eval_batch_size: Default 2000.
         progress: Show progress on standard error. Default True.
+        graph: Replay steps as a CUDA graph: "auto" (default), as in :class:`GraphedStep`; the
+            losses of a step are then overwritten by the next.
+        compile: Run the target network and the trunk through torch.compile: "auto" (default), on
+            CUDA where it works, with one warning where not; True; or False.
 
     Attributes:
         hooks: Called with the trainer after every step.
         losses: Of the last step.
+        losses_read: Those that were read back last, by name; reading them waits for nothing.
         step: Steps taken in the current task.
 
     Raises:
@@ -64,6 +82,7 @@ class Trainer:
         *,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
+        moments: str = "float32",
         batch_size: int = 32,
         steps: int | None = None,
         epochs: int | None = None,
@@ -74,20 +93,20 @@ class Trainer:
         seed: int = 0,
         eval_batch_size: int = 2000,
         progress: bool = True,
+        graph: bool | str = "auto",
+        compile: bool | str = "auto",
     ) -> None:
         if steps is not None and epochs is not None:
             raise ConfigError(f"steps={steps} and epochs={epochs} are both given; give one")
         for name, value, choices in (
             ("schedule", schedule, _SCHEDULES),
             ("selection", selection, _SELECTIONS),
+            ("moments", moments, _MOMENTS),
         ):
-            if value not in choices:
-                raise ConfigError(
-                    f"{name} is {value!r}{nearest(value, choices)}; choose one of "
-                    f"{', '.join(choices)}"
-                )
+            check_choice(name, value, tuple(choices))
         self.learner = learner
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        self.moments = moments
         self.steps = steps
         self.epochs = 10 if steps is None and epochs is None else epochs
         self.ramp, self.schedule, self.selection = ramp, schedule, selection
@@ -99,7 +118,11 @@ class Trainer:
         self._tasks: dict[int, Task] = {}
         self._rows: list[dict[int, float]] = []
         self._step_fn: TrainingStep | None = None
-        self._scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._watch: LossWatch | None = None
+        self._graphed = GraphedStep(graph)
+        self._compiler = Compiler(compile)
+        learner.compile_steps(self._compiler)
+        self._scheduler: ReduceLROnPlateau | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
 
@@ -159,17 +182,27 @@ class Trainer:
         stream = task.stream(self.batch_size, seed=self.seed, task_id=task_id)
         if self.learner.current is None:
             self._begin(task_id, total, stream)
-        step_fn = self._step_fn
-        assert step_fn is not None
+        assert self._step_fn is not None
         self.learner.train()
+        self._graphed.begin(self._step_fn, stream, task_id)
+        self._watch = LossWatch(task.name, self._device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
             for step in range(self.step, total):
-                self._train_step(step_fn, stream, step, task_id, total)
-                assert self.losses is not None
-                progress.update(self.step, 0, {"loss": self.losses.total})
+                self._train_step(stream, step, task_id, total)
+                read = self._watch.latest
+                progress.update(self.step, 0, {"loss": read["total"]} if read else None)
                 for hook in self.hooks:
                     hook(self)
+        self._watch.flush()
         return self._finish(task_id)
+
+    @property
+    def losses_read(self) -> Mapping[str, float | Tensor]:
+        return {} if self._watch is None else self._watch.latest
+
+    def status(self) -> dict[str, str]:
+        """Return whether steps are compiled and replayed as a CUDA graph, and if not, why."""
+        return {"graph": self._graphed.status, "compile": self._compiler.status}
 
     def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
         task = self._tasks[task_id]
@@ -188,19 +221,18 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
     def _make_optimizer(self) -> None:
-        tables = self.learner.tables()
-        held = {id(table) for table in tables}
-        rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in held]
-        groups = [{"params": rest}, {"params": tables, "row_sparse": True}]
-        optimizer = FactoredAdam(groups, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = make_optimizer(
+            self.learner,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            moments_dtype=_MOMENTS[self.moments],
+        )
         self._step_fn = TrainingStep(self.learner, optimizer)
         self._scheduler = None
         if self.schedule == "plateau":
-            self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **_PLATEAU)
+            self._scheduler = make_plateau(optimizer)
 
-    def _train_step(
-        self, step_fn: TrainingStep, stream: BatchStream, step: int, task_id: int, total: int
-    ) -> None:
+    def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
         selects = self.selection != "last"
         is_due = step % self.check_every == 0 or ends_epoch or step + 1 == total
@@ -211,11 +243,10 @@ class Trainer:
             stale.update(self.learner.masked_weights(task_id, sparsity=self.learner.step_sparsity))
 
         published = checks and self.selection == "best_published"
-        x, y = stream.batch(step)
-        self.losses = step_fn(x, y, task_id, keep_weights if published else None)
+        self.losses = self._graphed(step, keep_weights if published else None)
         self.step = step + 1
-        if self._device.type == "cpu" or self.step % _FINITE_CHECK_STEPS == 0 or self.step == total:
-            self._check_finite(task_id)
+        assert self._watch is not None
+        self._watch.see(self.step, self.losses)
         if checks:
             accuracy = self.evaluate(task_id, "validation", weights=stale or None)
             if selects and accuracy > self._best_accuracy:
@@ -224,21 +255,11 @@ class Trainer:
             if self._scheduler is not None and ends_epoch:
                 self._scheduler.step(accuracy)
 
-    def _check_finite(self, task_id: int) -> None:
-        assert self.losses is not None
-        if math.isfinite(float(self.losses.total)):
-            return
-        losses = self.losses._asdict().items()
-        parts = ", ".join(f"{name} {float(v):g}" for name, v in losses if v.dim() == 0)
-        raise TrainingError(
-            f"the loss of task {self.learner.tasks[task_id].name!r} is not finite at step "
-            f"{self.step} ({parts}); lower the learning rate or check the data"
-        )
-
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
             self.learner.load_state_dict(self._best)
-        self._best = self._step_fn = self._scheduler = None
+        self._graphed.end()
+        self._best = self._step_fn = self._scheduler = self._watch = None
         self.learner.end_task()
         self.step = 0
         seen = [*self.learner.learned, self.tasks_done]
@@ -268,7 +289,13 @@ class Trainer:
         return 100.0 * int(correct) / len(task.split(split))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that training needs to continue bit-identically: tensors, and JSON."""
+        """Return all that training needs to continue bit-identically: tensors, and JSON.
+
+        Raises:
+            TrainingError: The loss of the last step is not finite.
+        """
+        if self._watch is not None:
+            self._watch.flush()
         task_tensors, task_state = self.learner.task_state()
         tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
         tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
@@ -278,21 +305,15 @@ class Trainer:
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
         groups: list[dict[str, Any]] = []
         if self._step_fn is not None:
-            saved = self._step_fn.optimizer.state_dict()
-            groups = saved["param_groups"]
-            for index, entries in saved["state"].items():
-                tensors |= {f"optimizer/{index}/{key}": value for key, value in entries.items()}
-        plateau = None
-        if self._scheduler is not None:
-            plateau = {key: getattr(self._scheduler, key) for key in _PLATEAU_STATE}
-            plateau["best"] = _finite_or_none(plateau["best"])
+            of_optimizer, groups = optimizer_state(self._step_fn.optimizer)
+            tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
         state = {
             "manifest": self.learner.manifest(),
             "task": task_state,
             "step": self.step,
             "optimizer": groups,
-            "plateau": plateau,
-            "best_accuracy": _finite_or_none(self._best_accuracy),
+            "plateau": plateau_state(self._scheduler),
+            "best_accuracy": finite_or_none(self._best_accuracy),
             "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
         }
         return tensors, state
@@ -320,33 +341,15 @@ class Trainer:
             ) from error
         if self.learner.current is not None:
             self._make_optimizer()
-            self._load_optimizer(parts["optimizer"], state["optimizer"])
+            assert self._step_fn is not None
+            load_optimizer_state(self._step_fn.optimizer, parts["optimizer"], state["optimizer"])
         if self._scheduler is not None:
-            vars(self._scheduler).update(state["plateau"])
-            self._scheduler.best = _or_minus_infinity(state["plateau"]["best"])
+            load_plateau_state(self._scheduler, state["plateau"])
         device = self._device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
-        self._best_accuracy = _or_minus_infinity(state["best_accuracy"])
+        self._best_accuracy = or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]
         self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
         torch.set_rng_state(parts["rng"]["cpu"].cpu())
         if "cuda" in parts["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)
-
-    def _load_optimizer(self, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
-        assert self._step_fn is not None
-        optimizer = self._step_fn.optimizer
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            index, _, key = name.partition("/")
-            entries.setdefault(int(index), {})[key] = value
-        restored = [{**group, "betas": tuple(group["betas"])} for group in groups]
-        optimizer.load_state_dict({"state": entries, "param_groups": restored})
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _or_minus_infinity(value: float | None) -> float:
-    return -math.inf if value is None else value

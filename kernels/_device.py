@@ -1,0 +1,73 @@
+"""What several kernels share: device functions, and the guard around a launch.
+
+Every kernel adds ``program_id * tile`` to its pointers in int64, so that only offsets within a tile
+are 32 bits wide. Tensors of float16 and bfloat16 are raised to float32 straight after each load:
+Triton's interpreter would compute on the bit patterns of bfloat16.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """Float32 x rounded to the nearest value of ``dtype``; the interpreter's bfloat16 truncates."""
+    if INTERPRET and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
+
+
+@triton.jit
+def abs_tanh(z):
+    """|tanh z| of float32: on a GPU the function that torch.tanh calls, so with the same bits."""
+    x = tl.abs(z)
+    if INTERPRET:
+        # Minimax polynomial of (tanh(x) / x - 1) / x^2 up to 0.625; within 2 ulp.
+        s = x * x
+        p = 2.147524003e-03
+        p = p * s - 8.182659874e-03
+        p = p * s + 2.170296166e-02
+        p = p * s - 5.394720338e-02
+        p = p * s + 1.333320976e-01
+        p = p * s - 3.333333091e-01
+        large = 1 - 2 / (tl.exp(2 * tl.minimum(x, 10.0, propagate_nan=tl.PropagateNan.ALL)) + 1)
+        return tl.where(x < 0.625, x + x * s * p, large)
+    else:
+        return libdevice.tanh(x)
+
+
+@triton.jit
+def sign(z):
+    """-1, 0 or 1; NaN counts as 0."""
+    return tl.where(z > 0, 1.0, 0.0) - tl.where(z < 0, 1.0, 0.0)
+
+
+@triton.jit
+def mask_slope(z, mask):
+    """d|tanh z| / dz, given the mask: 0 where an entry was removed (mask 0)."""
+    return tl.where(mask == 0, 0.0, sign(z.to(tl.float32)) * (1 - mask * mask))
+
+
+@triton.jit
+def semi_binary(z, threshold, HAS_THRESHOLD: tl.constexpr):
+    """|tanh z| in z's dtype where it is not below the threshold, else 0; NaN stays NaN."""
+    mask = cast(abs_tanh(z.to(tl.float32)), z.dtype).to(tl.float32)
+    if HAS_THRESHOLD:
+        mask = tl.where(mask < threshold, 0.0, mask)
+    return mask
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which kernels launch on the tensor's GPU."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,229 @@
+"""Logits of task embeddings, z = A h + b, and the gradient dh = dz A, each in one read of A.
+
+A (N, H), b (N,), hidden (k, H), z and dz (k, N), all float32.
+
+* One embedding: float32 multiply-adds, a tree sum along H. Bytes: 4 N H + 4 N (A, z) + 4 N (b).
+* Up to 128 embeddings: a product on the matrix cores, of float32's accuracy. 4 N H + 4 k N + 4 N.
+* dh: each of a number of programs that only N decides sums over its rows, one embedding by float32
+  multiply-adds, more by products; torch adds their parts in float64, in the order of the rows. A
+  and dz are read once for every 128 embeddings.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.target_info import is_hip
+
+from hypermask_fast.kernels._device import INTERPRET, on_device
+from hypermask_fast.kernels._tuning import Config, choose
+
+
+def _config(rows: int, columns: int, warps: int, stages: int = 3) -> Config:
+    return {"BLOCK_N": rows, "BLOCK_H": columns, "num_warps": warps, "num_stages": stages}
+
+
+CONFIGS: dict[str, tuple[Config, ...]] = {
+    "vector": (
+        _config(64, 32, 4),
+        _config(128, 32, 4),
+        _config(64, 64, 4),
+        _config(32, 128, 4),
+        _config(64, 128, 8),
+    ),
+    "matrix16": (_config(64, 32, 4), _config(128, 32, 4), _config(64, 64, 4)),
+    "matrix128": (_config(64, 32, 4), _config(128, 32, 8), _config(64, 64, 4, 2)),
+    "vector_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(64, 128, 8)),
+    "matrix16_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(32, 64, 4)),
+    "matrix128_grad": (_config(32, 128, 8), _config(32, 64, 8), _config(64, 64, 8, 2)),
+}
+"""By kernel, and the most embeddings at once."""
+
+_EMBEDDINGS = 128
+_GRAD_PROGRAMS = 512
+_GRAD_ROWS = 128
+
+
+@triton.jit
+def exact_dot(a, b, acc):
+    """acc + a b, with float32's accuracy."""
+    if INTERPRET:
+        return tl.dot(a, b, acc)
+    elif is_hip():
+        return tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def _mask_logits_vector_kernel(
+    weight_ptr,
+    bias_ptr,
+    hidden_ptr,
+    out_ptr,
+    rows,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """z (BLOCK_N,) = A h + b."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK_N
+    row = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_H)
+    valid = row < rows - start
+    tile_ptr = weight_ptr + start * WIDTH + (row[:, None] * WIDTH + column[None, :])
+    sums = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+    for first in tl.range(0, WIDTH, BLOCK_H, loop_unroll_factor=4):
+        inside = column < WIDTH - first
+        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
+        h = tl.load(hidden_ptr + first + column, mask=inside, other=0.0)
+        sums = tl.fma(a, h[None, :], sums)
+    z = tl.sum(sums, 1) + tl.load(bias_ptr + start + row, mask=valid, other=0.0)
+    tl.store(out_ptr + start + row, z, mask=valid)
+
+
+@triton.jit
+def _mask_logits_matrix_kernel(
+    weight_ptr,
+    bias_ptr,
+    hidden_ptr,
+    out_ptr,
+    rows,
+    count,
+    out_stride,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """z (BLOCK_N, BLOCK_K) = A hidden^T + b."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK_N
+    row = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_H)
+    embedding = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    valid = row < rows - start
+    used = embedding < count
+    tile_ptr = weight_ptr + start * WIDTH + (row[:, None] * WIDTH + column[None, :])
+    hidden_ptr += embedding[None, :] * WIDTH + column[:, None]
+    z = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for first in range(0, WIDTH, BLOCK_H):
+        inside = column < WIDTH - first
+        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
+        h = tl.load(hidden_ptr + first, mask=inside[:, None] & used[None, :], other=0.0)
+        z = exact_dot(a, h, z)
+    z += tl.load(bias_ptr + start + row, mask=valid, other=0.0)[:, None]
+    out_ptr += start + embedding[None, :].to(tl.int64) * out_stride + row[:, None]
+    tl.store(out_ptr, z, mask=valid[:, None] & used[None, :])
+
+
+@triton.jit
+def _mask_logits_grad_kernel(
+    weight_ptr,
+    dz_ptr,
+    parts_ptr,
+    rows,
+    count,
+    program_rows,
+    dz_stride,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """parts[program] (BLOCK_K, BLOCK_H) = dz A over the program's rows."""
+    program = tl.program_id(0).to(tl.int64)
+    begin = program * program_rows
+    end = tl.minimum(begin + program_rows, rows)
+    row = tl.arange(0, BLOCK_N)
+    column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    factor = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = column < WIDTH
+    used = factor < count
+    offsets = row[:, None] * WIDTH + column[None, :]
+    # One factor: a sum for each element of the tile, joined at the end.
+    sums = tl.zeros((BLOCK_N if BLOCK_K == 1 else BLOCK_K, BLOCK_H), tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        valid = row < end - start
+        tile_ptr = weight_ptr + start * WIDTH + offsets
+        a = tl.load(tile_ptr, mask=valid[:, None] & inside[None, :], other=0.0)
+        if BLOCK_K == 1:
+            dz = tl.load(dz_ptr + start + row, mask=valid, other=0.0)
+            sums = tl.fma(a, dz[:, None], sums)
+        else:
+            at = dz_ptr + start + factor[:, None].to(tl.int64) * dz_stride + row[None, :]
+            dz = tl.load(at, mask=used[:, None] & valid[None, :], other=0.0)
+            sums = exact_dot(dz, a, sums)
+    parts_ptr += program * count * WIDTH
+    if BLOCK_K == 1:
+        tl.store(parts_ptr + column, tl.sum(sums, 0), mask=inside)
+    else:
+        at = parts_ptr + factor[:, None] * WIDTH + column[None, :]
+        tl.store(at, sums, mask=used[:, None] & inside[None, :])
+
+
+def _plan(kind: str, weight: Tensor, count: int) -> tuple[int, Config]:
+    """Return how many embeddings a program takes, and the launch's other constants."""
+    rows, width = weight.shape
+    name = ("vector" if count == 1 else "matrix16" if count <= 16 else "matrix128") + kind
+    sizes = {"rows": rows, "width": width, "count": count}
+    config = choose(f"mask_logits_{name}", CONFIGS[name], weight.device, **sizes)
+    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
+    block = 1 if count == 1 else min(max(16, triton.next_power_of_2(count)), _EMBEDDINGS)
+    return block, {**config, "BLOCK_H": columns, "WIDTH": width}
+
+
+def hidden_grad(weight: Tensor, dz: Tensor) -> Tensor:
+    """Return dz A, the gradient to the trunk's outputs.
+
+    Args:
+        weight: A (N, H).
+        dz: (r, N), rows may be apart.
+
+    Returns:
+        (r, H).
+    """
+    (rows, width), count = weight.shape, len(dz)
+    dz = dz if dz.stride(1) == 1 else dz.contiguous()
+    program_rows = max(1, triton.cdiv(triton.cdiv(rows, _GRAD_PROGRAMS), _GRAD_ROWS)) * _GRAD_ROWS
+    parts = weight.new_empty(triton.cdiv(rows, program_rows), count, width)
+    if parts.numel():
+        block, config = _plan("_grad", weight, count)
+        grid = (len(parts), triton.cdiv(width, config["BLOCK_H"]), triton.cdiv(count, block))
+        with on_device(weight):
+            _mask_logits_grad_kernel[grid](
+                *(weight.contiguous(), dz, parts),
+                *(rows, count, program_rows, dz.stride(0)),
+                BLOCK_K=block,
+                **config,
+            )
+    return parts.sum(0, dtype=torch.float64).to(weight.dtype)
+
+
+def mask_logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the logits of task embeddings, hidden A^T + b.
+
+    Args:
+        weight: A (N, H).
+        bias: b (N,).
+        hidden: (k, H), the trunk's outputs.
+        out: (k, N), to be filled and returned; rows may be apart.
+
+    Returns:
+        (k, N).
+    """
+    rows, count = len(weight), len(hidden)
+    out = weight.new_empty(count, rows) if out is None else out
+    if not out.numel():
+        return out
+    block, config = _plan("", weight, count)
+    tensors = (weight.contiguous(), bias.contiguous(), hidden.contiguous(), out)
+    grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(count, block))
+    with on_device(weight):
+        if count == 1:
+            _mask_logits_vector_kernel[grid](*tensors, rows, **config)
+        else:
+            sizes = (rows, count, out.stride(0))
+            _mask_logits_matrix_kernel[grid](*tensors, *sizes, BLOCK_K=block, **config)
+    return out

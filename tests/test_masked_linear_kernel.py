@@ -1,0 +1,448 @@
+"""The masked linear kernels against the reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+from kernel_checks import assert_as_exact, poisoned
+from torch import Tensor
+
+from hypermask_fast import reference
+
+pytest.importorskip("triton")
+
+from hypermask_fast.kernels import masked_linear as forward
+from hypermask_fast.kernels import masked_linear_backward as backward
+from hypermask_fast.kernels._matmul import float32_products
+from hypermask_fast.kernels._tuning import Config, forced
+
+FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
+BIAS = ("none", "unmasked", "masked")
+
+
+class Layer(NamedTuple):
+    """The arguments of ``reference.masked_linear``."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    weight_logits: Tensor
+    bias_logits: Tensor | None
+    weight_threshold: Tensor | None
+    bias_threshold: Tensor | None
+
+
+def some(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+def some_logits(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
+    """Logits with no mask value near a half, the threshold: rounding may not remove an entry."""
+    z = torch.randn(*shape)
+    return torch.where((z.tanh().abs() - 0.5).abs() < 0.02, 2 * z, z).to(dtype)
+
+
+def some_layer(
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype = FLOAT,
+    weight: torch.dtype | None = None,
+    logits: torch.dtype = FLOAT,
+    *,
+    bias: str = "masked",
+    threshold: bool = True,
+    device: torch.device,
+) -> Layer:
+    rows, width, depth = sizes
+    half = torch.tensor(0.5, dtype=logits) if threshold else None
+    masked = bias == "masked"
+    layer = Layer(
+        some(rows, depth, dtype=dtype),
+        some(width, depth, dtype=weight or dtype),
+        None if bias == "none" else some(width, dtype=weight or dtype),
+        some_logits(width, depth, dtype=logits),
+        some_logits(width, dtype=logits) if masked else None,
+        half,
+        half if masked else None,
+    )
+    return Layer(*(None if t is None else t.to(device) for t in layer))
+
+
+def by_autograd(layer: Layer, grad: Tensor) -> list[Tensor | None]:
+    """y and the gradients of x, W, b, z and z_b, of the reference in the dtypes given."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in layer[:5]]
+    # Of no effect but where x is narrower than W.
+    dtype = layer.x.dtype if layer.x.dtype in (HALF, BRAIN) else BRAIN
+    with torch.autocast(grad.device.type, dtype, enabled=layer.x.dtype != layer.weight.dtype):
+        y = reference.masked_linear(*leaves, *layer[5:])
+    y.backward(grad.to(y.dtype))
+    return [y.detach(), *(None if t is None else t.grad for t in leaves)]
+
+
+def by_kernels(layer: Layer, grad: Tensor) -> list[Tensor | None]:
+    x, weight, bias, z, zb, q, qb = layer
+    with poisoned():
+        y = forward.masked_linear_forward(*layer)
+        dx = forward.masked_linear_backward_input(grad, weight, z, q)
+        dw, dz = backward.masked_linear_backward_weight(grad, x, weight, z, q)
+        db = dzb = None
+        if bias is not None:
+            db, dzb = backward.masked_linear_backward_bias(grad, bias, zb, qb)
+    return [y, dx, dw, db, dz, dzb]
+
+
+def double(layer: Layer) -> Layer:
+    return Layer(*(None if t is None else t.double() for t in layer))
+
+
+def check(layer: Layer, grad: Tensor) -> None:
+    found = by_kernels(layer, grad)
+    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
+    for mine, theirs, right in zip(found, plain, exact, strict=True):
+        assert (mine is None) == (right is None)
+        if mine is not None:
+            assert_as_exact(mine, theirs, right)
+
+
+@contextmanager
+def every(config: Config) -> Iterator[None]:
+    with forced("masked_linear", config), forced("masked_linear_input", config):
+        yield
+
+
+@contextmanager
+def large_tiles(device: torch.device) -> Iterator[None]:
+    """Fewer steps for the interpreter, where each takes milliseconds; a GPU has its defaults."""
+    tile = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 2}
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(every({**tile, "SPLIT": 0}))
+            stack.enter_context(forced("masked_linear_weight", tile))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtypes"),
+    [
+        pytest.param((1, 1, 1), (FLOAT,), id="ones"),
+        pytest.param((2, 10, 16), (FLOAT,), id="2-10-16"),
+        pytest.param((7, 33, 129), (FLOAT,), id="odd"),
+        pytest.param((7, 33, 129), (BRAIN,), id="odd-bfloat16"),
+        pytest.param((7, 33, 129), (HALF,), id="odd-float16"),
+        pytest.param((130, 24, 40), (HALF,), id="many-rows-float16"),
+        pytest.param((7, 33, 129), (BRAIN, BRAIN, BRAIN), id="bfloat16-logits"),
+        pytest.param((7, 33, 129), (HALF, HALF, HALF), id="float16-logits"),
+        pytest.param((7, 33, 129), (FLOAT, FLOAT, BRAIN), id="only-logits-bfloat16"),
+        pytest.param((7, 33, 129), (BRAIN, FLOAT), id="autocast-bfloat16"),
+        pytest.param((7, 33, 129), (HALF, FLOAT), id="autocast-float16"),
+        pytest.param((3, 65, 1), (FLOAT,), id="one-input"),
+        pytest.param((65, 1, 70), (FLOAT,), id="one-output"),
+        pytest.param((1, 20, 1000), (FLOAT,), id="one-row-split"),
+    ],
+)
+def test_sizes_and_dtypes(
+    sizes: tuple[int, int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    layer = some_layer(sizes, *dtypes, device=device)
+    check(layer, some(*sizes[:2], dtype=dtypes[0]).to(device))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [
+        pytest.param((128, 400, 784), FLOAT, id="digits"),
+        pytest.param((128, 10, 400), BRAIN, id="last-layer"),
+        pytest.param((64, 512, 512), HALF, id="square"),
+    ],
+)
+def test_large_sizes(sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    layer = some_layer(sizes, dtype, device=device)
+    with large_tiles(device):
+        check(layer, some(*sizes[:2], dtype=dtype).to(device))
+
+
+@pytest.mark.parametrize("bias", BIAS)
+@pytest.mark.parametrize("threshold", [True, False], ids=["threshold", "dense"])
+def test_bias_and_threshold(bias: str, threshold: bool, device: torch.device) -> None:
+    layer = some_layer((5, 18, 37), bias=bias, threshold=threshold, device=device)
+    check(layer, some(5, 18).to(device))
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    """The same values one element into a storage, with rows 3 elements apart from each other."""
+    shape = (*tensor.shape[:-1], tensor.shape[-1] + 3)
+    return tensor.new_zeros(shape)[..., 1:-2].copy_(tensor)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.t().contiguous().t()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda layer, dy: (layer._replace(x=_transposed(layer.x)), dy), id="x.t"),
+        pytest.param(lambda layer, dy: (layer._replace(x=_sliced(layer.x)), dy), id="x-sliced"),
+        pytest.param(
+            lambda layer, dy: (layer._replace(x=layer.x[:1].expand(6, -1)), dy), id="x-expanded"
+        ),
+        pytest.param(lambda layer, dy: (layer, _transposed(dy)), id="dy.t"),
+        pytest.param(lambda layer, dy: (layer, _sliced(dy)), id="dy-sliced"),
+        pytest.param(lambda layer, dy: (layer, dy[:1].expand(6, -1)), id="dy-rows-expanded"),
+        pytest.param(lambda layer, dy: (layer, dy[:1, :1].expand(6, 32)), id="dy-of-sum"),
+        pytest.param(lambda layer, dy: (layer, torch.cat((dy, dy), 1)[:, 32:]), id="dy-of-cat"),
+        pytest.param(
+            lambda layer, dy: (layer._replace(weight=_transposed(layer.weight)), dy), id="w.t"
+        ),
+        pytest.param(
+            lambda layer, dy: (layer._replace(weight_logits=_sliced(layer.weight_logits)), dy),
+            id="z-sliced",
+        ),
+        pytest.param(
+            lambda layer, dy: (
+                layer._replace(bias=_sliced(layer.bias), bias_logits=_sliced(layer.bias_logits)),
+                dy,
+            ),
+            id="bias-sliced",
+        ),
+        pytest.param(
+            lambda layer, dy: (layer._replace(x=layer.x.view(2, 3, 48)), dy.view(2, 3, 32)),
+            id="three-axes",
+        ),
+        pytest.param(lambda layer, dy: (layer._replace(x=layer.x[0]), dy[0]), id="one-axis"),
+    ],
+)
+def test_layouts(
+    change: Callable[[Layer, Tensor], tuple[Layer, Tensor]], device: torch.device
+) -> None:
+    layer = some_layer((6, 32, 48), device=device)
+    check(*change(layer, some(6, 32).to(device)))
+
+
+def _far_apart(rows: Tensor, stride: int) -> Tensor:
+    """The same rows in a storage of which only their pages are touched."""
+    height, width = rows.shape
+    storage = torch.empty((height - 1) * stride + width, dtype=rows.dtype, device=rows.device)
+    return storage.as_strided((height, width), (stride, 1)).copy_(rows)
+
+
+@pytest.mark.parametrize(
+    ("height", "stride"),
+    [
+        pytest.param(2, 2**31 + 8, id="stride-past-int32"),
+        pytest.param(520, 2**22 + 8, id="rows-past-int32"),
+    ],
+)
+def test_offsets_past_32_bits(height: int, stride: int, device: torch.device) -> None:
+    layer = some_layer((height, 4, 5), HALF, device=device)
+    layer = layer._replace(x=_far_apart(layer.x, stride))
+    grad = some(height, 4, dtype=HALF).to(device)
+    near = layer._replace(x=layer.x.contiguous())
+    for far, close in zip(by_kernels(layer, grad), by_kernels(near, grad), strict=True):
+        assert torch.equal(far, close)
+    gradients = backward.masked_linear_backward_bias(_far_apart(grad, stride), *layer[2::2])
+    assert torch.equal(gradients[0], by_kernels(near, grad)[3])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((0, 5, 7), id="no-rows"),
+        pytest.param((3, 0, 7), id="no-outputs"),
+        pytest.param((3, 5, 0), id="no-inputs"),
+    ],
+)
+def test_empty(sizes: tuple[int, int, int], device: torch.device) -> None:
+    layer = some_layer(sizes, device=device)
+    grad = some(*sizes[:2]).to(device)
+    for found, right in zip(by_kernels(layer, grad), by_autograd(layer, grad), strict=True):
+        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("kind", forward.CONFIGS)
+def test_shipped_configurations(kind: str, device: torch.device) -> None:
+    dtype = BRAIN if "16bit" in kind else FLOAT
+    layer = some_layer((18, 70, 130), dtype, device=device)
+    grad = some(18, 70, dtype=dtype).to(device)
+    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
+    for config in forward.CONFIGS[kind]:
+        with every(config), poisoned():
+            y = forward.masked_linear_forward(*layer)
+            dx = forward.masked_linear_backward_input(grad, layer.weight, *layer[3:6:2])
+        assert_as_exact(y, plain[0], exact[0])
+        assert_as_exact(dx, plain[1], exact[1])
+
+
+@pytest.mark.parametrize("kind", backward.CONFIGS)
+def test_shipped_configurations_of_the_gradient(kind: str, device: torch.device) -> None:
+    dtype = BRAIN if kind == "16bit" else FLOAT
+    layer = some_layer((18, 70, 130), dtype, device=device)
+    grad = some(18, 70, dtype=dtype).to(device)
+    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
+    for config in backward.CONFIGS[kind]:
+        with forced("masked_linear_weight", config), poisoned():
+            dw, dz = backward.masked_linear_backward_weight(grad, layer.x, *layer[1::2][:3])
+        assert_as_exact(dw, plain[2], exact[2])
+        assert_as_exact(dz, plain[4], exact[4])
+
+
+@pytest.mark.parametrize("split", [2, 3, 4], ids="in-{}".format)
+def test_parts_of_a_sum(split: int, device: torch.device) -> None:
+    # Five steps: two parts of unequal length, three, and four of which the last is empty.
+    config = {**forward.CONFIGS["rows16_32bit"][0], "BLOCK_K": 32, "SPLIT": split}
+    layer = some_layer((3, 140, 140), device=device)
+    with every(config):
+        check(layer, some(3, 140).to(device))
+
+
+def test_few_tiles_are_split_and_many_are_not() -> None:
+    assert forward._splits(tiles=8, rows=1, depth=4096, step=64) == 16
+    assert forward._splits(tiles=100, rows=16, depth=4096, step=64) == 2
+    assert forward._splits(tiles=8, rows=128, depth=784, step=32) == 6
+    assert forward._splits(tiles=129, rows=128, depth=4096, step=32) == 1
+    assert forward._splits(tiles=1, rows=1, depth=1, step=64) == 1
+
+
+def test_two_runs_have_the_same_bits(device: torch.device) -> None:
+    layer = some_layer((20, 70, 300), device=device)
+    grad = some(20, 70).to(device)
+    for first, second in zip(by_kernels(layer, grad), by_kernels(layer, grad), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_bias_gradients_of_many_rows(device: torch.device) -> None:
+    layer = some_layer((700, 70, 2), BRAIN, device=device)
+    check(layer, some(700, 70, dtype=BRAIN).to(device))
+
+
+def test_values_on_the_threshold_stay(device: torch.device) -> None:
+    """Saturated masks are all 1, of logits that differ: a threshold of 1 keeps them."""
+    z = torch.tensor([[12.0, -20.0, 9.5, 8.0, 0.0, 3.0]], device=device)
+    x = torch.eye(6, device=device)
+    weight, one = torch.full_like(z, 2.0), torch.tensor(1.0, device=device)
+    y = forward.masked_linear_forward(x, weight, None, z, None, one)
+    assert y.flatten().tolist() == [2.0, 2.0, 2.0, 0.0, 0.0, 0.0]
+
+
+def test_a_logit_that_is_not_a_number_stays_one(device: torch.device) -> None:
+    layer = some_layer((3, 4, 5), device=device)
+    layer.weight_logits[2, 1] = torch.nan
+    y, dx, dw, _, dz, _ = by_kernels(layer, some(3, 4).to(device))
+    for tensor, places in ((y, (slice(None), 2)), (dx, (slice(None), 1))):
+        assert tensor[places].isnan().all()
+        assert tensor.isnan().sum() == 3
+    for tensor in (dw, dz):
+        assert tensor.isnan().nonzero().tolist() == [[2, 1]]
+
+
+@pytest.fixture
+def _precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision")
+def test_float32_products_follow_torch(device: torch.device) -> None:
+    for policy, expected in (("highest", "tf32x3"), ("high", "tf32"), ("medium", "bf16")):
+        torch.set_float32_matmul_precision(policy)
+        assert float32_products(FLOAT) == expected
+        assert float32_products(BRAIN) == "tf32"
+    layer = some_layer((5, 20, 40), threshold=False, bias="none", device=device)
+    mask = reference.semi_binary_mask(layer.weight_logits)
+    weight = (layer.weight * mask).to(BRAIN).double()
+    x, grad = layer.x.to(BRAIN).double(), some(5, 20).to(device)
+    y, dx, dw, _, _, _ = by_kernels(layer, grad)
+    # Products of two bfloat16 are exact in float32; a last bit of tanh may round the other way.
+    right = (x @ weight.T, grad.to(BRAIN).double() @ weight, grad.to(BRAIN).double().T @ x * mask)
+    for found, exact in zip((y, dx, dw), right, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=2**-9 * 0.5)
+    assert (y.double() - x @ weight.T).abs().max() < (
+        y.double() - layer.x.double() @ (layer.weight.double() * mask.double()).T
+    ).abs().max()
+
+
+def some_tasks(
+    tasks: int, width: int, depth: int, *, bias: str, threshold: bool, device: torch.device
+) -> tuple[Tensor | None, ...]:
+    """Weights, bias, and the logits and thresholds of each task."""
+    levels = torch.linspace(0.3, 0.6, tasks) if threshold else None
+    tensors = (
+        some(width, depth),
+        None if bias == "none" else some(width),
+        torch.randn(tasks, width, depth),
+        torch.randn(tasks, width) if bias == "masked" else None,
+        levels,
+        levels if bias == "masked" else None,
+    )
+    return tuple(None if t is None else t.to(device) for t in tensors)
+
+
+def of_task(arguments: tuple[Tensor | None, ...], task: int) -> tuple[Tensor | None, ...]:
+    return (*arguments[:2], *(None if t is None else t[task] for t in arguments[2:]))
+
+
+ROWS = [
+    pytest.param("masked", True, id="masked-bias"),
+    pytest.param("unmasked", True, id="unmasked-bias"),
+    pytest.param("none", False, id="no-bias-dense"),
+]
+
+
+@pytest.mark.parametrize(("bias", "threshold"), ROWS)
+@pytest.mark.parametrize("shape", [(3, 40), (2, 70, 40), (5, 600)], ids=str)
+def test_task_axis(
+    shape: tuple[int, ...], bias: str, threshold: bool, device: torch.device
+) -> None:
+    x = some(*shape).to(device)
+    arguments = some_tasks(3, 75, shape[-1], bias=bias, threshold=threshold, device=device)
+    with poisoned():
+        found = forward.masked_linear_forward(x, *arguments)
+    assert found.shape == (3, *shape[:-1], 75)
+    for task in range(3):
+        one = Layer(x, *of_task(arguments, task))
+        right = reference.masked_linear(*double(one))
+        assert_as_exact(found[task], reference.masked_linear(*one), right)
+
+
+@pytest.mark.parametrize(("bias", "threshold"), ROWS)
+@pytest.mark.parametrize(
+    ("ids", "tasks"),
+    [
+        pytest.param([2, 0, 0, 1, 2, 2, 0], 3, id="mixed"),
+        pytest.param([1] * 50 + [3] * 17, 5, id="several-tiles-and-empty-tasks"),
+        pytest.param([9], 12, id="one-row"),
+        pytest.param([0, 0, 0], 1, id="one-task"),
+        pytest.param([], 2, id="no-rows"),
+    ],
+)
+def test_mixed_tasks(
+    ids: list[int], tasks: int, bias: str, threshold: bool, device: torch.device
+) -> None:
+    arguments = some_tasks(tasks, 75, 40, bias=bias, threshold=threshold, device=device)
+    x, numbers = some(len(ids), 40).to(device), torch.tensor(ids, dtype=torch.int64, device=device)
+    with poisoned():
+        found = forward.masked_linear_mixed(x, numbers, *arguments)
+    plain, exact = found.clone(), found.double()
+    for row, task in enumerate(ids):
+        one = Layer(x[row], *of_task(arguments, task))
+        plain[row] = reference.masked_linear(*one)
+        exact[row] = reference.masked_linear(*double(one))
+    assert_as_exact(found, plain, exact)
+
+
+def test_mixed_tasks_split_and_gathered(device: torch.device) -> None:
+    """A long sum in parts, int32 ids, and rows of x that lie apart."""
+    arguments = some_tasks(3, 20, 600, bias="masked", threshold=True, device=device)
+    ids = torch.randint(3, (11,), dtype=torch.int32, device=device)
+    x = _sliced(some(11, 600).to(device))
+    with poisoned():
+        found = forward.masked_linear_mixed(x, ids, *arguments)
+    every_task = [Layer(x, *of_task(arguments, task)) for task in range(3)]
+    rows = torch.arange(11, device=device)
+    plain = torch.stack([reference.masked_linear(*one) for one in every_task])[ids.long(), rows]
+    exact = torch.stack([reference.masked_linear(*double(one)) for one in every_task])
+    assert_as_exact(found, plain, exact[ids.long(), rows])
