@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
+    from hypermask_fast._backend import backend, explain
     from hypermask_fast.conversion import export_subnet, unconvert
+    from hypermask_fast.distributed import DistributedDataParallel
     from hypermask_fast.hypernetwork import ChunkedHypernetwork, Hypernetwork
     from hypermask_fast.layers import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.hypermask import HyperMask
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChunkedHypernetwork",
+    "DistributedDataParallel",
     "FactoredAdam",
     "HyperMask",
     "Hypernetwork",
@@ -29,6 +32,8 @@ __all__ = [
     "MaskedLinear",
     "Trainer",
     "__version__",
+    "backend",
+    "explain",
     "export_subnet",
     "functional",
     "networks",
@@ -40,12 +45,15 @@ __all__ = [
 
 _MODULE_OF = {
     "ChunkedHypernetwork": "hypernetwork",
+    "DistributedDataParallel": "distributed",
     "FactoredAdam": "optim",
     "HyperMask": "methods.hypermask",
     "Hypernetwork": "hypernetwork",
     "MaskedConv2d": "layers",
     "MaskedLinear": "layers",
     "Trainer": "training.trainer",
+    "backend": "_backend",
+    "explain": "_backend",
     "export_subnet": "conversion",
     "plan": "training.plan",
     "unconvert": "conversion",

@@ -134,9 +134,9 @@ class HeadUpdate:
 def head_update(head: nn.Linear) -> HeadUpdate | None:
     """Return the update that a head's optimizer makes in the backward pass, if it does that.
 
-    None without an optimizer of ``step_in_backward=True``, and where there is no backward pass.
+    None without an optimizer of ``step_in_backward=True``, and where the head does not train.
     """
-    optimizer = _in_backward.owner(head.weight)
+    optimizer = _in_backward.owner(head.weight) if head.bias.requires_grad else None
     return HeadUpdate(optimizer) if isinstance(optimizer, FactoredAdam) else None
 
 

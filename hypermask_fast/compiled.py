@@ -79,11 +79,11 @@ class CompiledModule:
     def __init__(
         self, module: nn.Module, compiler: Compiler, *, dynamic_rows: bool = False
     ) -> None:
-        self._module, self._compiler, self._dynamic_rows = module, compiler, dynamic_rows
+        self._module, self.compiler, self._dynamic_rows = module, compiler, dynamic_rows
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        compiler = self._compiler
+        compiler = self.compiler
         if compiler.status != "yes":
             return self._module(x)
         if self._compiled is None:

@@ -165,8 +165,8 @@ class DistributedDataParallel(nn.Module):
     processes must therefore run on the same kind of device.
 
     Parameters, buffers, tasks and, within a task, its targets are copied from process 0 to all
-    others here, once; so it is enough that process 0 loads a checkpoint before. Call ``add_task``,
-    ``begin_task`` and ``end_task`` in every process.
+    others here, once; so it is enough that process 0 loads a checkpoint before. The state of an
+    optimizer is not. Call ``add_task``, ``begin_task`` and ``end_task`` in every process.
 
     Batch norm uses the statistics of the local batch, as in PyTorch, and is the only difference to
     one process beside dropout, which each process draws by itself. The running statistics of
@@ -321,4 +321,4 @@ class DistributedDataParallel(nn.Module):
                     f"a batch has {len(tensor)} rows for {world} processes; choose a batch size "
                     f"that {world} divides, and drop_last=True in a DataLoader"
                 )
-        return tuple(tensor.chunk(world)[rank] for tensor in tensors)
+        return tuple(tensor.tensor_split(world)[rank] for tensor in tensors)

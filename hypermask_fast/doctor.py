@@ -25,6 +25,14 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def _kernels() -> str:
+    """Tell what masks and heads run on."""
+    if not torch.cuda.is_available():
+        return "no CUDA device, so no kernels"
+    probe = torch.empty(0, device="cuda")
+    return "Triton kernels on CUDA" if _backend.uses_kernels("head", probe) else "PyTorch on CUDA"
+
+
 def _facts() -> list[tuple[str, str]]:
     facts = [
         ("hypermask_fast", hypermask_fast.__version__),
@@ -46,7 +54,7 @@ def _facts() -> list[tuple[str, str]]:
     facts.append(("torch.compile", compiled.trial()))
     facts.append(("head passes", native.status()))
     wanted = _backend.requested()
-    facts.append(("backend", f"{wanted}: masks run on {_backend.resolve('masked_linear')}"))
+    facts.append(("backend", f"{wanted}: {_kernels()}"))
     return facts
 
 

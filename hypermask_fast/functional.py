@@ -7,10 +7,11 @@ variable ``HYPERMASK_FAST_BACKEND``.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast._backend import backend, resolve
+from hypermask_fast._backend import backend, resolve, uses_kernels
 from hypermask_fast.reference import Size2
 
 __all__ = ["backend", "mask_threshold", "masked_conv2d", "masked_linear", "semi_binary_mask"]
@@ -72,6 +73,32 @@ def check_mask(
         _check_gated("bias", bias, bias_logits, bias_threshold)
 
 
+def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels were measured to be faster than ``W * mask`` and a plain product."""
+    from hypermask_fast.kernels import _tuning
+
+    if not _tuning.knows(x.device):
+        return False
+    from hypermask_fast.kernels.masked_linear import masked_linear_route
+
+    return masked_linear_route(x.shape, weight.shape, x.dtype, x.device) == "fused"
+
+
+def _conv2d_is_faster(
+    x: Tensor, weight: Tensor, geometry: tuple[Size2, Size2 | str, Size2, int]
+) -> bool:
+    from hypermask_fast.kernels import _tuning
+
+    if not _tuning.knows(x.device):
+        return False
+    from hypermask_fast.kernels._conv2d import in_channels_last
+    from hypermask_fast.kernels.masked_conv2d import masked_conv2d_route
+
+    shape, last = (x if x.dim() == 4 else x[None]).shape, x.dim() == 4 and in_channels_last(x)
+    route = masked_conv2d_route(shape, weight.shape, *geometry, x.dtype, x.device, last)
+    return route == "fused"
+
+
 def mask_threshold(
     logits: Tensor, sparsity: float | Tensor, *, backend: str | None = None
 ) -> Tensor | None:
@@ -92,16 +119,26 @@ def mask_threshold(
             ``logits`` is empty.
         TypeError: ``logits`` is not a floating-point tensor.
     """
-    resolve("mask_threshold", backend)
     _check_logits("logits", logits)
     if isinstance(sparsity, Tensor):
         if sparsity.dim():
             raise ValueError(f"sparsity has shape {tuple(sparsity.shape)}; give a 0-d tensor")
     elif not 0 <= sparsity <= 100:
         raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
-    elif sparsity == 0:
-        return None
-    return reference.mask_threshold(logits, sparsity)
+    with_kernel = uses_kernels("mask_threshold", logits, backend)
+    if not isinstance(sparsity, Tensor):
+        if sparsity == 0:
+            return None
+        if with_kernel:
+            sparsity = torch.full((), sparsity, dtype=torch.float64, device=logits.device)
+    if not with_kernel or not logits.numel():
+        return reference.mask_threshold(logits, sparsity)
+    from hypermask_fast.kernels import ops
+
+    values, _ = ops.mask_thresholds(
+        logits.detach().flatten(), [logits.numel()], sparsity.double(), [True]
+    )
+    return values[0]
 
 
 def semi_binary_mask(
@@ -119,7 +156,6 @@ def semi_binary_mask(
     Raises:
         ValueError, TypeError: As :func:`mask_threshold`.
     """
-    resolve("semi_binary_mask", backend)
     return reference.semi_binary_mask(logits, mask_threshold(logits, sparsity, backend=backend))
 
 
@@ -140,10 +176,12 @@ def masked_linear(
         ValueError, TypeError: A shape, device or dtype does not fit.
     """
     check_mask(weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
-    resolve("masked_linear", backend)
-    return reference.masked_linear(
-        x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold
-    )
+    args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+    if resolve("masked_linear", x, backend, lambda: _linear_is_faster(x, weight)) == "triton":
+        from hypermask_fast import masked_layers
+
+        return masked_layers.masked_linear(*args)
+    return reference.masked_linear(*args)
 
 
 def masked_conv2d(
@@ -167,17 +205,14 @@ def masked_conv2d(
         ValueError, TypeError: A shape, device or dtype does not fit.
     """
     check_mask(weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
-    resolve("masked_conv2d", backend)
-    return reference.masked_conv2d(
-        x,
-        weight,
-        bias,
-        weight_logits,
-        bias_logits,
-        weight_threshold,
-        bias_threshold,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )
+    args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+    geometry = (stride, padding, dilation, groups)
+
+    def faster() -> bool:
+        return _conv2d_is_faster(x, weight, geometry)
+
+    if resolve("masked_conv2d", x, backend, faster) == "triton":
+        from hypermask_fast import masked_layers
+
+        return masked_layers.masked_conv2d(*args, *geometry)
+    return reference.masked_conv2d(*args, *geometry)

@@ -4,6 +4,8 @@ A (N, H) is about 100 times the network it masks, so a step costs what it moves 
 moments. Each function is one pass, native on a CPU (:mod:`hypermask_fast.native`), else PyTorch a
 tile of rows at a time. Gradients come as factors, dA = dz^T hidden, which is never formed.
 
+A float32 head on CUDA goes to the kernels; see :mod:`hypermask_fast._head_kernels`.
+
 In the native passes a logit has the same bits in :func:`logits` and :func:`step_rows`, for any
 number of embeddings and threads. In PyTorch it has them in the same batch of embeddings: make
 targets with all t + 1 of a step, or name the batch by :class:`SampledTargets`. The residual of an
@@ -24,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from hypermask_fast import native
+from hypermask_fast import _head_kernels, native
 from hypermask_fast._adam_step import AdamOptions, AdamStep, adam_step
+from hypermask_fast._backend import uses_kernels
 from hypermask_fast._factors import full_precision
 from hypermask_fast._frozen_tiles import FrozenHead, step_frozen
 from hypermask_fast._head_checks import (
@@ -42,6 +45,10 @@ from hypermask_fast.native import threads
 
 Targets = Tensor | SampledTargets | FrozenHead
 """What the output regularizer keeps the earlier embeddings' logits near."""
+
+
+def _takes_kernels(weight: Tensor) -> bool:
+    return weight.is_cuda and uses_kernels("head", weight)
 
 
 def _native(
@@ -181,7 +188,9 @@ def logits(
     check("out", out, (len(hidden), rows), A)
     check_contiguous("out", out)
     b, hidden, function = b.contiguous(), hidden.contiguous(), _native("logits", A)
-    if function is None:
+    if sampled is None and _takes_kernels(A):
+        _head_kernels.logits(A, b, hidden, out)
+    elif function is None:
         with full_precision(A.device):
             logits_tiles(A, b, hidden, out, sampled)
     else:
@@ -203,7 +212,7 @@ def hidden_grad(A: Tensor, dz: Tensor) -> Tensor:
     """
     rows, _ = check_weight(A)
     check("dz", dz, ("r", rows), A)
-    return _update(A, dz)[0]
+    return _head_kernels.hidden_grad(A, dz) if _takes_kernels(A) else _update(A, dz)[0]
 
 
 @torch.no_grad()
@@ -229,6 +238,9 @@ def adam_rows(
     check_moments("", moments, A, exp_avg.dtype)
     check("dz", dz, ("r", rows), A)
     check("hidden", hidden, (len(dz), width), A)
+    if _takes_kernels(A):
+        _head_kernels.adam_rows(A, moments, dz, hidden, options)
+        return
     adam = adam_step(options, A.dtype)
     _update(A, _taken(dz, options), hidden, adam=adam, moments=moments, want_hidden_grad=False)
 
@@ -294,6 +306,10 @@ def step_rows(
         check_sampled(targets, len(hidden), A)
         sampled, targets = targets, targets.logits
     check_targets(targets, len(hidden) - 1, A)
+    if sampled is None and _takes_kernels(A):
+        return _head_kernels.step_rows(
+            *(A, b, moments, bias_moments, dz_current, hidden, targets), coefficient, options
+        )
     return _update(
         A,
         dz[None],

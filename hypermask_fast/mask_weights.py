@@ -1,7 +1,7 @@
 """Masked weights of all tensors of a network at once, and their L1 drift.
 
 On a CPU one native pass forms masks, percentiles, products and drift, and one pass their gradients;
-elsewhere the operations of :mod:`hypermask_fast.reference` do.
+on CUDA a few kernels do. Elsewhere the operations of :mod:`hypermask_fast.reference` do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast import native, reference
-from hypermask_fast._backend import requested
+from hypermask_fast._backend import note, requested, uses_kernels
 from hypermask_fast.functional import mask_threshold
 from hypermask_fast.native import threads
 
@@ -87,7 +87,7 @@ def _run(name: str, logits: Tensor, sizes: tuple[int, ...], **fields: Any) -> No
     threads.run(getattr(library, f"mask_{name}_{dtype}"), work)
 
 
-class _MaskWeights(torch.autograd.Function):
+class _NativeMaskWeights(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -155,6 +155,46 @@ class _MaskWeights(torch.autograd.Function):
         return of_logits, None, None, None, None, *of_weights
 
 
+class _KernelMaskWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        previous: Tensor | None,
+        sparsity: Tensor | None,
+        masked: tuple[bool, ...],
+        masked_drift: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        from hypermask_fast.kernels import ops
+
+        thresholds = None
+        if sparsity is not None and any(masked):
+            sizes = [w.numel() for w in weights]
+            thresholds, _ = ops.mask_thresholds(logits, sizes, sparsity, masked)
+        products, masks, drift = ops.mask_weights(
+            weights, logits, thresholds, masked, previous, masked_drift
+        )
+        ctx.save_for_backward(logits, thresholds, previous, *weights)
+        ctx.masked, ctx.masked_drift = masked, masked_drift
+        ctx.mark_non_differentiable(masks)
+        ctx.set_materialize_grads(False)
+        return masks, drift, *products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        from hypermask_fast.kernels import ops
+
+        logits, thresholds, previous, *weights = ctx.saved_tensors
+        rest = iter(grads[2:])
+        of_products = [next(rest) if is_masked else None for is_masked in ctx.masked]
+        of_logits, of_weights = ops.mask_weights_backward(
+            weights, logits, thresholds, of_products, previous, ctx.masked_drift, grads[1]
+        )
+        return of_logits, None, None, None, None, *of_weights
+
+
 def _runs_native(logits: Tensor, weights: Sequence[Tensor], sparsity: float | Tensor) -> bool:
     return (
         logits.device.type == "cpu"
@@ -165,6 +205,24 @@ def _runs_native(logits: Tensor, weights: Sequence[Tensor], sparsity: float | Te
         and requested() == "auto"
         and native.library() is not None
     )
+
+
+def _places(
+    sizes: Sequence[int], sparsity: float | Tensor, masked: Sequence[bool]
+) -> npt.NDArray[np.float64]:
+    """Return the position of each percentile among the sorted entries; -1 where there is none."""
+    places = [
+        float(sparsity) * (size - 1) / 100 if is_masked and sparsity else -1.0
+        for size, is_masked in zip(sizes, masked, strict=True)
+    ]
+    return np.array(places)
+
+
+def _on_device(sparsity: float | Tensor, device: torch.device) -> Tensor | None:
+    if isinstance(sparsity, Tensor):
+        return sparsity.to(device, torch.float64)
+    # Filled on the device: a copy from the host would break the capture of a CUDA graph.
+    return torch.full((), sparsity, dtype=torch.float64, device=device) if sparsity else None
 
 
 def _in_pytorch(
@@ -210,27 +268,25 @@ def mask_weights(
     Raises:
         ValueError: The sparsity is a number outside [0, 100].
     """
-    shaped = [
-        z.view(w.shape)
-        for z, w in zip(logits.split([w.numel() for w in weights]), weights, strict=True)
-    ]
-    if not _runs_native(logits, weights, sparsity):
-        return _in_pytorch(weights, shaped, sparsity, masked, previous, masked_drift)
-    if not 0 <= sparsity <= 100:
+    if not isinstance(sparsity, Tensor) and not 0 <= sparsity <= 100:
         raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
-    places = np.array(
-        [
-            sparsity * (w.numel() - 1) / 100 if is_masked and sparsity else -1.0
-            for w, is_masked in zip(weights, masked, strict=True)
-        ]
-    )
-    flat, drift, *rest = _MaskWeights.apply(
-        logits, previous, places, tuple(masked), masked_drift, *weights
+    sizes = [w.numel() for w in weights]
+    function: type[torch.autograd.Function]
+    position: Any
+    if uses_kernels("mask_weights", logits):
+        function = _KernelMaskWeights
+        position = _on_device(sparsity, logits.device)
+    elif _runs_native(logits, weights, sparsity):
+        note("mask_weights: native pass")
+        function = _NativeMaskWeights
+        position = _places(sizes, sparsity, masked)
+    else:
+        shaped = [z.view(w.shape) for z, w in zip(logits.split(sizes), weights, strict=True)]
+        return _in_pytorch(weights, shaped, sparsity, masked, previous, masked_drift)
+    flat, drift, *rest = function.apply(
+        logits, previous, position, tuple(masked), masked_drift, *weights
     )
     remaining = iter(rest)
     products = [next(remaining) if m else w for w, m in zip(weights, masked, strict=True)]
-    masks = [
-        mask.view(w.shape)
-        for mask, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)
-    ]
+    masks = [mask.view(w.shape) for mask, w in zip(flat.split(sizes), weights, strict=True)]
     return MaskedTensors(products, masks, drift)

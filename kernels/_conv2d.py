@@ -109,7 +109,7 @@ def index_type(geometry: Geometry, *tensors: Tensor) -> tl.dtype:
     beyond = (0, *(dilation * (kernel - 1) for kernel, dilation in taps))
     for tensor in tensors:
         axes = zip(tensor.shape[1:], beyond, tensor.stride()[1:], strict=True)
-        if sum((size + more) * stride for size, more, stride in axes) >= 2**31:
+        if sum((size - 1 + more) * stride for size, more, stride in axes) >= 2**31:
             return tl.int64
     return tl.int32
 

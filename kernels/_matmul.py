@@ -72,6 +72,14 @@ def aligned(size: int) -> tuple[int, int]:
     return size // power, power
 
 
+def product_sizes(rows: int, width: int, depth: int, bits: int) -> dict[str, int]:
+    """Name what a configuration is chosen by: a result (rows, width), a sum over ``depth`` terms.
+
+    ``masked_linear_weight`` has the sizes of its layer: rows of x, outputs and inputs.
+    """
+    return {"rows": rows, "width": width, "depth": depth, "bits": bits}
+
+
 def rows_of(tensor: Tensor) -> Tensor:
     """Return (..., n) as (M, n): a copy unless elements are side by side and rows are near."""
     rows = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0)

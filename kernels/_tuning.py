@@ -3,7 +3,8 @@
 A kernel file lists the configurations it ships in ``CONFIGS``, the default first. What
 ``python -m benchmarks tune`` measured is in tuned_configs.json: for each device and kernel a list
 of entries ``{"sizes": {...}, "config": {...}, "ms": float, "alternative_ms": float}``, of which the
-one with the nearest sizes is used, by ratio. Nothing is measured when a kernel runs.
+one with the nearest sizes is used, by ratio, of those with the same bits and layout. Nothing is
+measured when a kernel runs.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import torch
 Config = Mapping[str, int]
 """Keyword arguments of a launch: tile sizes, num_warps, num_stages."""
 
-_TABLE = Path(__file__).with_name("tuned_configs.json")
+TABLE = Path(__file__).with_name("tuned_configs.json")
+_EXACT = ("bits", "layout")
+"""Sizes that are kinds: of another one an entry says nothing."""
 _forced: dict[str, Config] = {}
+_recorded: list[tuple[str, dict[str, int]]] | None = None
 
 
 @cache
 def _table() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    return json.loads(_TABLE.read_text()) if _TABLE.exists() else {}
+    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
 def _distance(entry: Mapping[str, int], sizes: Mapping[str, int]) -> float:
@@ -42,8 +46,22 @@ def _device_name(index: int) -> str:
 @cache
 def _nearest(device: str, kernel: str, sizes: tuple[tuple[str, int], ...]) -> dict[str, Any] | None:
     wanted = dict(sizes)
-    entries = [e for e in _table().get(device, {}).get(kernel, ()) if e["sizes"].keys() == wanted.keys()]
+    entries = [
+        entry
+        for entry in _table().get(device, {}).get(kernel, ())
+        if entry["sizes"].keys() == wanted.keys()
+        and all(entry["sizes"][k] == wanted[k] for k in _EXACT if k in wanted)
+    ]
     return min(entries, key=lambda e: _distance(e["sizes"], wanted)) if entries else None
+
+
+def knows(device: torch.device) -> bool:
+    """Return whether anything was measured on a device of this kind."""
+    return device.type == "cuda" and bool(_table().get(_name(device)))
+
+
+def _name(device: torch.device) -> str:
+    return _device_name(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, Any] | None:
@@ -68,10 +86,23 @@ def choose(kernel: str, configs: Sequence[Config], device: torch.device, **sizes
         configs: Those that the kernel ships, the default first.
         device, **sizes: As in :func:`measured`.
     """
+    if _recorded is not None:
+        _recorded.append((kernel, sizes))
     if kernel in _forced:
         return _forced[kernel]
     entry = measured(kernel, device, **sizes) if _table() else None
     return configs[0] if entry is None else entry["config"]
+
+
+@contextmanager
+def recording() -> Iterator[list[tuple[str, dict[str, int]]]]:
+    """Collect the kernels that :func:`choose` is asked for inside a ``with`` block, with sizes."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
 
 
 @contextmanager

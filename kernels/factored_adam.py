@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import on_device
+from hypermask_fast.kernels._device import cast, on_device
 from hypermask_fast.kernels._tuning import Config, choose
 from hypermask_fast.kernels.mask_logits import exact_dot
 
@@ -56,7 +56,8 @@ def load_scalars(scalars_ptr):
     numbers = ()
     for slot in tl.static_range(8):
         numbers += (tl.load(scalars_ptr + slot),)
-    return numbers, tl.load(scalars_ptr + 8) == 0
+    # As an integer: the interpreter cannot join what compares floats with a mask.
+    return numbers, tl.load(scalars_ptr + 8).to(tl.int32) == 0
 
 
 @triton.jit
@@ -74,8 +75,9 @@ def adam_update(
     exp_avg_sq = tl.fma(square * grad, grad, beta2 * exp_avg_sq)
     ratio = exp_avg / (tl.sqrt(exp_avg_sq) + eps)
     tl.store(parameter_ptr + offsets, tl.fma(-step_size, ratio, parameter * decay), mask=mask)
-    tl.store(exp_avg_ptr + offsets, exp_avg.to(exp_avg_ptr.dtype.element_ty), mask=mask)
-    tl.store(exp_avg_sq_ptr + offsets, exp_avg_sq.to(exp_avg_sq_ptr.dtype.element_ty), mask=mask)
+    stored: tl.constexpr = exp_avg_ptr.dtype.element_ty
+    tl.store(exp_avg_ptr + offsets, cast(exp_avg, stored), mask=mask)
+    tl.store(exp_avg_sq_ptr + offsets, cast(exp_avg_sq, stored), mask=mask)
 
 
 @triton.jit
@@ -167,11 +169,10 @@ def _factored_adam_kernel(
     adam_update(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr, at, a, grad, mask, scalars)
     if bias_ptr is not None:
         if tl.program_id(1) == 0:
-            at = start + row
-            b = tl.load(bias_ptr + at, mask=valid, other=0.0)
+            b = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
             adam_update(
                 *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr),
-                *(at, b, bias_grad, valid, scalars),
+                *(start + row, b, bias_grad, valid, scalars),
             )
 
 

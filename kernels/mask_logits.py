@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.target_info import is_hip
 
-from hypermask_fast.kernels._device import INTERPRET, on_device
+from hypermask_fast.kernels._device import cast, on_device
+from hypermask_fast.kernels._matmul import dot
 from hypermask_fast.kernels._tuning import Config, choose
 
 
@@ -49,12 +49,7 @@ _GRAD_ROWS = 128
 @triton.jit
 def exact_dot(a, b, acc):
     """acc + a b, with float32's accuracy."""
-    if INTERPRET:
-        return tl.dot(a, b, acc)
-    elif is_hip():
-        return tl.dot(a, b, acc, input_precision="ieee")
-    else:
-        return tl.dot(a, b, acc, input_precision="tf32x3")
+    return dot(a, b, acc, tl.float32, "tf32x3")
 
 
 @triton.jit
@@ -85,28 +80,49 @@ def _mask_logits_vector_kernel(
 
 
 @triton.jit
+def residuals(z, target, live):
+    """z - target; 0 where z rounds to a target of a narrower dtype, and where not live."""
+    wide = target.to(tl.float32)
+    residual = z - wide
+    if target.dtype != tl.float32:
+        residual = tl.where(cast(z, target.dtype).to(tl.float32) == wide, 0.0, residual)
+    return tl.where(live, residual, 0.0)
+
+
+@triton.jit
 def _mask_logits_matrix_kernel(
     weight_ptr,
     bias_ptr,
     hidden_ptr,
+    targets_ptr,
+    current_ptr,
+    coefficient_ptr,
+    scalars_ptr,
     out_ptr,
+    squares_ptr,
     rows,
     count,
+    targets_stride,
     out_stride,
     WIDTH: tl.constexpr,
+    SKIPPED: tl.constexpr,
+    RESIDUALS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """z (BLOCK_N, BLOCK_K) = A hidden^T + b."""
+    """z (BLOCK_N, BLOCK_K) = A hidden^T + b; its first SKIPPED columns are of no embedding.
+
+    RESIDUALS: the output is instead [dz_0, coefficient (z - targets)], as in ``step_rows``.
+    """
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
-    embedding = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    slot = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     valid = row < rows - start
-    used = embedding < count
+    used = (slot >= SKIPPED) & (slot < count + SKIPPED)
     tile_ptr = weight_ptr + start * WIDTH + (row[:, None] * WIDTH + column[None, :])
-    hidden_ptr += embedding[None, :] * WIDTH + column[:, None]
+    hidden_ptr += (slot - SKIPPED)[None, :] * WIDTH + column[:, None]
     z = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for first in range(0, WIDTH, BLOCK_H):
         inside = column < WIDTH - first
@@ -114,8 +130,19 @@ def _mask_logits_matrix_kernel(
         h = tl.load(hidden_ptr + first, mask=inside[:, None] & used[None, :], other=0.0)
         z = exact_dot(a, h, z)
     z += tl.load(bias_ptr + start + row, mask=valid, other=0.0)[:, None]
-    out_ptr += start + embedding[None, :].to(tl.int64) * out_stride + row[:, None]
-    tl.store(out_ptr, z, mask=valid[:, None] & used[None, :])
+    whole = valid[:, None] & used[None, :]
+    if RESIDUALS:
+        live = whole & (slot >= 1)[None, :]
+        at = targets_ptr + start + (slot - 1)[None, :].to(tl.int64) * targets_stride + row[:, None]
+        residual = residuals(z, tl.load(at, mask=live, other=0.0), live)
+        squares = tl.sum(tl.sum(residual * residual, 1), 0)
+        tl.store(squares_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), squares)
+        # 0 times NaN would be NaN: a step that is not taken has no gradient.
+        taken = tl.load(scalars_ptr + 8).to(tl.int32) == 0
+        dz = tl.load(current_ptr + start + row, mask=valid & taken, other=0.0)
+        z = tl.where((slot == 0)[None, :], dz[:, None], tl.load(coefficient_ptr) * residual)
+    out_ptr += start + (slot - SKIPPED)[None, :].to(tl.int64) * out_stride + row[:, None]
+    tl.store(out_ptr, cast(z, out_ptr.dtype.element_ty), mask=whole)
 
 
 @triton.jit
@@ -201,6 +228,88 @@ def hidden_grad(weight: Tensor, dz: Tensor) -> Tensor:
     return parts.sum(0, dtype=torch.float64).to(weight.dtype)
 
 
+def _launch_matrix(
+    weight: Tensor,
+    bias: Tensor,
+    hidden: Tensor,
+    out: Tensor,
+    skipped: int = 0,
+    *,
+    targets: Tensor | None = None,
+    current: Tensor | None = None,
+    coefficient: Tensor | None = None,
+    scalars: Tensor | None = None,
+) -> Tensor | None:
+    """Fill ``out``; return the sums of squares of the residuals, where there are targets."""
+    rows, count = len(weight), len(hidden)
+    block, config = _plan("", weight, max(2, count + skipped))
+    grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(count + skipped, block))
+    squares = None if targets is None else weight.new_empty(grid)
+    with on_device(weight):
+        _mask_logits_matrix_kernel[grid](
+            *(weight.contiguous(), bias.contiguous(), hidden.contiguous()),
+            *(targets, current, coefficient, scalars, out, squares),
+            *(rows, count, 0 if targets is None else targets.stride(0), out.stride(0)),
+            SKIPPED=skipped,
+            RESIDUALS=targets is not None,
+            BLOCK_K=block,
+            **config,
+        )
+    return squares
+
+
+def residual_factors(
+    weight: Tensor,
+    bias: Tensor,
+    dz_current: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    coefficient: Tensor,
+    scalars: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients to all logits: the current ones', and those of the regularizer.
+
+    Args:
+        weight: A (N, H).
+        bias: b (N,).
+        dz_current: (N,), contiguous; taken as 0 if the step is skipped.
+        hidden: (t + 1, H), the current embedding's first.
+        targets: (t, N), float32 or bfloat16; of :func:`target_logits`. t is at least 1.
+        coefficient: One number, float32.
+        scalars: Of :func:`~hypermask_fast.kernels.factored_adam.adam_scalars`.
+
+    Returns:
+        dz (t + 1, N), and the sum of the squares of ``hidden[1:] A^T + b - targets``, 0-d float64.
+    """
+    dz = weight.new_empty(len(hidden), len(weight))
+    squares = _launch_matrix(
+        *(weight, bias, hidden, dz),
+        targets=targets,
+        current=dz_current,
+        coefficient=coefficient,
+        scalars=scalars,
+    )
+    assert squares is not None
+    return dz, squares.sum(dtype=torch.float64)
+
+
+def target_logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
+    """Fill ``out`` with the logits that :func:`residual_factors` forms with ``hidden`` as its last.
+
+    Args:
+        weight: A (N, H).
+        bias: b (N,).
+        hidden: (t, H), of the earlier embeddings.
+        out: (t, N), float32 or bfloat16.
+
+    Returns:
+        ``out``.
+    """
+    _launch_matrix(weight, bias, hidden, out, skipped=1)
+    return out
+
+
 def mask_logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the logits of task embeddings, hidden A^T + b.
 
@@ -217,13 +326,13 @@ def mask_logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor | None
     out = weight.new_empty(count, rows) if out is None else out
     if not out.numel():
         return out
-    block, config = _plan("", weight, count)
-    tensors = (weight.contiguous(), bias.contiguous(), hidden.contiguous(), out)
-    grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(count, block))
-    with on_device(weight):
-        if count == 1:
-            _mask_logits_vector_kernel[grid](*tensors, rows, **config)
-        else:
-            sizes = (rows, count, out.stride(0))
-            _mask_logits_matrix_kernel[grid](*tensors, *sizes, BLOCK_K=block, **config)
+    if count == 1:
+        _, config = _plan("", weight, 1)
+        with on_device(weight):
+            _mask_logits_vector_kernel[(triton.cdiv(rows, config["BLOCK_N"]),)](
+                *(weight.contiguous(), bias.contiguous(), hidden.contiguous(), out, rows),
+                **config,
+            )
+    else:
+        _launch_matrix(weight, bias, hidden, out)
     return out

@@ -32,7 +32,7 @@ CONFIGS = (
     {"BLOCK": 2048, "num_warps": 8},
     {"BLOCK": 1024, "num_warps": 4},
     {"BLOCK": 1024, "num_warps": 8},
-    {"BLOCK": 4096, "num_warps": 16},
+    {"BLOCK": 512, "num_warps": 4},
 )
 
 _GROUP = 64
@@ -40,11 +40,10 @@ _GROUP = 64
 
 @triton.jit
 def _address(pointers, tensor):
-    """The address of one of several tensors, as int64; 0 where it is None."""
-    address = tl.zeros((), tl.int64)
-    for i in tl.static_range(len(pointers)):
-        if pointers[i] is not None:
-            address = tl.where(tensor == i, pointers[i].to(tl.int64), address)
+    """The address of one of several tensors, as int64."""
+    address = pointers[0].to(tl.int64)
+    for i in tl.static_range(1, len(pointers)):
+        address = tl.where(tensor == i, pointers[i].to(tl.int64), address)
     return address
 
 
@@ -150,9 +149,10 @@ class _Group(NamedTuple):
     chosen: tuple[bool, ...]
     table: Blocks
 
-    def only(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """Return the tensors, with None for those of other launches."""
-        return tuple(t if c else None for t, c in zip(tensors, self.chosen, strict=True))
+    def only(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | int, ...]:
+        """Return the tensors, with the address 0 for None and for those of other launches."""
+        pairs = zip(tensors, self.chosen, strict=True)
+        return tuple(t if c and t is not None else 0 for t, c in pairs)
 
 
 @lru_cache(maxsize=256)

@@ -22,162 +22,50 @@ float32, or another of these. Each gradient has the dtype of its tensor.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import cast, on_device, semi_binary
-from hypermask_fast.kernels._matmul import (
-    aligned,
-    dot,
-    float32_products,
-    load_threshold,
-    rows_of,
-    swizzle,
+from hypermask_fast.kernels._device import on_device
+from hypermask_fast.kernels._masked_linear import (
+    masked_linear_product_kernel,
+    masked_linear_sum_kernel,
 )
-from hypermask_fast.kernels._tuning import Config, choose
+from hypermask_fast.kernels._matmul import aligned, float32_products, product_sizes, rows_of
+from hypermask_fast.kernels._tuning import Config, choose, measured
 
 
-def _config(m: int, n: int, k: int, warps: int, stages: int, split: int = 0) -> Config:
-    tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8, "SPLIT": split}
-    return {**tile, "num_warps": warps, "num_stages": stages}
+def _configs(*rows: tuple[int, int, int, int, int]) -> tuple[Config, ...]:
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
+    return tuple({**dict(zip(names, row, strict=True)), "GROUP": 8, "SPLIT": 0} for row in rows)
 
 
 CONFIGS: dict[str, tuple[Config, ...]] = {
-    "rows16_32bit": (_config(16, 64, 64, 4, 3), _config(16, 128, 32, 4, 3)),
-    "rows16_16bit": (_config(16, 64, 64, 4, 4), _config(16, 64, 128, 4, 3)),
-    "rows128_32bit": (_config(64, 64, 32, 4, 3), _config(128, 64, 32, 4, 3)),
-    "rows128_16bit": (_config(64, 64, 64, 4, 3), _config(128, 64, 64, 4, 3)),
-    "rows_32bit": (_config(128, 128, 32, 8, 3), _config(128, 64, 32, 4, 3)),
-    "rows_16bit": (_config(128, 128, 64, 8, 3), _config(256, 64, 64, 8, 3)),
+    "rows16_32bit": _configs(
+        (16, 64, 32, 4, 4), (16, 64, 64, 4, 2), (16, 128, 32, 8, 3), (32, 64, 32, 4, 3)
+    ),
+    "rows16_16bit": _configs(
+        (16, 64, 64, 4, 4), (16, 64, 64, 4, 3), (16, 128, 32, 4, 4), (16, 128, 64, 8, 3)
+    ),
+    "rows128_32bit": _configs(
+        (128, 64, 32, 8, 2), (128, 64, 32, 8, 3), (64, 64, 32, 8, 3), (32, 64, 32, 4, 3)
+    ),
+    "rows128_16bit": _configs(
+        (128, 64, 32, 4, 3), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 4)
+    ),
+    "rows_32bit": _configs((128, 64, 32, 8, 3), (128, 64, 32, 8, 2), (64, 128, 32, 8, 3)),
+    "rows_16bit": _configs(
+        (256, 64, 32, 8, 3), (128, 128, 32, 8, 3), (128, 128, 64, 8, 2), (256, 128, 32, 8, 3)
+    ),
 }
 """The default first, by rows (up to 16, up to 128, more) and bits of an element of x or of W, the
 larger. ``SPLIT`` is the number of parts of the sum, or 0 for :func:`_splits`.
 """
 _SUM_BLOCK = 1024
-
-
-@triton.jit(do_not_specialize=["M", "N", "K", "row_tiles", "steps", "stride_a"])
-def _masked_linear_product_kernel(
-    a_ptr,
-    w_ptr,
-    z_ptr,
-    q_ptr,
-    b_ptr,
-    zb_ptr,
-    qb_ptr,
-    order_ptr,
-    starts_ptr,
-    y_ptr,
-    M,
-    N,
-    K,
-    T,
-    row_tiles,
-    steps,
-    stride_a,
-    ACROSS: tl.constexpr,
-    ALIGN_N: tl.constexpr,
-    ALIGN_K: tl.constexpr,
-    ALIGN_A: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """y[m, n] = sum_k a[m, k] W[n, k] mask[n, k] + b[n] mask_b[n], in tiles (BLOCK_N, BLOCK_M).
-
-    ACROSS: W and mask are stored (K, N). Program axis 1 splits the sum over k. Tasks share axis 0,
-    so that W is read once for all; or, given ``order`` and ``starts``, each tile of rows has one.
-    """
-    N *= ALIGN_N
-    K *= ALIGN_K
-    stride_a *= ALIGN_A
-    pid = tl.program_id(0)
-    split = tl.program_id(1)
-    if starts_ptr is None:
-        task = pid % T
-        pid = pid // T
-    tile_n, tile_m = swizzle(pid, tl.cdiv(N, BLOCK_N), row_tiles, GROUP)
-
-    columns = tl.arange(0, BLOCK_M)
-    if starts_ptr is None:
-        row = tile_m.to(tl.int64) * BLOCK_M
-        a_ptr += row * stride_a
-        y_ptr += ((split.to(tl.int64) * T + task) * M + row) * N
-        rows = columns
-        live = columns < M - row
-    else:
-        t = tl.arange(0, BLOCK_T)
-        begins = tl.load(starts_ptr + t, t < T, other=0)
-        ends = tl.load(starts_ptr + t + 1, t < T, other=0)
-        tiles = tl.cdiv(ends - begins, BLOCK_M)
-        task = tl.sum((tl.cumsum(tiles) <= tile_m).to(tl.int32))
-        tile_m -= tl.sum(tl.where(t < task, tiles, 0))
-        place = tl.sum(tl.where(t == task, begins, 0)) + tile_m * BLOCK_M + columns
-        live = place < tl.sum(tl.where(t == task, ends, 0))
-        rows = tl.load(order_ptr + place, live, other=0)
-        y_ptr += split.to(tl.int64) * M * N
-        # More programs than tiles of rows: the last ones have no task, and nothing to do.
-        steps = tl.where(task < T, steps, 0)
-        task = tl.minimum(task, T - 1)
-
-    n = tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    first = tile_n.to(tl.int64) * BLOCK_N
-    live_n = n < N - tile_n * BLOCK_N
-    start = split * steps * BLOCK_K
-    if ACROSS:
-        base = start.to(tl.int64) * N + first
-        step = BLOCK_K * N
-        at = k[None, :] * N + n[:, None]
-    else:
-        base = first * K + start
-        step = BLOCK_K
-        at = n[:, None] * K + k[None, :]
-    w_ptr += base
-    z_ptr += base + tl.cast(task, tl.int64) * N * K
-    a_ptr += start
-    at_a = k[:, None] + rows[None, :] * stride_a
-    q = load_threshold(q_ptr, task)
-    HAS_Q: tl.constexpr = q_ptr is not None
-    dtype: tl.constexpr = a_ptr.dtype.element_ty
-
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for begin in range(start, tl.minimum(start + steps * BLOCK_K, K), BLOCK_K):
-        live_k = k < K - begin
-        inside = live_n[:, None] & live_k[None, :]
-        w = tl.load(w_ptr + at, inside, other=0).to(tl.float32)
-        mask = semi_binary(tl.load(z_ptr + at, inside, other=0), q, HAS_Q)
-        a = tl.load(a_ptr + at_a, live_k[:, None] & live[None, :], other=0)
-        acc = dot(w * mask, a, acc, dtype, PRECISION)
-        w_ptr += step
-        z_ptr += step
-        a_ptr += BLOCK_K
-
-    if b_ptr is not None:
-        bias = tl.load(b_ptr + first + n, live_n, other=0).to(tl.float32)
-        if zb_ptr is not None:
-            zb = tl.load(zb_ptr + tl.cast(task, tl.int64) * N + first + n, live_n, other=0)
-            bias *= semi_binary(zb, load_threshold(qb_ptr, task), qb_ptr is not None)
-        acc += tl.where(split == 0, bias, 0.0)[:, None]
-    y_ptr += first + rows[None, :] * N + n[:, None]
-    tl.store(y_ptr, cast(acc, y_ptr.dtype.element_ty), live_n[:, None] & live[None, :])
-
-
-@triton.jit
-def _masked_linear_sum_kernel(partial_ptr, y_ptr, size, splits, BLOCK: tl.constexpr):
-    """y = the sum of ``splits`` partial results, in their order."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    i = tl.arange(0, BLOCK)
-    live = i < size - first
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        acc += tl.load(partial_ptr + tl.cast(split, tl.int64) * size + first + i, live, other=0)
-    tl.store(y_ptr + first + i, cast(acc, y_ptr.dtype.element_ty), live)
 
 
 def _class(rows: int, bits: int) -> str:
@@ -213,7 +101,7 @@ def _multiply(
     if not y.numel():
         return y
     bits = 8 * max(x.element_size(), weight.element_size())
-    sizes = {"rows": height, "width": width, "depth": depth, "bits": bits}
+    sizes = product_sizes(height, width, depth, bits)
     alike = height if tasks is None else triton.cdiv(height, count)
     config = dict(choose(kernel, CONFIGS[_class(alike, bits)], x.device, **sizes))
     row_tiles = triton.cdiv(height, config["BLOCK_M"])
@@ -221,21 +109,23 @@ def _multiply(
     if tasks is not None:
         # Each task may end in a part of a tile; how many do, only the device knows.
         row_tiles = min(height, row_tiles + count)
-        order = tasks.argsort(stable=True)
+        ranked, order = tasks.sort(stable=True)
         numbers = torch.arange(count + 1, device=tasks.device, dtype=tasks.dtype)
-        starts = torch.searchsorted(tasks[order], numbers, out_int32=True)
+        starts = torch.searchsorted(ranked, numbers, out_int32=True)
     tiles = triton.cdiv(width, config["BLOCK_N"]) * row_tiles * (count if each else 1)
     split = config.pop("SPLIT") or _splits(tiles, height, depth, config["BLOCK_K"])
     out = y if split == 1 else y.new_empty((split, y.numel()), dtype=torch.float32)
     steps = triton.cdiv(triton.cdiv(depth, config["BLOCK_K"]), split)
     (n, align_n), (k, align_k), (a, align_a) = map(aligned, (width, depth, rows.stride(0)))
+    # Those of a layer lie apart where they are slices of all logits of each task.
+    masks = logits if logits.dim() == 3 else logits[None]
+    masks = masks if masks[0].is_contiguous() else masks.contiguous()
     with on_device(x):
-        _masked_linear_product_kernel[(tiles, split)](
+        masked_linear_product_kernel[(tiles, split)](
             rows,
             weight.contiguous(),
-            logits.contiguous(),
-            threshold,
-            *(None if b is None else b.contiguous() for b in bias),
+            masks,
+            *(None if t is None else t.contiguous() for t in (threshold, *bias)),
             order,
             starts,
             out,
@@ -246,6 +136,7 @@ def _multiply(
             row_tiles,
             steps,
             a,
+            masks.stride(0),
             ACROSS=across,
             ALIGN_N=align_n,
             ALIGN_K=align_k,
@@ -257,8 +148,41 @@ def _multiply(
         if split > 1:
             size = y.numel()
             grid = (triton.cdiv(size, _SUM_BLOCK),)
-            _masked_linear_sum_kernel[grid](out, y, size, split, BLOCK=_SUM_BLOCK, num_warps=4)
+            masked_linear_sum_kernel[grid](out, y, size, split, BLOCK=_SUM_BLOCK, num_warps=4)
     return y
+
+
+def masked_linear_route(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    backward: bool = True,
+) -> Literal["fused", "materialised"]:
+    """Return which way is faster: these kernels, or W mask from ``mask_weights`` and cuBLAS.
+
+    By the nearest sizes in the table, summed over the passes; "materialised" where one of them was
+    not measured on this device.
+
+    Args:
+        x_shape, weight_shape: (..., K) and (N, K).
+        dtype: Of x.
+        device: Where it runs.
+        backward: Whether gradients follow. Default True.
+    """
+    rows, (width, depth), bits = math.prod(x_shape[:-1]), weight_shape, 8 * dtype.itemsize
+    along = product_sizes(rows, width, depth, bits)
+    passes = {"masked_linear": along}
+    if backward:
+        across = product_sizes(rows, depth, width, bits)
+        passes |= {"masked_linear_input": across, "masked_linear_weight": along}
+    saved = 0.0
+    for kernel, sizes in passes.items():
+        entry = measured(kernel, device, **sizes)
+        if entry is None:
+            return "materialised"
+        saved += entry["alternative_ms"] - entry["ms"]
+    return "fused" if saved > 0 else "materialised"
 
 
 def masked_linear_backward_input(

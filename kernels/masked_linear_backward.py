@@ -19,20 +19,25 @@ from hypermask_fast.kernels._matmul import (
     dot,
     float32_products,
     load_threshold,
+    product_sizes,
     rows_of,
     swizzle,
 )
 from hypermask_fast.kernels._tuning import Config, choose
 
 
-def _config(n: int, k: int, m: int, warps: int, stages: int) -> Config:
-    tile = {"BLOCK_N": n, "BLOCK_K": k, "BLOCK_M": m, "GROUP": 8}
-    return {**tile, "num_warps": warps, "num_stages": stages}
+def _configs(*rows: tuple[int, int, int, int, int]) -> tuple[Config, ...]:
+    names = ("BLOCK_N", "BLOCK_K", "BLOCK_M", "num_warps", "num_stages")
+    return tuple({**dict(zip(names, row, strict=True)), "GROUP": 8} for row in rows)
 
 
 CONFIGS: dict[str, tuple[Config, ...]] = {
-    "32bit": (_config(64, 64, 32, 4, 3), _config(128, 64, 32, 8, 3)),
-    "16bit": (_config(64, 128, 64, 8, 3), _config(128, 128, 64, 8, 3)),
+    "32bit": _configs(
+        (64, 64, 32, 4, 3), (128, 64, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 64, 8, 3)
+    ),
+    "16bit": _configs(
+        (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 64, 4, 3), (64, 64, 32, 4, 3)
+    ),
 }
 """The default first, by bits of an element of x."""
 
@@ -205,7 +210,7 @@ def masked_linear_backward_weight(
         return weight_grad, logits_grad
     grads, rows = rows_of(grad), rows_of(x)
     bits = 8 * x.element_size()
-    sizes = {"rows": rows.shape[0], "width": width, "depth": depth, "bits": bits}
+    sizes = product_sizes(rows.shape[0], width, depth, bits)
     config = choose("masked_linear_weight", CONFIGS[f"{bits}bit"], x.device, **sizes)
     tiles = triton.cdiv(width, config["BLOCK_N"]) * triton.cdiv(depth, config["BLOCK_K"])
     (n, align_n), (k, align_k) = aligned(width), aligned(depth)

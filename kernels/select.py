@@ -1,9 +1,10 @@
 """Percentiles of |tanh z| of all tensors of a network at once, by a radix selection on |z|.
 
 Of n magnitudes two neighbours are needed, those of the ranks floor(x) and ceil(x) with
-x = p (n - 1) / 100 in float64: tanh does not change their order. The 31 bits of a float32 magnitude order as the number does, and are
-settled in three passes of 11, 10 and 10: count the entries in the bin of each rank by their next
-bits, then pick the bins that hold the ranks. Counts are integers, so their order does not matter.
+x = p (n - 1) / 100 in float64; tanh keeps their order. The 31 bits of a float32 magnitude order as
+the number does, and are settled in three passes of 11, 10 and 10: count the entries in the bin of
+each rank by their next bits, then pick the bins that hold the ranks. Counts are integers, so the
+order of their sums does not matter.
 
 z is (N,), the entries of all T tensors one after another. A first histogram is (T, 2048) int32: row
 i counts the entries of tensor i by ``_blocks.histogram_bin(z)``, the bits of |z| from 20 on. Who

@@ -5,14 +5,10 @@ dz_0 of the current embedding: dhidden = dz A with A as it was, sum_j ||r_j||^2,
 from the gradients dz^T hidden and sum_j dz_j. hidden (t + 1, H), dz_0 (N,), targets (t, N) float32
 or bfloat16, moments float32 or bfloat16, all else float32. Bytes, with 4-byte moments and targets:
 
-* H <= 256: 24 N H + 4 t N + 28 N: A, m and v are read and written once. Up to 15 earlier
-  embeddings, logits and gradients are float32 multiply-adds; with more, they are products of
-  float32's accuracy, and the partial sums of dhidden go through the L2 cache, t / (3 BLOCK_N) of
-  the bytes of A, m and v.
-* Wider heads: 32 N H + 28 t N + 36 N, as passes for logits, residuals, dhidden and Adam.
-
-The programs stay and take tiles of rows in turn, so that there are few partial sums; torch adds
-them in float64, in the programs' order.
+* One pass, for t < 16 and H <= 256: 24 N H + 4 t N + 28 N. Logits and the gradients of A and b are
+  float32 multiply-adds, dhidden a product of float32's accuracy. The programs stay and take tiles
+  of rows in turn, so that there are few partial sums; torch adds them in float64, in order.
+* Else three passes, for [dz_0, dz], dhidden and Adam, of products: 32 N H + 16 t N + 40 N.
 
 :func:`earlier_logits` makes targets in the same arithmetic on the same tiles: the residuals of a
 head that did not change are exactly 0.
@@ -21,55 +17,51 @@ head that did not change are exactly 0.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import on_device
+from hypermask_fast.kernels._device import cast, on_device
 from hypermask_fast.kernels._tuning import Config, choose
 from hypermask_fast.kernels.factored_adam import adam_update, factored_adam, load_scalars
-from hypermask_fast.kernels.mask_logits import exact_dot, hidden_grad, mask_logits
+from hypermask_fast.kernels.mask_logits import (
+    exact_dot,
+    hidden_grad,
+    residual_factors,
+    residuals,
+    target_logits,
+)
 
 
-CONFIGS: dict[str, tuple[Config, ...]] = {
-    "sums": (
-        {"BLOCK_N": 32, "BLOCK_H": 32, "PROGRAMS": 16, "num_warps": 4},
-        {"BLOCK_N": 32, "BLOCK_H": 32, "PROGRAMS": 4, "num_warps": 4},
-        {"BLOCK_N": 32, "BLOCK_H": 64, "PROGRAMS": 16, "num_warps": 4},
-        {"BLOCK_N": 64, "BLOCK_H": 32, "PROGRAMS": 8, "num_warps": 8},
-    ),
-    "products": (
-        {"BLOCK_N": 64, "BLOCK_T": 32, "PROGRAMS": 4, "num_warps": 8},
-        {"BLOCK_N": 64, "BLOCK_T": 64, "PROGRAMS": 2, "num_warps": 8},
-        {"BLOCK_N": 32, "BLOCK_T": 32, "PROGRAMS": 4, "num_warps": 4},
-    ),
-    "residuals": ({"BLOCK_N": 256, "num_warps": 4}, {"BLOCK_N": 512, "num_warps": 4}),
-}
-"""By how logits and gradients are formed: by multiply-adds, products, or kernels of their own.
+def _config(rows: int, columns: int, warps: int, programs: int) -> Config:
+    sizes = {"BLOCK_N": rows, "BLOCK_H": columns, "PROGRAMS": programs}
+    return {**sizes, "num_warps": warps}
 
-``PROGRAMS`` is for each multiprocessor; ``BLOCK_T`` embeddings are taken at a time.
-"""
 
-_BUCKETS = (0, 3, 7, 11, 15)
-"""Numbers of earlier embeddings that the kernel of multiply-adds is compiled for."""
+CONFIGS: tuple[Config, ...] = (
+    _config(16, 32, 4, 16),
+    _config(16, 32, 4, 4),
+    _config(32, 32, 8, 8),
+    _config(32, 32, 8, 2),
+    _config(16, 64, 4, 16),
+)
+"""``PROGRAMS`` is for each multiprocessor; ``BLOCK_H`` columns of A at a time make a tile's row."""
+
+_MOST = 15
 _WIDEST = 256
+"""Earlier embeddings and columns that one pass takes."""
 
 
 @triton.jit
-def _residuals(z, target, live):
-    """z - target; 0 where z rounds to a target of a narrower dtype, and where not live."""
-    wide = target.to(tl.float32)
-    residual = z - wide
-    if target.dtype != tl.float32:
-        residual = tl.where(z.to(target.dtype).to(tl.float32) == wide, 0.0, residual)
-    return tl.where(live, residual, 0.0)
+def _cached(ptr, mask):
+    """Load what is used several times, and is not kept in registers for that."""
+    return tl.load(ptr, mask=mask, other=0.0, cache_modifier=".ca")
 
 
 @triton.jit
-def _step_rows_sums_kernel(
+def _step_rows_kernel(
     weight_ptr,
     bias_ptr,
     exp_avg_ptr,
@@ -87,7 +79,6 @@ def _step_rows_sums_kernel(
     earlier,
     targets_stride,
     WIDTH: tl.constexpr,
-    EARLIER: tl.constexpr,
     CHUNKS: tl.constexpr,
     WRITE_LOGITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -97,7 +88,6 @@ def _step_rows_sums_kernel(
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
-    offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
     sums = ()
     for _ in tl.static_range(CHUNKS):
@@ -105,42 +95,45 @@ def _step_rows_sums_kernel(
     if not WRITE_LOGITS:
         coefficient = tl.load(coefficient_ptr)
         scalars, taken = load_scalars(scalars_ptr)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_N), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK_N
-        first = start * WIDTH
+    program = tl.program_id(0).to(tl.int64)
+    for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
+        offsets = start * WIDTH + (row[:, None] * WIDTH + column[None, :])
         valid = row < rows - start
-        bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
         a = ()
         for chunk in tl.static_range(CHUNKS):
             mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            tile_ptr = weight_ptr + first + chunk * BLOCK_H + offsets
-            a += (tl.load(tile_ptr, mask=mask, other=0.0),)
+            a += (_cached(weight_ptr + offsets + chunk * BLOCK_H, mask),)
+        bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
+        h_ptr = hidden_ptr + column
+        target_ptr = targets_ptr + start + row
         if not WRITE_LOGITS:
+            target = tl.load(target_ptr, mask=valid & (earlier > 0), other=0.0)
             # 0 times NaN would be NaN: a step that is not taken has no gradient.
-            dz = tl.load(dz_ptr + start + row, mask=valid & taken, other=0.0)
-            bias_grad = dz
-            factors = tl.where(slot[None, :] == 0, dz[:, None], 0.0)
+            bias_grad = tl.load(dz_ptr + start + row, mask=valid & taken, other=0.0)
+            factors = tl.where(slot[None, :] == 0, bias_grad[:, None], 0.0)
             grad = ()
             for chunk in tl.static_range(CHUNKS):
-                at = column + chunk * BLOCK_H
-                h = tl.load(hidden_ptr + at, mask=at < WIDTH, other=0.0)
-                grad += (dz[:, None] * h[None, :],)
-        for j in tl.static_range(EARLIER):
-            live = valid & (j < earlier)
+                inside = column < WIDTH - chunk * BLOCK_H
+                h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
+                grad += (bias_grad[:, None] * h[None, :],)
+            h_ptr += WIDTH
+        for j in range(earlier):
             hidden = ()
             z = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
             for chunk in tl.static_range(CHUNKS):
-                at = column + chunk * BLOCK_H
-                h_ptr = hidden_ptr + (j if WRITE_LOGITS else j + 1) * WIDTH + at
-                h = tl.load(h_ptr, mask=(at < WIDTH) & (j < earlier), other=0.0)
+                inside = column < WIDTH - chunk * BLOCK_H
+                h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
                 z = tl.fma(a[chunk], h[None, :], z)
                 hidden += (h,)
+            h_ptr += WIDTH
             z = tl.sum(z, 1) + bias
-            target_ptr = targets_ptr + j * targets_stride.to(tl.int64) + start + row
             if WRITE_LOGITS:
-                tl.store(target_ptr, z.to(targets_ptr.dtype.element_ty), mask=live)
+                tl.store(target_ptr, cast(z, targets_ptr.dtype.element_ty), mask=valid)
+                target_ptr += targets_stride
             else:
-                residual = _residuals(z, tl.load(target_ptr, mask=live, other=0.0), live)
+                residual = residuals(z, target, valid)
+                target_ptr += targets_stride
+                target = tl.load(target_ptr, mask=valid & (j + 1 < earlier), other=0.0)
                 squares = tl.fma(residual, residual, squares)
                 dz = coefficient * residual
                 bias_grad += dz
@@ -153,145 +146,26 @@ def _step_rows_sums_kernel(
             before = sums
             sums = ()
             for chunk in tl.static_range(CHUNKS):
-                sums += (exact_dot(tl.trans(factors), a[chunk], before[chunk]),)
-            for chunk in tl.static_range(CHUNKS):
-                mask = (valid & taken)[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-                at = first + chunk * BLOCK_H + offsets
+                at = offsets + chunk * BLOCK_H
+                inside = column < WIDTH - chunk * BLOCK_H
+                mask = valid[:, None] & inside[None, :]
+                # Kept since its first load, it would fill the registers.
+                again = _cached(weight_ptr + at, mask)
+                sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
                 adam_update(
-                    *(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr),
-                    *(at, a[chunk], grad[chunk], mask, scalars),
+                    *(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr, at),
+                    *(again, grad[chunk], mask & taken, scalars),
                 )
             adam_update(
-                *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr),
-                *(start + row, bias, bias_grad, valid & taken, scalars),
+                *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr, start + row),
+                *(bias, bias_grad, valid & taken, scalars),
             )
     if not WRITE_LOGITS:
-        program = tl.program_id(0)
         tl.store(squares_ptr + program, tl.sum(squares, 0))
-        parts_ptr += program.to(tl.int64) * (earlier + 1) * WIDTH
+        parts_ptr += program * (earlier + 1) * WIDTH + (slot[:, None] * WIDTH + column[None, :])
         for chunk in tl.static_range(CHUNKS):
-            at = column + chunk * BLOCK_H
-            mask = (slot <= earlier)[:, None] & (at < WIDTH)[None, :]
-            tl.store(parts_ptr + slot[:, None] * WIDTH + at[None, :], sums[chunk], mask=mask)
-
-
-@triton.jit
-def _step_rows_products_kernel(
-    weight_ptr,
-    bias_ptr,
-    exp_avg_ptr,
-    exp_avg_sq_ptr,
-    bias_exp_avg_ptr,
-    bias_exp_avg_sq_ptr,
-    dz_ptr,
-    hidden_ptr,
-    targets_ptr,
-    coefficient_ptr,
-    scalars_ptr,
-    parts_ptr,
-    squares_ptr,
-    rows,
-    earlier,
-    targets_stride,
-    WIDTH: tl.constexpr,
-    WRITE_LOGITS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """Tiles (BLOCK_N, BLOCK_H), BLOCK_T embeddings at a time; or only z, to targets."""
-    row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_H)
-    inside = column < WIDTH
-    squares = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    if not WRITE_LOGITS:
-        coefficient = tl.load(coefficient_ptr)
-        scalars, taken = load_scalars(scalars_ptr)
-        parts_ptr += tl.program_id(0).to(tl.int64) * (earlier + 1) * WIDTH
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_N), tl.num_programs(0)):
-        start = tile.to(tl.int64) * BLOCK_N
-        offsets = start * WIDTH + (row[:, None] * WIDTH + column[None, :])
-        valid = row < rows - start
-        whole = valid[:, None] & inside[None, :]
-        bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
-        a = tl.load(weight_ptr + offsets, mask=whole, other=0.0)
-        if not WRITE_LOGITS:
-            current = tl.load(dz_ptr + start + row, mask=valid & taken, other=0.0)
-            grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-            dz_sum = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-        for first in range(0, earlier + 1, BLOCK_T):
-            # Slot 0 is the current embedding, which earlier logits do not have.
-            slot = first + tl.arange(0, BLOCK_T)
-            known = (slot <= earlier) & (slot >= (1 if WRITE_LOGITS else 0))
-            h_at = (slot - (1 if WRITE_LOGITS else 0))[:, None] * WIDTH + column[None, :]
-            h = tl.load(hidden_ptr + h_at, mask=known[:, None] & inside[None, :], other=0.0)
-            z = exact_dot(a, tl.trans(h), tl.zeros((BLOCK_N, BLOCK_T), tl.float32)) + bias[:, None]
-            live = valid[:, None] & ((slot >= 1) & known)[None, :]
-            target_ptr = targets_ptr + start + row[:, None]
-            target_ptr += (slot - 1)[None, :] * targets_stride.to(tl.int64)
-            if WRITE_LOGITS:
-                tl.store(target_ptr, z.to(targets_ptr.dtype.element_ty), mask=live)
-            else:
-                residual = _residuals(z, tl.load(target_ptr, mask=live, other=0.0), live)
-                squares = tl.fma(residual, residual, squares)
-                dz = tl.where((slot == 0)[None, :], current[:, None], coefficient * residual)
-                dz_sum += dz
-                grad = exact_dot(dz, h, grad)
-                at = parts_ptr + slot[:, None] * WIDTH + column[None, :]
-                mask = known[:, None] & inside[None, :]
-                begun = tile >= tl.num_programs(0)
-                part = tl.load(at, mask=mask & begun, other=0.0)
-                tl.store(at, exact_dot(tl.trans(dz), a, part), mask=mask)
-                # Another thread may read, in the next tile, what this one wrote.
-                tl.debug_barrier()
-        if not WRITE_LOGITS:
-            adam_update(
-                *(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr),
-                *(offsets, a, grad, whole & taken, scalars),
-            )
-            adam_update(
-                *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr),
-                *(start + row, bias, tl.sum(dz_sum, 1), valid & taken, scalars),
-            )
-    if not WRITE_LOGITS:
-        tl.store(squares_ptr + tl.program_id(0), tl.sum(tl.sum(squares, 1), 0))
-
-
-@triton.jit
-def _step_rows_residuals_kernel(
-    z_ptr,
-    dz_ptr,
-    targets_ptr,
-    coefficient_ptr,
-    scalars_ptr,
-    out_ptr,
-    squares_ptr,
-    rows,
-    earlier,
-    targets_stride,
-    BLOCK_N: tl.constexpr,
-):
-    """out (t + 1, N) = [dz_0, coefficient (z - targets)], BLOCK_N columns of it."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK_N
-    row = tl.arange(0, BLOCK_N)
-    valid = row < rows - start
-    taken = tl.load(scalars_ptr + 8) == 0
-    coefficient = tl.load(coefficient_ptr)
-    squares = tl.zeros((BLOCK_N,), tl.float32)
-    dz = tl.load(dz_ptr + start + row, mask=valid & taken, other=0.0)
-    out_ptr += start
-    tl.store(out_ptr + row, dz, mask=valid)
-    z_ptr += start
-    targets_ptr += start
-    for _ in range(earlier):
-        out_ptr += rows
-        target = tl.load(targets_ptr + row, mask=valid, other=0.0)
-        residual = _residuals(tl.load(z_ptr + row, mask=valid, other=0.0), target, valid)
-        squares = tl.fma(residual, residual, squares)
-        tl.store(out_ptr + row, coefficient * residual, mask=valid)
-        z_ptr += rows
-        targets_ptr += targets_stride
-    tl.store(squares_ptr + tl.program_id(0), tl.sum(squares, 0))
+            mask = (slot <= earlier)[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
+            tl.store(parts_ptr + chunk * BLOCK_H, sums[chunk], mask=mask)
 
 
 @cache
@@ -301,25 +175,21 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _plan(
     weight: Tensor, earlier: int, processors: int | None
-) -> tuple[Any, tuple[int], dict[str, int]]:
-    """Return the kernel, its grid and its constants; the same for targets as for steps."""
+) -> tuple[tuple[int], dict[str, int]]:
+    """Return the grid and the kernel's constants; the same for targets as for steps."""
     rows, width = weight.shape
-    kind = "sums" if earlier <= _BUCKETS[-1] else "products"
     sizes = {"rows": rows, "width": width, "count": earlier}
-    constants = dict(choose(f"step_rows_{kind}", CONFIGS[kind], weight.device, **sizes))
+    config = dict(choose("step_rows", CONFIGS, weight.device, **sizes))
     if processors is None:
         processors = _multiprocessors(weight.device) if weight.is_cuda else 1
-    programs = constants.pop("PROGRAMS") * processors
-    padded = max(16, triton.next_power_of_2(width))
-    constants |= {"WIDTH": width, "BLOCK_H": min(padded, constants.get("BLOCK_H", padded))}
-    if width > _WIDEST // 2:
-        constants["BLOCK_N"] = max(16, constants["BLOCK_N"] // 2)
-    kernel = _step_rows_products_kernel
-    if kind == "sums":
-        constants["EARLIER"] = next(size for size in _BUCKETS if size >= earlier)
-        constants["CHUNKS"] = triton.cdiv(width, constants["BLOCK_H"])
-        kernel = _step_rows_sums_kernel
-    return kernel, (min(programs, triton.cdiv(rows, constants["BLOCK_N"])),), constants
+    programs = config.pop("PROGRAMS") * processors
+    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
+    config |= {"WIDTH": width, "BLOCK_H": columns, "CHUNKS": triton.cdiv(width, columns)}
+    return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config
+
+
+def _one_pass(width: int, earlier: int) -> bool:
+    return width <= _WIDEST and earlier <= _MOST
 
 
 def earlier_logits(
@@ -343,21 +213,21 @@ def earlier_logits(
         (t, N).
     """
     (rows, width), earlier = weight.shape, len(hidden)
-    dtype = dtype or weight.dtype
-    if width > _WIDEST:
-        return mask_logits(weight, bias, hidden).to(dtype)
     out = weight.new_empty(earlier, rows, dtype=dtype)
-    if out.numel():
-        kernel, grid, constants = _plan(weight, earlier, processors)
-        with on_device(weight):
-            kernel[grid](
-                *(weight, bias, None, None, None, None),
-                *(None, hidden.contiguous(), out, None, None, None, None),
-                *(rows, earlier, out.stride(0)),
-                WRITE_LOGITS=True,
-                enable_fp_fusion=False,
-                **constants,
-            )
+    if not out.numel():
+        return out
+    if not _one_pass(width, earlier):
+        return target_logits(weight, bias, hidden, out)
+    grid, config = _plan(weight, earlier, processors)
+    with on_device(weight):
+        _step_rows_kernel[grid](
+            *(weight, bias, None, None, None, None),
+            *(None, hidden.contiguous(), out, None, None, None, None),
+            *(rows, earlier, out.stride(0)),
+            WRITE_LOGITS=True,
+            enable_fp_fusion=False,
+            **config,
+        )
     return out
 
 
@@ -400,18 +270,16 @@ def step_rows(
     targets = targets if targets.stride(1) == 1 else targets.contiguous()
     if not rows:
         return torch.zeros_like(hidden), weight.new_zeros((), dtype=torch.float64)
-    if width > _WIDEST:
-        z = mask_logits(weight, bias, hidden[1:])
-        dz = weight.new_empty(earlier + 1, rows)
-        sizes = {"rows": rows, "width": width, "count": earlier}
-        config = choose("step_rows_residuals", CONFIGS["residuals"], weight.device, **sizes)
-        squares = weight.new_empty(triton.cdiv(rows, config["BLOCK_N"]))
-        with on_device(weight):
-            _step_rows_residuals_kernel[(len(squares),)](
-                *(z, dz_current, targets, coefficient, scalars, dz, squares),
-                *(rows, earlier, targets.stride(0)),
-                **config,
+    if not _one_pass(width, earlier):
+        if earlier:
+            dz, total = residual_factors(
+                *(weight, bias, dz_current, hidden, targets),
+                coefficient=coefficient,
+                scalars=scalars,
             )
+        else:
+            dz = torch.where(scalars[-1] == 0, dz_current, 0.0)[None]
+            total = weight.new_zeros((), dtype=torch.float64)
         grad = hidden_grad(weight, dz)
         factored_adam(
             *(weight, exp_avg, exp_avg_sq, dz, hidden, scalars),
@@ -419,17 +287,17 @@ def step_rows(
             bias_exp_avg=bias_exp_avg,
             bias_exp_avg_sq=bias_exp_avg_sq,
         )
-        return grad, squares.sum(dtype=torch.float64)
-    kernel, grid, constants = _plan(weight, earlier, processors)
+        return grad, total
+    grid, config = _plan(weight, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):
-        kernel[grid](
+        _step_rows_kernel[grid](
             *(weight, bias, exp_avg, exp_avg_sq, bias_exp_avg, bias_exp_avg_sq),
             *(dz_current, hidden, targets, coefficient, scalars, parts, squares),
             *(rows, earlier, targets.stride(0)),
             WRITE_LOGITS=False,
             enable_fp_fusion=False,
-            **constants,
+            **config,
         )
     return parts.sum(0, dtype=torch.float64).to(weight.dtype), squares.sum(dtype=torch.float64)

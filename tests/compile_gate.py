@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
-_FOLDER = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
+LAUNCHES = _ROOT / "benchmarks" / "launches"
 
 
 class _Driver:
@@ -100,15 +101,13 @@ def _facts(target: str, metadata: Any, files: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _launches() -> Iterator[tuple[str, str, Callable[[], object], Sequence[Any], str]]:
-    """Yield module, name, launch, the configurations that its kernel ships, and their name."""
-    from hypermask_fast.kernels import _tuning
-
-    del _tuning
-    for path in sorted((_FOLDER / "launches").glob("[a-z]*.py")):
-        module = importlib.import_module(f"launches.{path.stem}")
-        for name, (launch, kernel, configs) in module.LAUNCHES.items():
-            yield path.stem, name, launch, configs, kernel
+def _launches(only: str | None) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each launch, after its module's, and the launch."""
+    for path in sorted(LAUNCHES.glob("[a-z]*.py")):
+        if only in (None, path.stem):
+            module = importlib.import_module(f"benchmarks.launches.{path.stem}")
+            for name, launch in module.LAUNCHES.items():
+                yield f"{path.stem}/{name}", launch
 
 
 def _compile(targets: Sequence[str], every: bool, only: str | None) -> int:
@@ -123,17 +122,17 @@ def _compile(targets: Sequence[str], every: bool, only: str | None) -> int:
         if target not in targets:
             continue
         driver.set_active(_Driver(TARGETS[target], index))
-        for module, name, launch, configs, kernel in _launches():
-            if only not in (None, module):
-                continue
-            for number, config in enumerate(configs if every else configs[:1]):
-                seen.clear()
-                row = {"target": target, "launch": f"{module}/{name}", "config": dict(config)}
+        for name, launch in _launches(only):
+            for number, config in enumerate(launch.configs if every else launch.configs[:1]):
+                row = {"target": target, "launch": name, "config": dict(config)}
                 try:
                     with ExitStack() as stack:
                         stack.enter_context(_compile_only())
-                        stack.enter_context(_tuning.forced(kernel, config))
-                        launch()
+                        stack.enter_context(_tuning.forced(launch.kernel, config))
+                        with torch.device("cuda"):
+                            run = launch.make()
+                        seen.clear()
+                        run()
                 except Exception:
                     failed += 1
                     print(json.dumps({**row, "failed": traceback.format_exc(limit=-3)}), flush=True)
@@ -149,7 +148,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_90", "gfx942"])
     parser.add_argument("--all", action="store_true", help="all shipped configurations")
-    parser.add_argument("--only", help="one module of tests/launches")
+    parser.add_argument("--only", help="one module of benchmarks/launches")
     arguments = parser.parse_args()
-    sys.path[:0] = [str(_FOLDER), str(_FOLDER.parent)]
+    sys.path.insert(0, str(_ROOT))
     sys.exit(min(1, _compile(arguments.targets, arguments.all, arguments.only)))

@@ -28,7 +28,9 @@ def assert_as_exact(found: Tensor, plain: Tensor, exact: Tensor) -> None:
         exact: That of the plain operations in float64.
     """
     assert found.dtype == plain.dtype, f"dtype {found.dtype}, expected {plain.dtype}"
-    allowed = 2 * error(plain, exact) + torch.finfo(found.dtype).eps
+    eps = torch.finfo(found.dtype).eps
+    # Less than epsilon is luck of few entries, and not to be asked of another order of a sum.
+    allowed = 2 * max(error(plain, exact), eps) + eps
     assert error(found, exact) <= allowed, f"error {error(found, exact):.2e}, allowed {allowed:.2e}"
 
 

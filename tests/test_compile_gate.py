@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 _WORKER = Path(__file__).with_name("compile_gate.py")
+_LAUNCHES = Path(__file__).parents[1] / "benchmarks" / "launches"
 _SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 # Kernels that multiply matrices.
 _MATMULS = {"masked_linear", "masked_conv2d"}
@@ -41,7 +42,7 @@ def compiled(targets: Sequence[str], *options: str) -> list[dict[str, Any]]:
 
 def check(rows: Sequence[dict[str, Any]]) -> None:
     launches = {row["launch"].partition("/")[0] for row in rows}
-    assert {path.stem for path in _WORKER.parent.glob("launches/[a-z]*.py")} == launches
+    assert {path.stem for path in _LAUNCHES.glob("[a-z]*.py")} == launches
     for row in rows:
         where = f"{row['target']} {row['launch']} {row['kernel']} {row['config']}"
         assert row["shared"] <= _SHARED_LIMIT[row["target"]], f"{where}: {row['shared']} bytes"

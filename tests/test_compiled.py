@@ -16,7 +16,9 @@ from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim import FactoredAdam
+from hypermask_fast.scenarios import split_digits
 from hypermask_fast.training.step import TrainingStep
+from hypermask_fast.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +177,23 @@ def test_copies_of_a_learner_compile_anew() -> None:
     assert counter.graphs == 1
     simple = CompiledModule(nn.Linear(3, 2), Compiler(True, "eager"))
     assert pickle.loads(pickle.dumps(simple))(x).shape == (2, 2)
+
+
+def test_a_trainer_compiles_once_for_all_its_tasks() -> None:
+    counter = Counter()
+    digits = split_digits(tasks=4)
+    accuracies = []
+    for mode in (True, False):
+        torch.manual_seed(0)
+        learner = HyperMask(MLP(64, (5,), 2), embedding_dim=3, hidden=(4,), capacity=4)
+        trainer = Trainer(learner, steps=3, progress=False, compile=mode)
+        trainer._compiler.backend = counter
+        for task in digits:
+            trainer.fit(task)
+        accuracies.append(str(trainer.accuracy.tolist()))
+        assert trainer.status()["compile"] == ("yes" if mode else "no: it is off")
+    assert counter.graphs == 3
+    assert accuracies[0] == accuracies[1]
 
 
 @pytest.mark.gpu

@@ -25,7 +25,7 @@ from hypermask_fast.training.step import TrainingStep
 
 WORLD, BATCH, CLASSES, STEPS = 2, 8, 3, 3
 WIDTH = 20  # H, so that the head's N * H is far from the 2N that may be exchanged
-SECONDS = 90
+SECONDS = 240
 
 
 class Conv(nn.Module):
@@ -43,6 +43,20 @@ class WithIdleLayer(MLP):
     def __init__(self) -> None:
         super().__init__(16, (5,), CLASSES)
         self.idle = nn.Linear(2, 2)
+
+
+class Seen(nn.Module):
+    """Keeps the last input's first value in a buffer, and what it kept before in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+        self.before: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.before.append(float(self.last))
+        self.last.copy_(x.flatten()[0])
+        return x
 
 
 def mlp() -> nn.Module:
@@ -247,6 +261,27 @@ def learner_alone(rank: int) -> bool:
     return learner.hypernetwork.embeddings.grad is not None
 
 
+def two_forwards_before_a_backward(rank: int) -> None:
+    learner = learner_of(CASES["norm-of-each-task"], rank)
+    ddp = DistributedDataParallel(learner)
+    learner.add_task()
+    learner.begin_task(0)
+    (ddp(*batch(0, 0), 0).total + ddp(*batch(0, 1), 0).total).backward()
+
+
+def buffers_before_forwards(rank: int) -> list[float]:
+    seen = Seen()
+    learner = learner_of(Case(net=lambda: nn.Sequential(seen, nn.Linear(16, CLASSES))), rank)
+    ddp = DistributedDataParallel(learner)
+    learner.add_task()
+    learner.begin_task(0)
+    seen.before.clear()
+    for step in range(2):
+        x, y = batch(0, step)
+        ddp(torch.full_like(x, 10 * step + rank), y, 0).total.backward()
+    return seen.before
+
+
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -254,6 +289,8 @@ def process(rank: int, folder: str) -> None:
     )
     results: dict[str, Any] = {name: in_two_processes(case, rank) for name, case in CASES.items()}
     results["begun"] = begun_in_the_first_process_alone(rank)
+    results["two"] = error_of(lambda: two_forwards_before_a_backward(rank))
+    results["buffers"] = buffers_before_forwards(rank)
     results["alone"] = learner_alone(rank)
     wide = Case(options={"head": "chunked", "chunk_size": 5 + rank})
     ddp = DistributedDataParallel(learner_of(Case(), rank))
@@ -262,6 +299,7 @@ def process(rank: int, folder: str) -> None:
     group = dist.new_group([0])
     results["group"] = error_of(lambda: DistributedDataParallel(learner_of(Case(), 0), group))
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -311,6 +349,15 @@ def test_all_start_from_the_first_process_within_a_task(both: list[dict[str, Any
     expected = Run(state_of(learner), losses, [], learner.hypernetwork.num_outputs)
     assert_same(both[0]["begun"], both[1]["begun"], 0.0)
     assert_same(both[0]["begun"], expected, 1e-12)
+
+
+def test_two_forwards_may_precede_a_backward(both: list[dict[str, Any]]) -> None:
+    assert [results["two"] for results in both] == [("", ""), ("", "")]
+
+
+def test_other_buffers_follow_the_first_process(both: list[dict[str, Any]]) -> None:
+    # Process 1 saw 1.0 in its first batch.
+    assert [results["buffers"] for results in both] == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_the_learner_alone_exchanges_nothing(both: list[dict[str, Any]]) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import hypermask_fast as hmf
 from hypermask_fast import _backend, functional, reference
 from hypermask_fast.errors import ConfigError
 
@@ -198,13 +200,13 @@ class TestBackend:
         self, op: str, call: Callable[[str | None], Tensor], name: str | None
     ) -> None:
         assert torch.equal(call(name), call("reference"))
-        assert _backend.resolve(op, name) == "reference"
+        assert _backend.resolve(op, W, name, faster=lambda: True) == "reference"
 
     @each_operation
-    def test_forced_kernel_that_does_not_exist(
+    def test_forced_kernel_that_cannot_run(
         self, op: str, call: Callable[[str | None], Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        message = f"backend 'triton' has no kernel for {op}; use 'auto' or 'reference'"
+        message = "backend 'triton' cannot run here: .* runs on CUDA tensors and this one is on cpu"
         with pytest.raises(ConfigError, match=message):
             call("triton")
         with functional.backend("triton"), pytest.raises(ConfigError, match=message):
@@ -212,6 +214,46 @@ class TestBackend:
         monkeypatch.setenv(VARIABLE, "triton")
         with pytest.raises(ConfigError, match=message):
             call(None)
+
+    @pytest.mark.parametrize(
+        ("name", "measured", "expected"),
+        [("auto", True, "triton"), ("auto", False, "reference"), ("triton", False, "triton")],
+    )
+    def test_auto_takes_a_kernel_where_it_was_measured_to_be_faster(
+        self, name: str, measured: bool, expected: str
+    ) -> None:
+        with FakeTensorMode():
+            x = torch.empty(2, 3, device="cuda")
+            assert _backend.resolve("masked_linear", x, name, lambda: measured) == expected
+
+    @pytest.mark.parametrize(
+        ("op", "dtype", "triton", "why"),
+        [
+            (
+                "masked_linear",
+                torch.float64,
+                True,
+                "float32 or float16 or bfloat16, not torch.float64",
+            ),
+            ("mask_weights", torch.bfloat16, True, "takes float32, not torch.bfloat16"),
+            ("softmax", torch.float32, True, "there is no kernel for softmax"),
+            ("masked_linear", torch.float32, False, "triton is not installed"),
+        ],
+    )
+    def test_why_a_kernel_cannot_run_on_cuda(
+        self,
+        op: str,
+        dtype: torch.dtype,
+        triton: bool,
+        why: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(_backend, "_HAS_TRITON", triton)
+        with FakeTensorMode():
+            x = torch.empty(2, 3, device="cuda", dtype=dtype)
+            assert not _backend.uses_kernels(op, x, "auto")
+            with pytest.raises(ConfigError, match=why):
+                _backend.uses_kernels(op, x, "triton")
 
     @each_operation
     def test_unknown_name(self, op: str, call: Callable[[str | None], Tensor]) -> None:
@@ -279,3 +321,21 @@ class TestBackend:
         done.set()
         thread.join(10)
         assert seen == ["auto", "triton"]
+
+    def test_explain_tells_what_a_layer_ran_on_and_why(self) -> None:
+        layer = hmf.MaskedLinear(3, 4)
+        assert hmf.explain(layer, X) == ""
+        with layer.masked(W):
+            on_cpu = "masked_linear: no kernel, for the kernel of masked_linear runs on CUDA"
+            assert hmf.explain(layer, X).startswith(on_cpu)
+            with hmf.backend("reference"):
+                assert hmf.explain(layer, X) == (
+                    "masked_linear: PyTorch, as backend 'reference' asks"
+                )
+
+    def test_explain_tells_what_is_slower(self) -> None:
+        with FakeTensorMode():
+            x = torch.empty(2, 3, device="cuda")
+            probe = torch.nn.Module()
+            probe.forward = lambda: _backend.resolve("masked_linear", x)
+            assert "not measured to be faster" in hmf.explain(probe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,9 +23,10 @@ from hypermask_fast.methods.tasks import TaskList
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim import FactoredAdam
 from hypermask_fast.scenarios import ImageDataset, ImageSet, Task, split
+from hypermask_fast.training import trainer as trainer_module
 from hypermask_fast.training._optimizer import make_optimizer, make_plateau
 from hypermask_fast.training.graph import GraphedStep
-from hypermask_fast.training.loss_watch import LossWatch
+from hypermask_fast.training.loss_watch import Copy, LossWatch
 from hypermask_fast.training.step import TrainingStep
 from hypermask_fast.training.trainer import Trainer
 
@@ -262,6 +264,7 @@ def test_graphed_steps_are_those_of_ordinary_ones(
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
     assert (cuda.captures, cuda.replays) == (captures, replays)
+    step.end()
     assert step.status == "yes"
 
 
@@ -364,6 +367,57 @@ def test_a_trainer_with_graphs_is_one_without(options: dict[str, Any]) -> None:
         assert torch.equal(state[name], value), name
 
 
+def late(task: str, device: torch.device, every: int) -> LossWatch:
+    """A watch as of a GPU, whose copies are there when they are asked for."""
+    return LossWatch(
+        task, torch.device("meta"), every=every, copy=lambda v: Copy(v, lambda: True, lambda: None)
+    )
+
+
+@pytest.mark.parametrize("saves_at", [None, 5])
+def test_losses_that_were_not_read_yet_are_before_a_checkpoint_and_the_end(
+    saves_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "LossWatch", late)
+    learner = HyperMask(mlp(), embedding_dim=3, hidden=(4,), capacity=4)
+    trainer = Trainer(learner, lr=1e30, batch_size=BATCH, steps=9, progress=False)
+    trainer.hooks.append(lambda t: t.state() and None if t.step == saves_at else None)
+    with pytest.raises(TrainingError, match=f"not finite at step {saves_at or 9} "):
+        trainer.fit(make_tasks()[0])
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_rate_in_a_tensor_is_a_number_in_a_checkpoint() -> None:
+    trainers = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        learner = HyperMask(mlp(), embedding_dim=3, hidden=(4,), capacity=4)
+        trainer = Trainer(learner, batch_size=BATCH, steps=9, progress=False, schedule="plateau")
+        trainer._make_optimizer = partial(begin, trainer, learner, False, [])  # type: ignore[method-assign]
+        trainers.append(trainer)
+    saved: list[str] = []
+
+    def save(t: Trainer) -> None:
+        assert t._step_fn is not None
+        for group in t._step_fn.optimizer.param_groups:
+            group["lr"].fill_(0.25)
+        tensors, state = t.state()
+        saved.append(json.dumps(state))
+        trainers[1].add(task)
+        trainers[1].load_state(tensors, json.loads(saved[-1]))
+        raise KeyboardInterrupt
+
+    trainers[0].hooks.append(save)
+    task = make_tasks(validation=6)[0]
+    with pytest.raises(KeyboardInterrupt):
+        trainers[0].fit(task)
+    assert trainers[1]._step_fn is not None
+    rates = [group["lr"] for group in trainers[1]._step_fn.optimizer.param_groups]
+    assert all(isinstance(lr, Tensor) for lr in rates)
+    assert rates == [0.25, 0.25]
+    assert rates[0] is not rates[1]
+
+
 def test_a_trainer_tells_what_is_active() -> None:
     trainer = Trainer(HyperMask(mlp(), embedding_dim=3), steps=1, progress=False, compile=False)
     trainer.fit(make_tasks()[0])
@@ -400,8 +454,12 @@ def test_steps_are_counted_where_they_are_taken() -> None:
     ],
 )
 def test_twenty_graphed_steps_are_bitwise_twenty_ordinary_ones(
-    net: Callable[[], nn.Module], earlier: int, options: dict[str, Any]
+    net: Callable[[], nn.Module],
+    earlier: int,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     results = []
     for mode in (False, True):
         torch.manual_seed(3)

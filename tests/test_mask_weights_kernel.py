@@ -100,6 +100,10 @@ def run(
         weights, z, thresholds, MASKED, previous, masked_drift
     )
     assert [p is not None for p in products] == MASKED
+    for product, weight, mask in zip(products, weights, masks.split(SIZES), strict=True):
+        if product is not None:
+            rounded = (weight.float() * mask.view(weight.shape)).to(weight.dtype)
+            assert torch.equal(product, rounded)
     dz, dweights = mask_weights.backward(
         weights, z, thresholds, grads, previous, masked_drift, drift_grad
     )

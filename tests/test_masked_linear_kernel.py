@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -352,17 +352,66 @@ def test_float32_products_follow_torch(device: torch.device) -> None:
         assert float32_products(FLOAT) == expected
         assert float32_products(BRAIN) == "tf32"
     layer = some_layer((5, 20, 40), threshold=False, bias="none", device=device)
-    mask = reference.semi_binary_mask(layer.weight_logits)
-    weight = (layer.weight * mask).to(BRAIN).double()
-    x, grad = layer.x.to(BRAIN).double(), some(5, 20).to(device)
-    y, dx, dw, _, _, _ = by_kernels(layer, grad)
-    # Products of two bfloat16 are exact in float32; a last bit of tanh may round the other way.
-    right = (x @ weight.T, grad.to(BRAIN).double() @ weight, grad.to(BRAIN).double().T @ x * mask)
-    for found, exact in zip((y, dx, dw), right, strict=True):
-        torch.testing.assert_close(found.double(), exact, rtol=0, atol=2**-9 * 0.5)
-    assert (y.double() - x @ weight.T).abs().max() < (
-        y.double() - layer.x.double() @ (layer.weight.double() * mask.double()).T
-    ).abs().max()
+    # Saturated: masks are 1, and nothing but the rounding of the operands is left.
+    layer = layer._replace(weight_logits=torch.full_like(layer.weight_logits, 20.0))
+    grad = some(5, 20).to(device)
+    x, weight, dy = (t.to(BRAIN).double() for t in (layer.x, layer.weight, grad))
+    found = by_kernels(layer, grad)[:3]
+    for y, (a, b) in zip(found, ((x, weight.T), (dy, weight), (dy.T, x)), strict=True):
+        # Products of two bfloat16 are exact in float32; at most 40 of them are added.
+        assert ((y - a @ b).abs() <= 40 * 2**-24 * (a.abs() @ b.abs())).all()
+    torch.set_float32_matmul_precision("highest")
+    check(layer, grad)
+
+
+def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, int]] = {}
+    saved = {"masked_linear": 1.0, "masked_linear_input": -0.5, "masked_linear_weight": -0.4}
+
+    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, float] | None:
+        seen[kernel] = sizes
+        return {"ms": 2.0, "alternative_ms": 2.0 + saved[kernel]} if kernel in saved else None
+
+    def route(**options: bool) -> str:
+        gpu = torch.device("cuda", 0)
+        return forward.masked_linear_route((2, 8, 48), (32, 48), BRAIN, gpu, **options)
+
+    monkeypatch.setattr(forward, "measured", measured)
+    assert route() == "fused"
+    along = {"rows": 16, "width": 32, "depth": 48, "bits": 16}
+    assert seen["masked_linear"] == seen["masked_linear_weight"] == along
+    assert seen["masked_linear_input"] == {**along, "width": 48, "depth": 32}
+    saved["masked_linear_weight"] = -0.6
+    assert route() == "materialised"
+    assert route(backward=False) == "fused"
+    del saved["masked_linear_input"]
+    assert route() == "materialised"
+    assert route(backward=False) == "fused"
+
+
+def test_sizes_of_a_choice_are_those_of_the_route(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    chosen: dict[str, dict[str, int]] = {}
+    asked: dict[str, dict[str, int]] = {}
+
+    def choose(
+        kernel: str, configs: Sequence[Config], device: torch.device, **sizes: int
+    ) -> Config:
+        chosen[kernel] = sizes
+        return configs[0]
+
+    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, float]:
+        asked[kernel] = sizes
+        return {"ms": 1.0, "alternative_ms": 1.0}
+
+    monkeypatch.setattr(forward, "choose", choose)
+    monkeypatch.setattr(backward, "choose", choose)
+    monkeypatch.setattr(forward, "measured", measured)
+    layer = some_layer((3, 5, 7), HALF, device=device)
+    by_kernels(layer, some(3, 5, dtype=HALF).to(device))
+    forward.masked_linear_route((3, 7), (5, 7), HALF, device)
+    assert chosen == asked
 
 
 def some_tasks(
@@ -393,7 +442,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("bias", "threshold"), ROWS)
-@pytest.mark.parametrize("shape", [(3, 40), (2, 70, 40), (5, 600)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 40), (2, 70, 40), (2, 400)], ids=str)
 def test_task_axis(
     shape: tuple[int, ...], bias: str, threshold: bool, device: torch.device
 ) -> None:
@@ -406,6 +455,20 @@ def test_task_axis(
         one = Layer(x, *of_task(arguments, task))
         right = reference.masked_linear(*double(one))
         assert_as_exact(found[task], reference.masked_linear(*one), right)
+
+
+def test_tasks_of_a_slice_of_all_logits(device: torch.device) -> None:
+    x = some(4, 6).to(device)
+    arguments = some_tasks(3, 5, 6, bias="masked", threshold=True, device=device)
+    weight, bias, z, zb, q, _ = arguments
+    logits = torch.cat((some(3, 7).to(device), z.flatten(1), zb, some(3, 2).to(device)), 1)
+    thresholds = torch.stack((q, q), 1)
+    slices = (logits[:, 7:37].view(3, 5, 6), logits[:, 37:42], thresholds[:, 0], thresholds[:, 1])
+    found = forward.masked_linear_forward(x, weight, bias, *slices)
+    assert torch.equal(found, forward.masked_linear_forward(x, *arguments))
+    ids = torch.tensor([2, 0, 1, 2], device=device)
+    mixed = forward.masked_linear_mixed(x, ids, weight, bias, *slices)
+    assert torch.equal(mixed, found[ids, torch.arange(4, device=device)])
 
 
 @pytest.mark.parametrize(("bias", "threshold"), ROWS)

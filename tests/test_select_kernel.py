@@ -94,6 +94,14 @@ def test_each_tensor_has_its_own_percentile(p: float, device: torch.device) -> N
     assert not result.has_nan
 
 
+@pytest.mark.parametrize("p", [7.0, 57.0])
+def test_a_percentile_on_an_entry_is_that_entry(p: float, device: torch.device) -> None:
+    assert p / 100 * 100 != p, "dividing first would be right too"
+    z = torch.linspace(-3, 1, 101, device=device)
+    low, high = select.order_statistics(z, [101], p, [True])[0]
+    assert low == high == z.abs().sort().values[int(p)]
+
+
 def test_forty_tensors(device: torch.device) -> None:
     sizes = [1 + 7 * i % 90 for i in range(40)]
     z = torch.randn(sum(sizes), device=device)

@@ -172,6 +172,17 @@ def test_a_copy_of_learner_and_optimizer_updates_its_own_head() -> None:
     assert_equal(state_of(learner, optimizer), state_of(twin, its_optimizer))
 
 
+def test_a_frozen_bias_does_not_move() -> None:
+    learner = learner_at(1)
+    learner.hypernetwork.head.bias.requires_grad_(False)
+    before = learner.hypernetwork.head.bias.clone()
+    optimizer = one_pass(learner)
+    learner.losses(*batch(0), 1).total.backward()
+    with pytest.raises(RuntimeError, match="no backward pass updated a head"):
+        optimizer.step()
+    assert torch.equal(learner.hypernetwork.head.bias, before)
+
+
 def test_a_frozen_trunk_does_not_keep_the_head_from_learning() -> None:
     ours, theirs = learner_at(1), learner_at(1)
     for learner in (ours, theirs):

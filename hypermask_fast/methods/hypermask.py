@@ -241,8 +241,10 @@ class HyperMask(Learner):
 
     def compile_steps(self, compiler: Compiler) -> None:
         enabled = compiler.enabled(self.hypernetwork.embeddings.device)
-        self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
-        self.hypernetwork.compile_trunk(compiler if enabled else None)
+        before = None if self._compiled_net is None else self._compiled_net.compiler
+        if before is not (compiler if enabled else None):
+            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
+            self.hypernetwork.compile_trunk(compiler if enabled else None)
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         settings = (self.sparsity, self.beta, self.lam, self.masked_l1, self.dropout)

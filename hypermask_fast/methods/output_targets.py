@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hypermask_fast.counter import REGULARIZED, counter_permutation
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.frozen_head import FrozenHead
+from hypermask_fast.functional import backend
 from hypermask_fast.hypernetwork import Hypernetwork
 from hypermask_fast.methods._checks import check_choice
 
@@ -81,7 +83,10 @@ class OutputTargets(nn.Module):
                 setattr(self, name, value)
         else:
             dtype = torch.bfloat16 if self.form == "bfloat16" else None
-            self.logits = hypernetwork.targets(self.ids, dtype)
+            # Steps with a sample run in PyTorch, whose logits a kernel's do not equal to the bit.
+            samples = self.count is not None and self.count < self.earlier
+            with backend("reference") if samples else nullcontext():
+                self.logits = hypernetwork.targets(self.ids, dtype)
 
     def clear(self) -> None:
         """Forget the earlier tasks."""

@@ -92,12 +92,13 @@ class GraphedStep:
         self._why_not = self._failure
         self._steps: _Steps | None = None
         self._graph: Captured | None = None
+        self._has_captured = False
 
     @property
     def status(self) -> str:
         if self._why_not:
             return f"no: {self._why_not}"
-        return "yes" if self._graph else "not yet: no step was captured"
+        return "yes" if self._has_captured else "not yet: no step was captured"
 
     def begin(self, step: TrainingStep, stream: BatchStream, task: int) -> None:
         """Begin a task, or continue it.
@@ -147,6 +148,7 @@ class GraphedStep:
         self._graph = self._graph or self._captured(step)
         if self._graph is None:
             return step(*stream.batch(number), task)
+        self._has_captured = True
         self._graph.replay()
         self._expected = number + 1
         step.learner.steps_taken += 1

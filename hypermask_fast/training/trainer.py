@@ -17,16 +17,7 @@ from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.methods._checks import check_choice
 from hypermask_fast.methods.base import Learner, Losses, evaluating
 from hypermask_fast.scenarios import BatchStream, Task
-from hypermask_fast.training._optimizer import (
-    finite_or_none,
-    load_optimizer_state,
-    load_plateau_state,
-    make_optimizer,
-    make_plateau,
-    optimizer_state,
-    or_minus_infinity,
-    plateau_state,
-)
+from hypermask_fast.training import _optimizer
 from hypermask_fast.training.checkpoint import check_manifest
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
@@ -98,12 +89,9 @@ class Trainer:
     ) -> None:
         if steps is not None and epochs is not None:
             raise ConfigError(f"steps={steps} and epochs={epochs} are both given; give one")
-        for name, value, choices in (
-            ("schedule", schedule, _SCHEDULES),
-            ("selection", selection, _SELECTIONS),
-            ("moments", moments, _MOMENTS),
-        ):
-            check_choice(name, value, tuple(choices))
+        check_choice("schedule", schedule, _SCHEDULES)
+        check_choice("selection", selection, _SELECTIONS)
+        check_choice("moments", moments, tuple(_MOMENTS))
         self.learner = learner
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
         self.moments = moments
@@ -121,7 +109,6 @@ class Trainer:
         self._watch: LossWatch | None = None
         self._graphed = GraphedStep(graph)
         self._compiler = Compiler(compile)
-        learner.compile_steps(self._compiler)
         self._scheduler: ReduceLROnPlateau | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
@@ -180,6 +167,7 @@ class Trainer:
         task = self._tasks[task_id]
         total = self.steps_of(task)
         stream = task.stream(self.batch_size, seed=self.seed, task_id=task_id)
+        self.learner.compile_steps(self._compiler)
         if self.learner.current is None:
             self._begin(task_id, total, stream)
         assert self._step_fn is not None
@@ -221,7 +209,7 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
     def _make_optimizer(self) -> None:
-        optimizer = make_optimizer(
+        optimizer = _optimizer.make_optimizer(
             self.learner,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -230,7 +218,7 @@ class Trainer:
         self._step_fn = TrainingStep(self.learner, optimizer)
         self._scheduler = None
         if self.schedule == "plateau":
-            self._scheduler = make_plateau(optimizer)
+            self._scheduler = _optimizer.make_plateau(optimizer)
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
@@ -305,15 +293,15 @@ class Trainer:
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
         groups: list[dict[str, Any]] = []
         if self._step_fn is not None:
-            of_optimizer, groups = optimizer_state(self._step_fn.optimizer)
+            of_optimizer, groups = _optimizer.optimizer_state(self._step_fn.optimizer)
             tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
         state = {
             "manifest": self.learner.manifest(),
             "task": task_state,
             "step": self.step,
             "optimizer": groups,
-            "plateau": plateau_state(self._scheduler),
-            "best_accuracy": finite_or_none(self._best_accuracy),
+            "plateau": _optimizer.plateau_state(self._scheduler),
+            "best_accuracy": _optimizer.finite_or_none(self._best_accuracy),
             "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
         }
         return tensors, state
@@ -342,12 +330,14 @@ class Trainer:
         if self.learner.current is not None:
             self._make_optimizer()
             assert self._step_fn is not None
-            load_optimizer_state(self._step_fn.optimizer, parts["optimizer"], state["optimizer"])
+            _optimizer.load_optimizer_state(
+                self._step_fn.optimizer, parts["optimizer"], state["optimizer"]
+            )
         if self._scheduler is not None:
-            load_plateau_state(self._scheduler, state["plateau"])
+            _optimizer.load_plateau_state(self._scheduler, state["plateau"])
         device = self._device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
-        self._best_accuracy = or_minus_infinity(state["best_accuracy"])
+        self._best_accuracy = _optimizer.or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]
         self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
         torch.set_rng_state(parts["rng"]["cpu"].cpu())

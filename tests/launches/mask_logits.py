@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from hypermask_fast.kernels.mask_logits import CONFIGS, hidden_grad, mask_logits
+from hypermask_fast.kernels.mask_logits import (
+    CONFIGS,
+    hidden_grad,
+    mask_logits,
+    residual_factors,
+    target_logits,
+)
 
 
 def _logits(rows: int, width: int, count: int) -> Callable[[], object]:
@@ -26,6 +32,33 @@ def _grad(rows: int, width: int, count: int) -> Callable[[], object]:
     return launch
 
 
+def _residuals(
+    rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float32
+) -> Callable[[], object]:
+    def launch() -> object:
+        return residual_factors(
+            torch.empty(rows, width, device="cuda"),
+            torch.empty(rows, device="cuda"),
+            torch.empty(rows, device="cuda"),
+            torch.empty(earlier + 1, width, device="cuda"),
+            torch.empty(earlier, rows, dtype=dtype, device="cuda"),
+            coefficient=torch.empty(1, device="cuda"),
+            scalars=torch.empty(9, device="cuda"),
+        )
+
+    return launch
+
+
+def _targets(rows: int, width: int, earlier: int) -> Callable[[], object]:
+    def launch() -> object:
+        weight = torch.empty(rows, width, device="cuda")
+        hidden = torch.empty(earlier, width, device="cuda")
+        out = torch.empty(earlier, rows, device="cuda")
+        return target_logits(weight, torch.empty(rows, device="cuda"), hidden, out)
+
+    return launch
+
+
 _SIZES = {
     "permuted": (2_036_010, 100, 1),
     "permuted-10": (2_036_010, 100, 10),
@@ -41,3 +74,15 @@ for _name, _size in _SIZES.items():
     _kernel = f"mask_logits_{_kind}"
     LAUNCHES[_name] = (_logits(*_size), _kernel, CONFIGS[_kind])
     LAUNCHES[f"{_name}-grad"] = (_grad(*_size), f"{_kernel}_grad", CONFIGS[f"{_kind}_grad"])
+_MANY = ("mask_logits_matrix128", CONFIGS["matrix128"])
+LAUNCHES["permuted-99-residuals"] = (_residuals(2_036_010, 100, 99), *_MANY)
+LAUNCHES["permuted-99-residuals-bf16"] = (
+    _residuals(2_036_010, 100, 99, torch.bfloat16),
+    *_MANY,
+)
+LAUNCHES["permuted-99-targets"] = (_targets(2_036_010, 100, 99), *_MANY)
+LAUNCHES["wide-9-residuals"] = (
+    _residuals(1_000_000, 1000, 9),
+    "mask_logits_matrix16",
+    CONFIGS["matrix16"],
+)

@@ -41,18 +41,13 @@ def _logits(rows: int, width: int, earlier: int) -> Callable[[], object]:
     return launch
 
 
-_SUMS, _PRODUCTS = ("step_rows_sums", CONFIGS["sums"]), ("step_rows_products", CONFIGS["products"])
-LAUNCHES = {
-    "permuted-0": (_step(2_036_010, 100, 0), *_SUMS),
-    "permuted-9": (_step(2_036_010, 100, 9), *_SUMS),
-    "permuted-9-bf16": (_step(2_036_010, 100, 9, torch.bfloat16), *_SUMS),
-    "permuted-9-targets": (_logits(2_036_010, 100, 9), *_SUMS),
-    "permuted-15": (_step(2_036_010, 100, 15), *_SUMS),
-    "permuted-99": (_step(2_036_010, 100, 99), *_PRODUCTS),
-    "permuted-99-bf16": (_step(2_036_010, 100, 99, torch.bfloat16), *_PRODUCTS),
-    "permuted-99-targets": (_logits(2_036_010, 100, 99), *_PRODUCTS),
-    "split-4": (_step(477_010, 25, 4), *_SUMS),
-    "split-50": (_step(477_010, 25, 50), *_PRODUCTS),
-    "wide-9": (_step(500_000, 256, 9), *_SUMS),
-    "wide-40": (_step(500_000, 256, 40), *_PRODUCTS),
+_SIZES = {
+    "permuted-0": _step(2_036_010, 100, 0),
+    "permuted-9": _step(2_036_010, 100, 9),
+    "permuted-9-bf16": _step(2_036_010, 100, 9, torch.bfloat16),
+    "permuted-9-targets": _logits(2_036_010, 100, 9),
+    "permuted-15": _step(2_036_010, 100, 15),
+    "split-4": _step(477_010, 25, 4),
+    "wide-9": _step(500_000, 256, 9),
 }
+LAUNCHES = {name: (launch, "step_rows", CONFIGS) for name, launch in _SIZES.items()}

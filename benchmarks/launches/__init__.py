@@ -1,0 +1,50 @@
+"""Launches of the kernels at the sizes that matter: ``LAUNCHES`` of each module, by name.
+
+The compile gate compiles them on fake tensors, ``python -m benchmarks tune`` times them. A launch
+makes its tensors on torch's default device (see ``torch.device`` as a context) and returns what
+launches, so that a timer sees nothing else. What only the tuner wants is in ``GRID``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.kernels._tuning import Config
+
+Run = Callable[[], object]
+
+
+class Launch(NamedTuple):
+    """A launch of one kernel.
+
+    Attributes:
+        make: Makes the tensors and returns what launches.
+        kernel: Name of the kernel in the table of configurations.
+        configs: Those that it ships, the default first.
+        alternative: Like ``make``, the way to the same result without the kernel; or None.
+    """
+
+    make: Callable[[], Run]
+    kernel: str
+    configs: Sequence[Config]
+    alternative: Callable[[], Run] | None = None
+
+
+def floats(
+    *shape: int, dtype: torch.dtype = torch.float32, positive: bool = False, last: bool = False
+) -> Tensor:
+    """Return normal numbers, which as zeros would not be as slow as real ones.
+
+    Args:
+        *shape: Of the tensor.
+        dtype: Default float32.
+        positive: Return their magnitudes.
+        last: Return an image (N, C, H, W) in channels_last.
+    """
+    x = torch.randn(shape, dtype=dtype)
+    x = x.abs() if positive else x
+    return x.contiguous(memory_format=torch.channels_last) if last else x

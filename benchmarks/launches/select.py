@@ -1,0 +1,30 @@
+"""Percentiles of the networks that are trained most: one wide, one of many small tensors."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from benchmarks.launches import Launch, Run, floats
+from hypermask_fast.kernels import select
+
+
+def _make(sizes: tuple[int, ...], has_histogram: bool) -> Run:
+    z = floats(sum(sizes))
+    histogram = torch.zeros((len(sizes), 2048), dtype=torch.int32) if has_histogram else None
+    if histogram is not None:
+        # Counts of a histogram that fits: every entry of a tensor in the bin of 1.
+        histogram[:, 0x3F8] = torch.tensor(sizes, dtype=torch.int32)
+    masked = [True] * (len(sizes) - 1) + [False]
+    return partial(select.thresholds, z, sizes, 30.0, masked, histogram)
+
+
+_WIDE = (784_000, 1000, 1_000_000, 1000, 10_000, 10)
+_MANY = (2304, 16) * 30
+
+LAUNCHES = {
+    "wide": Launch(partial(_make, _WIDE, False), "select", select.CONFIGS),
+    "many": Launch(partial(_make, _MANY, False), "select", select.CONFIGS),
+    "many-histogram": Launch(partial(_make, _MANY, True), "select", select.CONFIGS),
+}

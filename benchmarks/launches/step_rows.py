@@ -1,0 +1,48 @@
+"""Steps of the heads of Permuted MNIST and Split MNIST, and of a wide trunk."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches.factored_adam import tenth_step
+from hypermask_fast.kernels.step_rows import CONFIGS, earlier_logits, step_rows
+
+# The device knows its own; where there is none, those of an H100.
+_PROCESSORS = None if torch.cuda.is_available() else 132
+
+
+def _step(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float32) -> Run:
+    moments = [
+        floats(*shape, dtype=dtype, positive=positive)
+        for shape in ((rows, width), (rows,))
+        for positive in (False, True)
+    ]
+    return partial(
+        step_rows,
+        *(floats(rows, width), floats(rows), *moments),
+        *(floats(rows), floats(earlier + 1, width), floats(earlier, rows, dtype=dtype)),
+        coefficient=1e-6 * floats(1),
+        scalars=tenth_step(),
+        processors=_PROCESSORS,
+    )
+
+
+def _logits(rows: int, width: int, earlier: int) -> Run:
+    head = floats(rows, width), floats(rows), floats(earlier, width)
+    return partial(earlier_logits, *head, processors=_PROCESSORS)
+
+
+_MAKES = {
+    "permuted-0": partial(_step, 2_036_010, 100, 0),
+    "permuted-9": partial(_step, 2_036_010, 100, 9),
+    "permuted-9-bf16": partial(_step, 2_036_010, 100, 9, torch.bfloat16),
+    "permuted-9-targets": partial(_logits, 2_036_010, 100, 9),
+    "permuted-15": partial(_step, 2_036_010, 100, 15),
+    "split-0": partial(_step, 477_010, 25, 0),
+    "split-4": partial(_step, 477_010, 25, 4),
+    "wide-9": partial(_step, 500_000, 256, 9),
+}
+LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()}

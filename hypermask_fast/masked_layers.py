@@ -1,0 +1,148 @@
+"""Masked layers on the kernels: the mask is formed where a product reads the weights.
+
+The operators are called outside of autograd, forward and backward, so that ``torch.compile`` traces
+them without a graph break.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hypermask_fast.kernels import ops
+from hypermask_fast.reference import Size2
+
+
+def _pair(value: Size2) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _inputs_like_products(x: Tensor) -> Tensor:
+    """Return x in the dtype that autocast gives a product."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+class _MaskedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        weight_logits: Tensor,
+        bias_logits: Tensor | None,
+        weight_threshold: Tensor | None,
+        bias_threshold: Tensor | None,
+    ) -> Tensor:
+        args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+        ctx.save_for_backward(*args)
+        return ops.masked_linear(*args)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, weight_logits, bias_logits, threshold, bias_threshold = ctx.saved_tensors
+        (grad,) = grads
+        needs_x, needs_weight, needs_bias, needs_logits, needs_bias_logits = ctx.needs_input_grad[
+            :5
+        ]
+        of_x = of_weight = of_logits = of_bias = of_bias_logits = None
+        if needs_x:
+            of_x = ops.masked_linear_input(grad, weight, weight_logits, threshold)
+        if needs_weight or needs_logits:
+            of_weight, of_logits = ops.masked_linear_weight(
+                grad, x, weight, weight_logits, threshold
+            )
+        if bias is not None and (needs_bias or needs_bias_logits):
+            of_bias, of_bias_logits = ops.masked_linear_bias(
+                grad, bias, bias_logits, bias_threshold
+            )
+            of_bias_logits = None if bias_logits is None else of_bias_logits
+        return of_x, of_weight, of_bias, of_logits, of_bias_logits, None, None
+
+
+class _MaskedConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        weight_logits: Tensor,
+        bias_logits: Tensor | None,
+        weight_threshold: Tensor | None,
+        bias_threshold: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+        ctx.save_for_backward(*args)
+        ctx.geometry = (stride, padding, dilation, groups)
+        return ops.masked_conv2d(*args, *ctx.geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, weight_logits, bias_logits, threshold, bias_threshold = ctx.saved_tensors
+        (grad,) = grads
+        needs_x, needs_weight, needs_bias, needs_logits, needs_bias_logits = ctx.needs_input_grad[
+            :5
+        ]
+        mask = (weight, weight_logits, threshold)
+        of_x = of_weight = of_logits = of_bias = of_bias_logits = None
+        if needs_x:
+            of_x = ops.masked_conv2d_input(grad, x, *mask, *ctx.geometry)
+        if needs_weight or needs_logits:
+            of_weight, of_logits = ops.masked_conv2d_weight(grad, x, *mask, *ctx.geometry)
+        if bias is not None and (needs_bias or needs_bias_logits):
+            of_bias, of_bias_logits = ops.masked_conv2d_bias(
+                grad, bias, bias_logits, bias_threshold
+            )
+            of_bias_logits = None if bias_logits is None else of_bias_logits
+        none = (None,) * 6
+        return of_x, of_weight, of_bias, of_logits, of_bias_logits, *none
+
+
+def masked_linear(x: Tensor, *args: Tensor | None) -> Tensor:
+    """Return what :func:`hypermask_fast.reference.masked_linear` does; same arguments."""
+    return _MaskedLinear.apply(_inputs_like_products(x), *args)
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_logits: Tensor,
+    bias_logits: Tensor | None,
+    weight_threshold: Tensor | None,
+    bias_threshold: Tensor | None,
+    stride: Size2,
+    padding: Size2 | str,
+    dilation: Size2,
+    groups: int,
+) -> Tensor:
+    """Return what :func:`hypermask_fast.reference.masked_conv2d` does; same arguments."""
+    x = _inputs_like_products(x)
+    dilation = _pair(dilation)
+    if isinstance(padding, str):
+        around = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if padding == "valid":
+            around = [0, 0]
+        elif any(total % 2 for total in around):
+            # As PyTorch: the odd one comes last.
+            height, width = around
+            sides = (width // 2, width - width // 2, height // 2, height - height // 2)
+            x, around = torch.nn.functional.pad(x, sides), [0, 0]
+        padding = (around[0] // 2, around[1] // 2)
+    batched = x if x.dim() == 4 else x[None]
+    mask = (weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
+    y = _MaskedConv2d.apply(batched, *mask, _pair(stride), _pair(padding), dilation, groups)
+    return y if x.dim() == 4 else y[0]

@@ -1,0 +1,246 @@
+"""Cases of the kernels of a hypernetwork's head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermask_fast import reference
+from hypermask_fast.kernels import (
+    _plain,
+    factored_adam,
+    mask_logits,
+    step_rows,
+)
+from tests.fuzz.case import (
+    BRAIN,
+    DEVICE,
+    FLOAT,
+    GRADIENTS,
+    Case,
+    any_config,
+    check,
+    judge,
+)
+
+DENSE = ("contiguous", "unaligned")
+COUNTS = (1, 1, 2, 3, 5, 12, 15, 16, 17, 33)
+
+
+def head_configs(kind: str) -> dict[str, Sequence[Any]]:
+    return {
+        f"mask_logits_{name}": configs
+        for name, configs in mask_logits.CONFIGS.items()
+        if name.endswith("_grad") == (kind == "grad")
+    }
+
+
+def logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    return reference.mask_logits(weight, bias, hidden)
+
+
+def fuzz_mask_logits(case: Case) -> None:
+    rows, width = case.size("rows", 300, empty=0.03), case.size("width", 131)
+    count = case.one("count", (*COUNTS, 127, 129))
+    weight, bias = case.normals("A", rows, width), case.normals("b", rows)
+    hidden = case.normals("hidden", count, width)
+    out = None
+    if case.often("out is given"):
+        layouts = (*DENSE, "sliced")
+        out = case.place("out", torch.full((count, rows), torch.inf), layouts=layouts)
+    with any_config(case, head_configs("")):
+        found = mask_logits.mask_logits(weight, bias, hidden, out)
+    assert out is None or found is out
+    check(logits, found, weight=weight, bias=bias, hidden=hidden)
+
+
+def fuzz_hidden_grad(case: Case) -> None:
+    rows = case.size("rows", 300, empty=0.03) * case.one("times", (1, 1, 5))
+    width, count = case.size("width", 131), case.one("count", (*COUNTS, 129))
+    weight = case.normals("A", rows, width)
+    dz = case.normals("dz", count, rows, layouts=GRADIENTS)
+    with any_config(case, head_configs("grad")):
+        found = mask_logits.hidden_grad(weight, dz)
+    check(_plain.hidden_grad, found, weight=weight, dz=dz)
+
+
+def some_options(case: Case) -> dict[str, Any]:
+    return {
+        "lr": case.one("lr", (1e-4, 1e-3, 0.1)),
+        "beta1": case.one("beta1", (0.0, 0.9, 0.95)),
+        "beta2": case.one("beta2", (0.5, 0.99, 0.999)),
+        "eps": case.one("eps", (1e-8, 1e-3)),
+        "weight_decay": case.one("weight decay", (0.0, 0.0, 0.1)),
+        "decoupled": case.often("decoupled"),
+        "step": case.one("step", (1, 2, 7, 1000)),
+        "grad_scale": case.one("scale", (1.0, 1.0, 0.125, 3.0)),
+        "maximize": case.often("maximize", 0.2),
+    }
+
+
+def some_scalars(case: Case, options: dict[str, Any], taken: bool) -> Tensor:
+    """The kernel's scalars, from numbers or tensors."""
+    given = dict(options)
+    if case.often("tensors of numbers"):
+        for name in ("lr", "step", "grad_scale"):
+            given[name] = torch.tensor(options[name], dtype=torch.float64, device=DEVICE)
+    finite = None if taken and case.often("no flag") else torch.tensor(taken, device=DEVICE)
+    return factored_adam.adam_scalars(DEVICE, **given, finite=finite)
+
+
+def some_state(case: Case, name: str, *shape: int, dtype: torch.dtype) -> list[Tensor]:
+    """A parameter and its moments."""
+    first = case.often(f"{name} has no history", 0.3)
+    values = (case.normal(*shape) * (not first), case.normal(*shape).square() * (not first))
+    moments = [
+        case.place(f"{name} moment {i}", v, dtype, layouts=DENSE) for i, v in enumerate(values)
+    ]
+    return [case.normals(name, *shape, layouts=DENSE), *moments]
+
+
+def adam(state: Sequence[Tensor], grad: Tensor, options: dict[str, Any]) -> list[Tensor]:
+    """A step of torch's own, in the dtype of the gradient."""
+    parameter = torch.nn.Parameter(state[0].to(grad.dtype, copy=True))
+    parameter.grad = grad * options["grad_scale"]
+    kind = torch.optim.AdamW if options["decoupled"] else torch.optim.Adam
+    names = ("lr", "eps", "weight_decay", "maximize")
+    betas = (options["beta1"], options["beta2"])
+    optimizer = kind([parameter], betas=betas, **{name: options[name] for name in names})
+    moments = [m.to(grad.dtype, copy=True) for m in state[1:]]
+    optimizer.state[parameter] = {
+        "step": torch.tensor(options["step"] - 1.0),
+        **dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True)),
+    }
+    optimizer.step()
+    return [parameter.detach(), *moments]
+
+
+def judge_adam(
+    found: Sequence[Tensor],
+    before: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    options: dict[str, Any],
+) -> None:
+    """Judge a step by torch's; ``grads`` are in float32, in float64, and the sums of magnitudes."""
+    plain, exact = adam(before, grads[0], options), adam(before, grads[1], options)
+    old = [t.double().abs() for t in before]
+    grad = options["grad_scale"] * grads[2] + options["weight_decay"] * old[0]
+    m, v = old[1] + grad, old[2] + grad**2
+    beta2, step = options["beta2"], options["step"]
+    root = (exact[2] / (1 - beta2**step)).sqrt()
+    # The first moment may cancel, and the second where there is no history.
+    ratio = m / (root + options["eps"])
+    ratio *= 1 + grad * (1 - beta2) ** 0.5 / exact[2].sqrt().clamp_min(1e-30)
+    moved = options["lr"] / (1 - options["beta1"] ** step) * ratio
+    for mine, theirs, right, size in zip(found, plain, exact, (old[0] + moved, m, v), strict=True):
+        judge(mine, theirs, right, size)
+
+
+def magnitudes(*tensors: Tensor) -> list[Tensor]:
+    return [t.double().abs() for t in tensors]
+
+
+def fuzz_factored_adam(case: Case) -> None:
+    rows, width = case.size("rows", 131, empty=0.03), case.size("width", 131)
+    count, dtype = case.one("factors", (*COUNTS, 40)), case.one("moments", (FLOAT, FLOAT, BRAIN))
+    head = some_state(case, "A", rows, width, dtype=dtype)
+    bias = some_state(case, "b", rows, dtype=dtype) if case.often("bias") else []
+    dz = case.normals("dz", count, rows, layouts=GRADIENTS)
+    hidden = case.normals("hidden", count, width)
+    options, taken = some_options(case), case.often("taken", 0.9)
+    before = [t.clone() for t in (*head, *bias)]
+    names = ("bias", "bias_exp_avg", "bias_exp_avg_sq")
+    configs = {f"factored_adam_{k}": c for k, c in factored_adam.CONFIGS.items()}
+    with any_config(case, configs):
+        scalars = some_scalars(case, options, taken)
+        given = dict(zip(names, bias, strict=True)) if bias else {}
+        factored_adam.factored_adam(*head, dz, hidden, scalars, **given)
+    factors = ((dz, hidden), (dz.double(), hidden.double()), magnitudes(dz, hidden))
+    if not taken:
+        assert all(map(torch.equal, (*head, *bias), before)), "a skipped step changed something"
+    elif rows:
+        judge_adam(head, before[:3], [d.T @ h for d, h in factors], options)
+        if bias:
+            judge_adam(bias, before[3:], [d.sum(0) for d, _ in factors], options)
+
+
+def step_gradients(
+    weight: Tensor,
+    bias: Tensor,
+    dz: Tensor,
+    hidden: Tensor,
+    targets: Tensor | None,
+    coefficient: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients to ``hidden``, A and b, and the sum of squares; no targets: no residuals."""
+    z = logits(weight, bias, hidden[1:])
+    residual = z - (z if targets is None else targets)
+    factors = torch.cat((dz[None], coefficient * residual))
+    total = residual.square().sum()
+    return factors @ weight, factors.T @ hidden, factors.sum(0), total
+
+
+def fuzz_step_rows(case: Case) -> None:
+    rows, earlier = (
+        case.size("rows", 131, empty=0.03),
+        case.one("earlier", (0, 1, 2, 5, 15, 16, 33)),
+    )
+    width = case.size("width", 300) if earlier < 3 else case.size("width", 67)
+    dtype = case.one("moments", (FLOAT, FLOAT, BRAIN))
+    head, bias = (
+        some_state(case, n, rows, *s, dtype=dtype) for n, s in (("A", (width,)), ("b", ()))
+    )
+    hidden = case.normals("hidden", earlier + 1, width)
+    dz = case.normals("dz", rows, layouts=DENSE)
+    coefficient = torch.tensor(case.one("coefficient", (0.02, 1.0)), device=DEVICE)
+    options, taken = some_options(case), case.often("taken", 0.9)
+    dtype, unchanged = case.one("targets", (FLOAT, BRAIN)), case.often("unchanged", 0.3)
+    # So far away that no logit rounds to its target.
+    far = logits(head[0], bias[0], hidden[1:]).cpu()
+    far = far + (0.3 + 0.1 * far.abs()) * case.normal(*far.shape).sign()
+    targets = case.place("targets", far, dtype, layouts=(*DENSE, "sliced", "transposed"))
+    processors = case.one("processors", (1, 1, 2, 5))
+    before = [t.clone() for t in (*head, *bias)]
+    if not taken:
+        dz[:1] = torch.nan
+    configs = {f"factored_adam_{k}": c for k, c in factored_adam.CONFIGS.items()}
+    configs |= head_configs("") | head_configs("grad") | {"step_rows": step_rows.CONFIGS}
+    with any_config(case, configs):
+        if unchanged:
+            targets = step_rows.earlier_logits(
+                head[0], bias[0], hidden[1:], dtype=dtype, processors=processors
+            )
+        scalars = some_scalars(case, options, taken)
+        grad, total = step_rows.step_rows(
+            *(head[0], bias[0], *head[1:], *bias[1:], dz, hidden, targets),
+            coefficient=coefficient,
+            scalars=scalars,
+            processors=processors,
+        )
+    inputs = [before[0], before[3], dz if taken else torch.zeros_like(dz), hidden]
+    goals = None if unchanged else targets.double()
+    plain = step_gradients(*inputs, goals if goals is None else goals.float(), coefficient)
+    exact = step_gradients(*(t.double() for t in inputs), goals, coefficient.double())
+    goals = None if unchanged else -goals.abs()
+    sizes = step_gradients(*magnitudes(*inputs), goals, coefficient.double())
+    if unchanged:
+        assert total == 0, f"residuals of {float(total)} where nothing changed"
+    judge(grad, plain[0], exact[0], sizes[0])
+    judge(total.float(), plain[3], exact[3], sizes[3])
+    if not taken:
+        assert all(map(torch.equal, (*head, *bias), before)), "a skipped step changed something"
+    elif rows:
+        for state, i in ((head, 0), (bias, 1)):
+            grads = [results[1 + i] for results in (plain, exact, sizes)]
+            judge_adam(state, before[3 * i : 3 * i + 3], grads, options)
+
+
+KERNELS = {
+    "mask_logits": fuzz_mask_logits,
+    "hidden_grad": fuzz_hidden_grad,
+    "factored_adam": fuzz_factored_adam,
+    "step_rows": fuzz_step_rows,
+}
