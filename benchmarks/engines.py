@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -12,15 +13,19 @@ from benchmarks import hypnettorch
 from benchmarks.cases import Case
 from benchmarks.published import Published, PublishedLosses
 from hypermask_fast import reference
+from hypermask_fast.compiled import Compiler
 from hypermask_fast.conversion import unconvert
 from hypermask_fast.hypernetwork import Hypernetwork
 from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask import HyperMask
-from hypermask_fast.optim import FactoredAdam
+from hypermask_fast.scenarios import BatchStream
+from hypermask_fast.training import _optimizer
+from hypermask_fast.training.graph import CudaGraphs, GraphedStep
 from hypermask_fast.training.step import TrainingStep
 
-VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours")
+VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours-eager", "ours")
 SEED = 1
+_CAPTURED_AFTER = 4
 _LR, _BETA1, _BETA2, _EPS = 1e-3, 0.9, 0.999, 1e-8
 
 
@@ -41,12 +46,30 @@ class Engine(NamedTuple):
         named: Tensors of parameters to compare, by names that all variants share. The embeddings
             of the tasks are either rows of one or several.
         published: The plain algorithm itself, where the variant is that.
+        status: Returns how steps are taken: whether compiled, and as a CUDA graph.
     """
 
     step: Callable[[Tensor, Tensor], Losses | PublishedLosses]
     optimizer: torch.optim.Optimizer
     named: dict[str, list[nn.Parameter]]
     published: Published | None = None
+    status: Callable[[], dict[str, str]] = dict
+
+
+class _Recorded(BatchStream):
+    """The recorded batch, again and again, where it lies on the device."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._batch = x, y
+
+    def prepare(self, step: int) -> None:
+        """Do nothing: the batch is there."""
+
+    def gather(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        return self._batch
+
+    def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        return self._batch
 
 
 def make_batch(case: Case) -> tuple[Tensor, Tensor]:
@@ -145,8 +168,9 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
     """Build a variant in the recorded state; "float64" is the published one in double precision.
 
     Args:
-        variant: One of :data:`VARIANTS`, or "float64". "ours-fallback" is "ours" in a process with
-            ``HYPERMASK_FAST_NATIVE=0``.
+        variant: One of :data:`VARIANTS`, or "float64". "ours" is as the trainer takes steps; on a
+            GPU compiled, and as a CUDA graph, with "ours-eager" neither. "ours-fallback" is "ours"
+            in a process with ``HYPERMASK_FAST_NATIVE=0``.
         case: The setting.
         device: "cpu" or "cuda".
     """
@@ -161,9 +185,49 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
         learner.hypernetwork.__class__ = _DenseHypernetwork
         optimizer = torch.optim.Adam(learner.parameters(), lr=_LR)
     else:
-        optimizer = FactoredAdam(learner.parameters(), lr=_LR, step_in_backward=True)
+        optimizer = _optimizer.make_optimizer(learner, lr=_LR, weight_decay=0.0, moments_dtype=None)
     step = TrainingStep(learner, optimizer)
+    if variant == "ours" and device != "cpu":
+        return _graphed(learner, step, case, device)
     return Engine(lambda x, y: step(x, y, case.earlier), optimizer, _named(learner))
+
+
+def _graphed(
+    learner: HyperMask, step: TrainingStep, case: Case, device: str, cuda: CudaGraphs | None = None
+) -> Engine:
+    """Return an engine whose first step is already a replay, from the recorded state.
+
+    Args:
+        learner, step, case, device: As elsewhere.
+        cuda: Replaces CUDA in tests.
+    """
+    batch = [value.to(device) for value in make_batch(case)]
+    recorded = [t.detach().to("cpu", copy=True) for t in _state(learner)]
+    compiler = Compiler("auto")
+    learner.compile_steps(compiler)
+    graphed = GraphedStep(True, cuda=cuda)
+    graphed.begin(step, _Recorded(*batch), case.earlier)
+    # Those that warm up, and one that is captured and replayed.
+    numbers = count()
+    for number in range(_CAPTURED_AFTER):
+        graphed(next(numbers))
+        assert ("yes" in graphed.status) == (number == _CAPTURED_AFTER - 1)
+    with torch.no_grad():
+        for tensor, value in zip(_state(learner), recorded, strict=True):
+            tensor.copy_(value)
+        for state in step.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+    return Engine(
+        lambda x, y: graphed(next(numbers)),
+        step.optimizer,
+        _named(learner),
+        status=lambda: {"graph": graphed.status, "compile": compiler.status},
+    )
+
+
+def _state(learner: HyperMask) -> list[Tensor]:
+    return [*learner.parameters(), *learner.buffers()]
 
 
 def _rows(p: Tensor, case: Case, name: str) -> Tensor:

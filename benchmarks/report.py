@@ -1,11 +1,12 @@
-"""The markdown table of recorded rows."""
+"""The markdown tables of recorded rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_ERROR_FACTOR = 2.0
+ERROR_FACTOR = 2.0
+"""How much larger than the published, or eager, error a right one may be."""
 _COLUMNS = (
     "case",
     "variant",
@@ -15,14 +16,24 @@ _COLUMNS = (
     "peak, MiB",
     "time over floor",
 )
+_KERNEL_COLUMNS = (
+    "case",
+    "variant",
+    "ms (p20 to p80)",
+    "GB/s",
+    "time over floor",
+    "speed-up",
+    "error",
+    "peak, MiB",
+)
 
 
-def is_correct(row: dict[str, Any], published: dict[str, Any] | None) -> bool:
-    """Return whether a row's error is known, and at most twice that of the published algorithm."""
+def is_correct(row: dict[str, Any], plain: dict[str, Any] | None) -> bool:
+    """Return whether a row's error is known, and at most twice that of the plain algorithm."""
     error = row.get("max_error")
-    if error is None or published is None or published.get("max_error") is None:
+    if error is None or plain is None or plain.get("max_error") is None:
         return False
-    return bool(error <= _ERROR_FACTOR * published["max_error"])
+    return bool(error <= ERROR_FACTOR * plain["max_error"])
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -63,14 +74,7 @@ def _machine(row: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def render(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a markdown table with its legend.
-
-    A row whose error is more than twice that of "published" in the same case prints no speed-up.
-
-    Args:
-        rows: As :func:`benchmarks.runner.run_case` makes them, with machine, versions and commit.
-    """
+def _step_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     published = {row["case"]: row for row in rows if row["variant"] == "published"}
     lines = [f"| {' | '.join(_COLUMNS)} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     lines += [_line(row, published.get(row["case"])) for row in rows]
@@ -82,5 +86,56 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     )
     if any(row.get("error_size", row["size"]) != row["size"] for row in rows):
         legend += " *: error at a reduced size, because float64 does not fit in memory."
+    return [*lines, "", legend, ""]
+
+
+def _kernel_line(row: dict[str, Any], eager: dict[str, Any] | None) -> str:
+    cells = [row["case"], row["variant"]]
+    if "failed" in row:
+        return f"| {' | '.join([*cells, 'failed: ' + row['failed'], *['-'] * 5])} |"
+    speed = _speed_up(row, eager)
+    if speed not in ("-", "none: wrong"):
+        speed += f" ({row['alternative']})"
+    way = "" if row["way"] == "graph" else f", {row['way']}"
+    spread = f"{row['median_ms']:.3g} ({row['p20_ms']:.3g} to {row['p80_ms']:.3g}{way})"
+    numbers = (("gb_s", ",.0f"), ("bytes_over_floor", ".2f"))
+    cells += [spread, *(_cell(row.get(key), form) for key, form in numbers), speed]
+    cells += [_cell(row.get("max_error"), ".1e"), _cell(row.get("peak_mib"), ",.0f")]
+    return f"| {' | '.join(cells)} |"
+
+
+def _kernel_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    eager = {row["case"]: row for row in rows if row["variant"] == "eager"}
+    return [
+        f"| {' | '.join(_KERNEL_COLUMNS)} |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(_kernel_line(row, eager.get(row["case"])) for row in rows),
+        "",
+        (
+            "Kernels by themselves: medians of launches in CUDA graphs (or between events, or by "
+            "the host's clock, where it says so) whose inputs come from memory; GB/s: bytes that "
+            "have to be moved, each once, over the time; time over floor: over that of copying "
+            "them; speed-up: over the fastest right alternative, in brackets; error: against "
+            "float64, relative."
+        ),
+        "",
+    ]
+
+
+def render(rows: Sequence[dict[str, Any]]) -> str:
+    """Return markdown tables with their legends: of steps, and of kernels.
+
+    A row whose error is more than twice that of "published" in the same case, or of "eager" among
+    kernels, prints no speed-up.
+
+    Args:
+        rows: As :func:`benchmarks.runner.run_case` and
+            :meth:`benchmarks.kernel_runner.KernelBench.run_case` make them, with machine, versions
+            and commit.
+    """
+    steps = [row for row in rows if row.get("kind") != "kernel"]
+    kernels = [row for row in rows if row.get("kind") == "kernel"]
+    lines = _step_table(steps) if steps or not kernels else []
+    lines += _kernel_table(kernels) if kernels else []
     machines = dict.fromkeys(_machine(row) for row in rows)
-    return "\n".join([*lines, "", legend, "", *machines])
+    return "\n".join([*lines, *machines])

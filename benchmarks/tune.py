@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import ahead
+from benchmarks.ahead import in_a_line, run_ahead
 from benchmarks.launches import Launch
 from benchmarks.timing import Run, make_sets, median_ms
 from hypermask_fast.errors import ConfigError, nearest
@@ -26,11 +24,6 @@ TABLE = _tuning.TABLE
 Entry = dict[str, Any]
 Table = dict[str, dict[str, list[Entry]]]
 _FOLDER = Path(__file__).with_name("launches")
-_WORKERS = 16
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def find_launches(only: str | None = None) -> dict[str, Launch]:
@@ -46,7 +39,9 @@ def find_launches(only: str | None = None) -> dict[str, Launch]:
     """
     stems = sorted(path.stem for path in _FOLDER.glob("[a-z]*.py"))
     if only is not None and only not in stems:
-        raise ConfigError(f"--only is {only!r}{nearest(only, stems)}; choose from {', '.join(stems)}")
+        raise ConfigError(
+            f"--only is {only!r}{nearest(only, stems)}; choose from {', '.join(stems)}"
+        )
     first: dict[str, Launch] = {}
     last: dict[str, Launch] = {}
     for stem in stems if only is None else [only]:
@@ -85,7 +80,7 @@ def tune_launch(
     sets: Sequence[Run],
     alternatives: Sequence[Run],
     time_runs: Callable[[Sequence[Run]], float],
-    log: Callable[[str], None] = _log,
+    log: Callable[[str], None] = ahead.log,
 ) -> Entry | None:
     """Return the entry of a launch for the table: its sizes, and the fastest configuration.
 
@@ -110,7 +105,7 @@ def tune_launch(
         except ConfigError as error:
             raise ConfigError(f"{name} with {dict(config)}: {error}") from error
         except Exception as error:
-            log(f"{name}: {dict(config)} failed: {_in_a_line(error)}")
+            log(f"{name}: {dict(config)} failed: {in_a_line(error)}")
     if not times:
         return None
     ms, config = min(times, key=lambda pair: pair[0])
@@ -121,15 +116,11 @@ def tune_launch(
         except ConfigError as error:
             raise ConfigError(f"the alternative of {name}: {error}") from error
         except Exception as error:
-            log(f"{name}: the alternative failed: {_in_a_line(error)}")
+            log(f"{name}: the alternative failed: {in_a_line(error)}")
             return None
     others = ", ".join(f"{other:.4g}" for other, _ in times)
     log(f"{name}: {ms:.4g} ms of {others}; alternative {entry.get('alternative_ms', 0):.4g}")
     return entry
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def merged(table: Table, device: str, kernel: str, entry: Entry) -> Table:
@@ -168,7 +159,7 @@ def tune_launches(
     time_runs: Callable[[Sequence[Run]], float],
     sets_of: Callable[[Callable[[], Run]], Sequence[Run]],
     end: float = float("inf"),
-    log: Callable[[str], None] = _log,
+    log: Callable[[str], None] = ahead.log,
 ) -> int:
     """Time launches and merge their entries into a file, one after the other.
 
@@ -198,7 +189,7 @@ def tune_launches(
                 continue
             alternatives = sets_of(launch.alternative) if launch.alternative else ()
         except torch.OutOfMemoryError as error:
-            log(f"{name} was left out: {_in_a_line(error)}")
+            log(f"{name} was left out: {in_a_line(error)}")
             continue
         entry = tune_launch(name, launch, sets, alternatives, time_runs, log)
         if entry is not None:
@@ -221,20 +212,6 @@ def _compile(name: str) -> None:
     torch.cuda.empty_cache()
 
 
-def _compile_all(names: Sequence[str]) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    workers = min(_WORKERS, os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for name, future in [(name, pool.submit(_compile, name)) for name in names]:
-            try:
-                future.result()
-            except BrokenProcessPool:
-                _log(f"a process died at {name}; what it would have compiled is compiled one by one")
-                return
-            except Exception as error:
-                _log(f"{name} was not compiled ahead: {_in_a_line(error)}")
-
-
 def _time(runs: Sequence[Run]) -> float:
     try:
         return median_ms(runs)
@@ -243,7 +220,7 @@ def _time(runs: Sequence[Run]) -> float:
             torch.cuda.synchronize()
         except RuntimeError as error:
             raise ConfigError(
-                f"the GPU failed ({_in_a_line(error)}); what was measured before is in the table, "
+                f"the GPU failed ({in_a_line(error)}); what was measured before is in the table, "
                 "and --only measures the others"
             ) from error
         raise
@@ -273,7 +250,7 @@ def tune(only: str | None, file: Path, minutes: float) -> None:
         raise ConfigError(f"--json is {file}, whose folder does not exist; make it first")
     end = time.monotonic() + 60 * minutes
     read_table(file)
-    _compile_all(list(launches))
+    run_ahead(_compile, list(launches), time.monotonic() + 30 * minutes)
     # The alternatives are to be as fast as they can.
     torch.backends.cudnn.benchmark = True
     device = torch.cuda.get_device_name()

@@ -126,18 +126,17 @@ def mask_threshold(
     elif not 0 <= sparsity <= 100:
         raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
     with_kernel = uses_kernels("mask_threshold", logits, backend)
-    if not isinstance(sparsity, Tensor):
-        if sparsity == 0:
-            return None
-        if with_kernel:
-            sparsity = torch.full((), sparsity, dtype=torch.float64, device=logits.device)
+    if not isinstance(sparsity, Tensor) and sparsity == 0:
+        return None
     if not with_kernel or not logits.numel():
         return reference.mask_threshold(logits, sparsity)
     from hypermask_fast.kernels import ops
 
-    values, _ = ops.mask_thresholds(
-        logits.detach().flatten(), [logits.numel()], sparsity.double(), [True]
-    )
+    if not isinstance(sparsity, Tensor):
+        # Filled on the device: a copy from the host would break the capture of a CUDA graph.
+        sparsity = torch.full((), sparsity, dtype=torch.float64, device=logits.device)
+    flat = logits.detach().flatten()
+    values, _ = ops.mask_thresholds(flat, [logits.numel()], sparsity.double(), [True])
     return values[0]
 
 

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hypermask_fast.kernels._tuning import Config
+
 Size2 = int | Sequence[int]
 Strides = tuple[int, ...]
 
@@ -95,7 +97,8 @@ def float32_products(dtype: torch.dtype, precision: str | None) -> str:
     if dtype != torch.float32:
         return "tf32"  # Of no effect: a constant, so that nothing compiles twice.
     # The one reading that is right whether allow_tf32 was set or its successor.
-    return precision or PRECISIONS.get(torch.backends.cudnn.conv.fp32_precision, "tf32x3")
+    setting = torch.backends.cudnn.conv.fp32_precision
+    return precision or PRECISIONS.get(setting, "tf32x3")
 
 
 def in_channels_last(x: Tensor) -> bool:
@@ -103,15 +106,26 @@ def in_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.shape[2] * x.shape[3] > 1
 
 
-def index_type(geometry: Geometry, *tensors: Tensor) -> tl.dtype:
-    """Return what counts the offsets within an image of (N, C, H, W), or within weights."""
-    taps = zip(geometry.constants["KERNEL"], geometry.constants["DILATION"], strict=True)
-    beyond = (0, *(dilation * (kernel - 1) for kernel, dilation in taps))
-    for tensor in tensors:
-        axes = zip(tensor.shape[1:], beyond, tensor.stride()[1:], strict=True)
-        if sum((size - 1 + more) * stride for size, more, stride in axes) >= 2**31:
-            return tl.int64
-    return tl.int32
+def _reach(tensor: Tensor, first: int, beyond: tuple[int, int]) -> int:
+    axes = zip(tensor.shape[first:], tensor.stride()[first:], strict=True)
+    taps = beyond[0] * tensor.stride(2) + beyond[1] * tensor.stride(3)
+    return sum((size - 1) * stride for size, stride in axes) + taps
+
+
+def index_type(
+    geometry: Geometry, images: Sequence[Tensor], weights: Sequence[Tensor] = ()
+) -> tl.dtype:
+    """Return what counts the offsets within an image of (N, C, H, W), and within weights."""
+    (kh, kw), (dh, dw) = geometry.constants["KERNEL"], geometry.constants["DILATION"]
+    beyond = (dh * (kh - 1), dw * (kw - 1))
+    reach = [_reach(x, 1, beyond) for x in images] + [_reach(w, 0, (0, 0)) for w in weights]
+    return tl.int64 if max(reach) >= 2**31 else tl.int32
+
+
+def tile(m: int, n: int, k: int, warps: int, stages: int) -> Config:
+    """Return a configuration by its sizes."""
+    blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+    return {**blocks, "num_warps": warps, "num_stages": stages}
 
 
 def named_sizes(

@@ -54,6 +54,12 @@ def sign(z):
 
 
 @triton.jit
+def only_if(mask, flag):
+    """The mask where a scalar holds; ``&`` of both is no mask to the interpreter of Triton 3.9."""
+    return tl.where(flag, mask, False)
+
+
+@triton.jit
 def mask_slope(z, mask):
     """d|tanh z| / dz, given the mask: 0 where an entry was removed (mask 0)."""
     return tl.where(mask == 0, 0.0, sign(z.to(tl.float32)) * (1 - mask * mask))

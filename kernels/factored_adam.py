@@ -2,7 +2,8 @@
 
 dz (r, N), hidden (r, H), A and b are float32, the moments m and v float32 or bfloat16. The gradient
 of a tile is formed in registers, by float32 multiply-adds for up to 16 factors, else by products of
-float32's accuracy. Bytes: 24 N H (16 N H with moments in bfloat16) + 4 r N ceil(H / BLOCK_H) + 24 N.
+float32's accuracy. Bytes: 24 N H (16 N H with moments in bfloat16) + 4 r N ceil(H / BLOCK_H), and
+24 N for b.
 
 The step's numbers are in a small tensor that :func:`adam_scalars` fills on the device, float32:
 
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import cast, on_device
+from hypermask_fast.kernels._device import cast, on_device, only_if
 from hypermask_fast.kernels._tuning import Config, choose
 from hypermask_fast.kernels.mask_logits import exact_dot
 
@@ -56,8 +57,7 @@ def load_scalars(scalars_ptr):
     numbers = ()
     for slot in tl.static_range(8):
         numbers += (tl.load(scalars_ptr + slot),)
-    # As an integer: the interpreter cannot join what compares floats with a mask.
-    return numbers, tl.load(scalars_ptr + 8).to(tl.int32) == 0
+    return numbers, tl.load(scalars_ptr + 8) == 0
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _factored_adam_kernel(
     row = tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     scalars, taken = load_scalars(scalars_ptr)
-    valid = (row < rows - start) & taken
+    valid = only_if(row < rows - start, taken)
     inside = column < WIDTH
     dz_ptr += start
     grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
@@ -148,9 +148,9 @@ def _factored_adam_kernel(
     if BLOCK_R == 1:
         for factor in tl.static_range(FACTORS):
             used = factor < count
-            dz = tl.load(dz_ptr + factor * dz_stride + row, mask=valid & used, other=0.0)
+            dz = tl.load(dz_ptr + factor * dz_stride + row, mask=only_if(valid, used), other=0.0)
             h_ptr = hidden_ptr + factor * WIDTH + column
-            h = tl.load(h_ptr, mask=inside & used, other=0.0)
+            h = tl.load(h_ptr, mask=only_if(inside, used), other=0.0)
             grad = tl.fma(dz[:, None], h[None, :], grad)
             bias_grad += dz
     else:
@@ -167,7 +167,7 @@ def _factored_adam_kernel(
     mask = valid[:, None] & inside[None, :]
     a = tl.load(weight_ptr + at, mask=mask, other=0.0)
     adam_update(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr, at, a, grad, mask, scalars)
-    if bias_ptr is not None:
+    if bias_ptr is not None:  # noqa: SIM102 - decides what is compiled
         if tl.program_id(1) == 0:
             b = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
             adam_update(

@@ -2,7 +2,7 @@
 
 A (N, H), b (N,), hidden (k, H), z and dz (k, N), all float32.
 
-* One embedding: float32 multiply-adds, a tree sum along H. Bytes: 4 N H + 4 N (A, z) + 4 N (b).
+* One embedding: float32 multiply-adds, a tree sum along H. Bytes: 4 N H + 8 N.
 * Up to 128 embeddings: a product on the matrix cores, of float32's accuracy. 4 N H + 4 k N + 4 N.
 * dh: each of a number of programs that only N decides sums over its rows, one embedding by float32
   multiply-adds, more by products; torch adds their parts in float64, in the order of the rows. A
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import cast, on_device
+from hypermask_fast.kernels._device import cast, on_device, only_if
 from hypermask_fast.kernels._matmul import dot
 from hypermask_fast.kernels._tuning import Config, choose
 
@@ -53,6 +53,22 @@ def exact_dot(a, b, acc):
 
 
 @triton.jit
+def vector_logits(
+    weight_ptr, bias_ptr, hidden_ptr, row, valid, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr
+):
+    """A h + b of some rows, whose pointers begin at the tile."""
+    column = tl.arange(0, BLOCK_H)
+    tile_ptr = weight_ptr + (row[:, None] * WIDTH + column[None, :])
+    sums = tl.zeros((row.shape[0], BLOCK_H), tl.float32)
+    for first in tl.range(0, WIDTH, BLOCK_H, loop_unroll_factor=4):
+        inside = column < WIDTH - first
+        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
+        h = tl.load(hidden_ptr + first + column, mask=inside, other=0.0)
+        sums = tl.fma(a, h[None, :], sums)
+    return tl.sum(sums, 1) + tl.load(bias_ptr + row, mask=valid, other=0.0)
+
+
+@triton.jit
 def _mask_logits_vector_kernel(
     weight_ptr,
     bias_ptr,
@@ -66,16 +82,9 @@ def _mask_logits_vector_kernel(
     """z (BLOCK_N,) = A h + b."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_H)
     valid = row < rows - start
-    tile_ptr = weight_ptr + start * WIDTH + (row[:, None] * WIDTH + column[None, :])
-    sums = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-    for first in tl.range(0, WIDTH, BLOCK_H, loop_unroll_factor=4):
-        inside = column < WIDTH - first
-        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
-        h = tl.load(hidden_ptr + first + column, mask=inside, other=0.0)
-        sums = tl.fma(a, h[None, :], sums)
-    z = tl.sum(sums, 1) + tl.load(bias_ptr + start + row, mask=valid, other=0.0)
+    pointers = weight_ptr + start * WIDTH, bias_ptr + start, hidden_ptr
+    z = vector_logits(*pointers, row, valid, WIDTH, BLOCK_H)
     tl.store(out_ptr + start + row, z, mask=valid)
 
 
@@ -138,8 +147,8 @@ def _mask_logits_matrix_kernel(
         squares = tl.sum(tl.sum(residual * residual, 1), 0)
         tl.store(squares_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), squares)
         # 0 times NaN would be NaN: a step that is not taken has no gradient.
-        taken = tl.load(scalars_ptr + 8).to(tl.int32) == 0
-        dz = tl.load(current_ptr + start + row, mask=valid & taken, other=0.0)
+        taken = tl.load(scalars_ptr + 8) == 0
+        dz = tl.load(current_ptr + start + row, mask=only_if(valid, taken), other=0.0)
         z = tl.where((slot == 0)[None, :], dz[:, None], tl.load(coefficient_ptr) * residual)
     out_ptr += start + (slot - SKIPPED)[None, :].to(tl.int64) * out_stride + row[:, None]
     tl.store(out_ptr, cast(z, out_ptr.dtype.element_ty), mask=whole)

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels._blocks import Blocks, blocks, this_block
-from hypermask_fast.kernels._device import cast, mask_slope, on_device, semi_binary, sign
+from hypermask_fast.kernels._device import cast, mask_slope, on_device, only_if, semi_binary, sign
 from hypermask_fast.kernels._tuning import Config, choose
 
 CONFIGS = (
@@ -80,7 +80,7 @@ def _mask_weights_forward_kernel(
     product = _address(products, tensor)
     product_ptr = product.to(like_ptr.dtype) + within
     kept = cast(weight * mask, like_ptr.dtype.element_ty)
-    tl.store(product_ptr + offsets, kept, mask=valid & (product != 0))
+    tl.store(product_ptr + offsets, kept, mask=only_if(valid, product != 0))
 
     if HAS_DRIFT:
         previous = tl.load(previous_ptr + start + offsets, mask=valid, other=0.0).to(tl.float32)
@@ -122,7 +122,8 @@ def _mask_weights_backward_kernel(
     weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
     grad = _address(grads, tensor)
     grad_ptr = grad.to(like_ptr.dtype) + within
-    upstream = tl.load(grad_ptr + offsets, mask=valid & (grad != 0), other=0.0).to(tl.float32)
+    given = only_if(valid, grad != 0)
+    upstream = tl.load(grad_ptr + offsets, mask=given, other=0.0).to(tl.float32)
     of_weight = upstream * mask
     of_mask = upstream * weight
 

@@ -45,6 +45,7 @@ from hypermask_fast.kernels._conv2d import (
     pixel,
     positions,
     start,
+    tile,
 )
 from hypermask_fast.kernels._device import cast, on_device, semi_binary
 from hypermask_fast.kernels._matmul import dot, load_threshold
@@ -53,17 +54,11 @@ from hypermask_fast.kernels._tuning import Config, choose, measured
 Route = Literal["fused", "materialised"]
 
 
-def _config(m: int, n: int, k: int, warps: int, stages: int) -> Config:
-    tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
-    return {**tile, "num_warps": warps, "num_stages": stages}
-
-
 CONFIGS: tuple[Config, ...] = (
-    _config(64, 64, 32, 4, 3),
-    _config(64, 32, 32, 4, 3),
-    _config(128, 32, 32, 4, 3),
-    _config(128, 64, 32, 8, 3),
-    _config(128, 128, 32, 8, 3),
+    tile(64, 64, 32, 4, 3),
+    tile(64, 32, 32, 4, 3),
+    tile(128, 32, 32, 8, 3),
+    tile(128, 64, 32, 8, 2),
 )
 """The default first; tiles shrink to the size of a small layer."""
 
@@ -244,7 +239,7 @@ def _multiply(
             BACKWARD=backward,
             CHANNELS_LAST=last,
             FEW=few,
-            INDEX=index_type(shape, a, weight, logits, out),
+            INDEX=index_type(shape, (a, out), (weight, logits)),
             PRECISION=float32_products(a.dtype, precision),
             **config,
         )

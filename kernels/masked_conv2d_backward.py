@@ -26,23 +26,16 @@ from hypermask_fast.kernels._conv2d import (
     pixel,
     positions,
     start,
+    tile,
 )
 from hypermask_fast.kernels._device import cast, mask_slope, on_device, semi_binary
 from hypermask_fast.kernels._matmul import dot, load_threshold
 from hypermask_fast.kernels._tuning import Config, choose
 
-
-def _config(m: int, n: int, k: int, warps: int, stages: int) -> Config:
-    tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
-    return {**tile, "num_warps": warps, "num_stages": stages}
-
-
 CONFIGS: tuple[Config, ...] = (
-    _config(64, 64, 32, 4, 3),
-    _config(64, 32, 32, 4, 3),
-    _config(64, 64, 32, 8, 3),
-    _config(64, 32, 64, 8, 3),
-    _config(128, 64, 32, 8, 3),
+    tile(64, 64, 32, 8, 3),
+    tile(64, 32, 32, 4, 3),
+    tile(64, 32, 64, 8, 3),
 )
 """The default first; tiles shrink to the size of a small layer."""
 
@@ -360,7 +353,7 @@ def masked_conv2d_backward_weight(
                 **shape.constants,
                 G_CHANNELS_LAST=in_channels_last(grad),
                 X_CHANNELS_LAST=last,
-                INDEX=index_type(shape, x, grad),
+                INDEX=index_type(shape, (x, grad)),
                 PRECISION=float32_products(x.dtype, precision),
                 **config,
             )

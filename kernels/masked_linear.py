@@ -118,8 +118,8 @@ def _multiply(
     steps = triton.cdiv(triton.cdiv(depth, config["BLOCK_K"]), split)
     (n, align_n), (k, align_k), (a, align_a) = map(aligned, (width, depth, rows.stride(0)))
     # Those of a layer lie apart where they are slices of all logits of each task.
-    masks = logits if logits.dim() == 3 else logits[None]
-    masks = masks if masks[0].is_contiguous() else masks.contiguous()
+    masks = logits if logits.dim() == 3 else logits.unsqueeze(0)
+    masks = masks if masks.select(0, 0).is_contiguous() else masks.contiguous()
     with on_device(x):
         masked_linear_product_kernel[(tiles, split)](
             rows,

@@ -91,7 +91,7 @@ def _conv2d_input_kernel(
     from hypermask_fast.kernels.masked_conv2d import masked_conv2d_backward_input
 
     return masked_conv2d_backward_input(
-        *(grad, weight, logits, threshold, x.shape), *geometry, in_channels_last(x)
+        *(grad, weight, logits, threshold, x.shape, *geometry), channels_last=in_channels_last(x)
     )
 
 

@@ -44,8 +44,8 @@ CONFIGS = (
 
 _BITS = 10
 _BINS = 1 << _BITS
-# Magnitudes from 2^-26 to 2^6.
-_WINDOW, _WINDOW_BINS = (127 - 26) * 8, 256
+WINDOW = {"WINDOW": (127 - 26) * 8, "WINDOW_BINS": 256}
+"""Bins that most entries are expected in: magnitudes from 2^-26 to 2^6."""
 
 
 @triton.jit
@@ -61,6 +61,20 @@ def _add_each(row_ptr, bins, valid):
 
 
 @triton.jit
+def add_to_histogram(row_ptr, z, valid, WINDOW: tl.constexpr, WINDOW_BINS: tl.constexpr):
+    """Count the valid z into their tensor's row of a first histogram.
+
+    A histogram costs a warp BINS / 32 population counts an entry, so only a window is one.
+    """
+    bins = histogram_bin(z)
+    inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
+    counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
+    window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
+    tl.atomic_add(window_ptr, counts, mask=counts > 0, sem="relaxed")
+    _add_each(row_ptr, bins, valid & ~inside)
+
+
+@triton.jit
 def _select_histogram_kernel(
     z_ptr,
     histogram_ptr,
@@ -72,20 +86,12 @@ def _select_histogram_kernel(
     WINDOW_BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Count a block (BLOCK,) by the leading 11 bits into the row of its tensor.
-
-    A histogram costs a warp BINS / 32 population counts an entry, so only a window is one.
-    """
+    """Count a block (BLOCK,) by the leading 11 bits into the row of its tensor."""
     tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
     offsets = tl.arange(0, BLOCK)
     valid = offsets < count
-    bins = histogram_bin(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
-    row_ptr = histogram_ptr + tensor * BINS
-    inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
-    counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
-    window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
-    tl.atomic_add(window_ptr, counts, mask=counts > 0, sem="relaxed")
-    _add_each(row_ptr, bins, valid & ~inside)
+    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
+    add_to_histogram(histogram_ptr + tensor * BINS, z, valid, WINDOW, WINDOW_BINS)
 
 
 @triton.jit
@@ -265,8 +271,7 @@ def _select(
             _select_histogram_kernel[every.grid](
                 *(z, histogram, *every[:3]),
                 BINS=HISTOGRAM_BINS,
-                WINDOW=_WINDOW,
-                WINDOW_BINS=_WINDOW_BINS,
+                **WINDOW,
                 **config,
             )
         _select_begin_kernel[(tensors,)](

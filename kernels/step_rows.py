@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels._device import cast, on_device
+from hypermask_fast.kernels._device import cast, on_device, only_if
 from hypermask_fast.kernels._tuning import Config, choose
 from hypermask_fast.kernels.factored_adam import adam_update, factored_adam, load_scalars
 from hypermask_fast.kernels.mask_logits import (
@@ -107,9 +107,9 @@ def _step_rows_kernel(
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
         if not WRITE_LOGITS:
-            target = tl.load(target_ptr, mask=valid & (earlier > 0), other=0.0)
+            target = tl.load(target_ptr, mask=only_if(valid, earlier > 0), other=0.0)
             # 0 times NaN would be NaN: a step that is not taken has no gradient.
-            bias_grad = tl.load(dz_ptr + start + row, mask=valid & taken, other=0.0)
+            bias_grad = tl.load(dz_ptr + start + row, mask=only_if(valid, taken), other=0.0)
             factors = tl.where(slot[None, :] == 0, bias_grad[:, None], 0.0)
             grad = ()
             for chunk in tl.static_range(CHUNKS):
@@ -133,7 +133,8 @@ def _step_rows_kernel(
             else:
                 residual = residuals(z, target, valid)
                 target_ptr += targets_stride
-                target = tl.load(target_ptr, mask=valid & (j + 1 < earlier), other=0.0)
+                more = only_if(valid, j + 1 < earlier)
+                target = tl.load(target_ptr, mask=more, other=0.0)
                 squares = tl.fma(residual, residual, squares)
                 dz = coefficient * residual
                 bias_grad += dz
@@ -154,11 +155,11 @@ def _step_rows_kernel(
                 sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
                 adam_update(
                     *(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr, at),
-                    *(again, grad[chunk], mask & taken, scalars),
+                    *(again, grad[chunk], only_if(mask, taken), scalars),
                 )
             adam_update(
                 *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr, start + row),
-                *(bias, bias_grad, valid & taken, scalars),
+                *(bias, bias_grad, only_if(valid, taken), scalars),
             )
     if not WRITE_LOGITS:
         tl.store(squares_ptr + program, tl.sum(squares, 0))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from hypermask_fast.kernels import _tuning, mask_logits
+from hypermask_fast.kernels import _tuning, mask_logits, mask_logits_histogram
+from hypermask_fast.kernels._blocks import HISTOGRAM_BINS
 from hypermask_fast.kernels.factored_adam import SCALARS
 
 SIZES = [
@@ -62,9 +63,7 @@ def test_hidden_gradient(
 def test_gradient_of_a_sum_has_no_strides(device: torch.device, count: int) -> None:
     weight, _, _ = head(device, 40, 9, count)
     dz = torch.ones((), device=device).expand(count, 40)
-    assert_as_exact(
-        mask_logits.hidden_grad(weight, dz), dz @ weight, dz.double() @ weight.double()
-    )
+    assert_as_exact(mask_logits.hidden_grad(weight, dz), dz @ weight, dz.double() @ weight.double())
 
 
 def far_rows(count: int, rows: int, device: torch.device) -> Tensor:
@@ -76,9 +75,7 @@ def test_rows_of_logits_lie_far_apart(device: torch.device) -> None:
     weight, bias, hidden = head(device, 5, 4, 2)
     dz = far_rows(2, 5, device)
     near = dz.clone(memory_format=torch.contiguous_format)
-    assert torch.equal(
-        mask_logits.hidden_grad(weight, dz), mask_logits.hidden_grad(weight, near)
-    )
+    assert torch.equal(mask_logits.hidden_grad(weight, dz), mask_logits.hidden_grad(weight, near))
     found = mask_logits.mask_logits(weight, bias, hidden, out=dz)
     assert found is dz
     assert torch.equal(found, mask_logits.mask_logits(weight, bias, hidden))
@@ -100,6 +97,21 @@ def test_every_configuration_gives_the_same_logits(device: torch.device, kind: s
         with _tuning.forced(f"mask_logits_{kind}", config):
             found = mask_logits.mask_logits(weight, bias, hidden)
         assert_as_exact(found, hidden @ weight.t() + bias, exact)
+
+
+def test_histogram_is_what_percentiles_begin_with(device: torch.device) -> None:
+    sizes = (1, 130, 64, 65)
+    weight, bias, hidden = head(device, sum(sizes), 25, 1)
+    # Out of the window, at its ends, and not a number.
+    bias[:4] = torch.tensor([1e-30, 1e30, 0.0, torch.nan])
+    config = {"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK": 64, "num_warps": 4}
+    with _tuning.forced("mask_logits_histogram", config):
+        z, counts = mask_logits_histogram.mask_logits_histogram(weight, bias, hidden, sizes)
+    plain = mask_logits.mask_logits(weight, bias, hidden)
+    assert torch.equal(z.nan_to_num(7.0), plain.nan_to_num(7.0))
+    bins = (z[0].cpu().view(torch.int32) & 0x7FFFFFFF) >> 20
+    expected = [torch.bincount(part, minlength=HISTOGRAM_BINS) for part in bins.split(sizes)]
+    assert torch.equal(counts.cpu(), torch.stack(expected).int())
 
 
 def scalars(device: torch.device, skip: bool = False) -> Tensor:

@@ -481,11 +481,12 @@ def test_precision_is_that_of_cudnn() -> None:
 
 def test_offsets_are_wide_where_they_must_be() -> None:
     shape = _conv2d.geometry((1, 4, 8, 8), (4, 4, 3, 3), 1, 1, 1)
-    small = torch.empty(1, 4, 8, 8, device="meta")
-    large = torch.empty(1, 4, 2**15, 2**14, device="meta")
-    assert _conv2d.index_type(shape, small, small) == tl.int32
-    assert _conv2d.index_type(shape, small, large) == tl.int64
-    assert _conv2d.index_type(shape, large[:, :3]) == tl.int32
+    small = torch.empty(4, 4, 8, 8, device="meta")
+    large = torch.empty(4, 4, 2**15, 2**14, device="meta")
+    # Only with the taps beyond its edges is an image of just 2^31 elements too large.
+    assert _conv2d.index_type(shape, (small, large[:, :3]), (small,)) == tl.int32
+    assert _conv2d.index_type(shape, (small, large)) == tl.int64
+    assert _conv2d.index_type(shape, (small,), (small, large[:, :1])) == tl.int64
 
 
 CUDA = torch.device("cuda", 0)

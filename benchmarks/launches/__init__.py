@@ -47,4 +47,4 @@ def floats(
     """
     x = torch.randn(shape, dtype=dtype)
     x = x.abs() if positive else x
-    return x.contiguous(memory_format=torch.channels_last) if last else x
+    return x.to(memory_format=torch.channels_last) if last else x

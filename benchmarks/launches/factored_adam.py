@@ -42,7 +42,7 @@ def _step(rows: int, width: int, count: int, moments: torch.dtype = torch.float3
 
 def _scalars() -> Run:
     lr, step, scale = (floats(positive=True) for _ in range(3))
-    tensors = {"lr": lr, "step": step, "grad_scale": scale, "finite": scale > 0}
+    tensors: dict[str, Any] = {"lr": lr, "step": step, "grad_scale": scale, "finite": scale > 0}
     return lambda: adam_scalars(step.device, **tensors, **_ADAM)
 
 

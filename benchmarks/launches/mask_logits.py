@@ -15,6 +15,8 @@ from hypermask_fast.kernels.mask_logits import (
     residual_factors,
     target_logits,
 )
+from hypermask_fast.kernels.mask_logits_histogram import CONFIGS as HISTOGRAM_CONFIGS
+from hypermask_fast.kernels.mask_logits_histogram import mask_logits_histogram
 
 
 def _logits(rows: int, width: int, count: int) -> Run:
@@ -67,5 +69,20 @@ LAUNCHES |= {
     "permuted-99-targets": Launch(partial(_targets, *_PERMUTED), *_MANY),
     "wide-9-residuals": Launch(
         partial(_residuals, 1_000_000, 1000, 9), "mask_logits_matrix16", CONFIGS["matrix16"]
+    ),
+}
+
+
+def _histogram(rows: int, width: int) -> Run:
+    head = floats(rows, width), floats(rows), floats(1, width)
+    return partial(mask_logits_histogram, *head, (rows // 2, rows - rows // 2))
+
+
+LAUNCHES |= {
+    "permuted-histogram": Launch(
+        partial(_histogram, 2_036_010, 100), "mask_logits_histogram", HISTOGRAM_CONFIGS
+    ),
+    "split-histogram": Launch(
+        partial(_histogram, 477_010, 25), "mask_logits_histogram", HISTOGRAM_CONFIGS
     ),
 }

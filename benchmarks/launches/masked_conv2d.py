@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ def _fused(
     dy = floats(*layer.y_shape, dtype=dtype, last=last)
     b, z, zb = floats(layer.out, dtype=dtype), floats(*layer.weight_shape), floats(layer.out)
     q, qb = (floats(positive=True) for _ in range(2))
-    options = (*layer.options, precision)
+    options: tuple[Any, ...] = (*layer.options, precision)
     if kind == "forward":
         return partial(masked_conv2d_forward, x, w, b, z, zb, q, qb, *options)
     if kind == "input":
@@ -94,14 +94,15 @@ def _plain(
     dy = floats(*layer.y_shape, dtype=dtype, last=last)
     b = floats(layer.out, dtype=dtype)
     logits, thresholds = floats(w.numel() + b.numel()), floats(2, positive=True)
-    stride, padding, dilation, groups = layer.options
+    stride, _, dilation, groups = layer.options
     around = layer.geometry.constants["PADDING"]
     given = [stride] * 2, list(around), [dilation] * 2, False, [0, 0], groups
 
     def forward() -> object:
         (masked, bias), *_ = mask_weights.forward([w, b], logits, thresholds, (True, True))
         assert masked is not None
-        return F.conv2d(x, masked, bias, *layer.options)
+        options: Any = layer.options
+        return F.conv2d(x, masked, bias, *options)
 
     def gradients(of_x: bool, of_w: bool) -> tuple[torch.Tensor, ...]:
         return torch.ops.aten.convolution_backward(dy, x, w, None, *given, [of_x, of_w, False])

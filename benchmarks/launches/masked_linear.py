@@ -99,9 +99,8 @@ def _with_precision(policy: str, make: partial[Run]) -> Run:
 
 def _passes(name: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Launch]:
     """Return the launches of a layer: forward, to its input, and to its weights."""
-    rows, width, depth = sizes
     bits = 32 if dtype == FLOAT else 16
-    configs = forward.CONFIGS[forward._class(rows, bits)]
+    configs = forward.CONFIGS[forward._class(sizes[0], bits)]
     of_weight = backward.CONFIGS[f"{bits}bit"]
     return {
         f"{kind}_{name}_{bits}bit": Launch(

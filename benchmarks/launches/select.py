@@ -12,10 +12,11 @@ from hypermask_fast.kernels import select
 
 def _make(sizes: tuple[int, ...], has_histogram: bool) -> Run:
     z = floats(sum(sizes))
-    histogram = torch.zeros((len(sizes), 2048), dtype=torch.int32) if has_histogram else None
-    if histogram is not None:
-        # Counts of a histogram that fits: every entry of a tensor in the bin of 1.
-        histogram[:, 0x3F8] = torch.tensor(sizes, dtype=torch.int32)
+    histogram = None
+    if has_histogram:
+        # Every entry in the bin of 1: counts must fit, values need not.
+        one = (torch.arange(2048) == 0x3F8).to(torch.int32)
+        histogram = torch.tensor(sizes, dtype=torch.int32).unsqueeze(1) * one
     masked = [True] * (len(sizes) - 1) + [False]
     return partial(select.thresholds, z, sizes, 30.0, masked, histogram)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,10 +21,11 @@ def _step(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float3
         for shape in ((rows, width), (rows,))
         for positive in (False, True)
     ]
+    tensors = [floats(rows, width), floats(rows), *moments, floats(rows)]
+    tensors += [floats(earlier + 1, width), floats(earlier, rows, dtype=dtype)]
+    launch: partial[Any] = partial(step_rows, *tensors)
     return partial(
-        step_rows,
-        *(floats(rows, width), floats(rows), *moments),
-        *(floats(rows), floats(earlier + 1, width), floats(earlier, rows, dtype=dtype)),
+        launch,
         coefficient=1e-6 * floats(1),
         scalars=tenth_step(),
         processors=_PROCESSORS,

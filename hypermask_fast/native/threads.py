@@ -80,7 +80,8 @@ def run(function: Any, work: Any) -> None:
     count = min(torch.get_num_threads(), work.blocks)
     team = None if _forked else _team()
     if count > 1 and team is not None and isinstance(function, _NATIVE):
-        team(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(work), count, 0)
+        address = ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
+        team(address, ctypes.addressof(work), count, 0)
         return
     futures = [_helpers(count - 1).submit(function, work) for _ in range(count - 1)]
     try:

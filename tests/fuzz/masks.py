@@ -34,7 +34,7 @@ def some_z(case: Case, count: int, kinds: Sequence[str]) -> Tensor:
 
 
 def fuzz_select(case: Case) -> None:
-    tensors = case.one("tensors", (1, 1, 2, 3, 8, 40))
+    tensors = case.one("tensors", (1, 1, 1, 2, 2, 3, 3, 8, 8, 40))
     sizes = [case.size(f"size {i}", 300 if tensors < 8 else 33) for i in range(tensors)]
     masked = [case.one(f"masked {i}", (True, True, False)) for i in range(tensors - 1)]
     masked.insert(case.one("first masked", range(tensors)), True)
