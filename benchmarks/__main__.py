@@ -54,7 +54,8 @@ class _Rows:
     def __init__(self, args: argparse.Namespace, device: str) -> None:
         self.rows: list[dict[str, Any]] = []
         self._file, self._where = args.json, environment(device, args.threads)
-        self._end = time.monotonic() + 60 * args.minutes
+        default = 7.5 if device == "cuda" else math.inf
+        self._end = time.monotonic() + 60 * (args.minutes or default)
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -108,7 +109,7 @@ def _run(args: argparse.Namespace) -> None:
     if kernels:
         if device == "cuda" and args.size == "full":
             compile_ahead(kernels, results.left() / 3)
-        with KernelBench(options, seconds / 6) as bench:
+        with KernelBench(options, seconds / 12) as bench:
             for case in kernels:
                 results.add(case.name, partial(bench.run_case, case), seconds)
     take_steps([case for case in steps if case not in first])
@@ -126,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all")
     run.add_argument("--size", choices=SIZES, default="full")
     run.add_argument(
-        "--seconds", type=float, help="to measure a step for (20, 3 on a GPU; kernels a sixth)"
+        "--seconds", type=float, help="to measure a step for (20, 3 on a GPU; kernels a twelfth)"
     )
     run.add_argument(
-        "--minutes", type=float, default=math.inf, help="no case begins that would end after this"
+        "--minutes", type=float, help="no case begins that would end after (none; 7.5 on a GPU)"
     )
     run.add_argument("--threads", type=int, default=0, help="of a worker; 0 (default): torch's")
     run.add_argument("--json", type=Path, required=True, metavar="FILE")

@@ -15,6 +15,7 @@ from benchmarks.published import Published, PublishedLosses
 from hypermask_fast import reference
 from hypermask_fast.compiled import Compiler
 from hypermask_fast.conversion import unconvert
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.hypernetwork import Hypernetwork
 from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask import HyperMask
@@ -25,7 +26,7 @@ from hypermask_fast.training.step import TrainingStep
 
 VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours-eager", "ours")
 SEED = 1
-_CAPTURED_AFTER = 4
+_CAPTURED_WITHIN = 12
 _LR, _BETA1, _BETA2, _EPS = 1e-3, 0.9, 0.999, 1e-8
 
 
@@ -207,11 +208,13 @@ def _graphed(
     learner.compile_steps(compiler)
     graphed = GraphedStep(True, cuda=cuda)
     graphed.begin(step, _Recorded(*batch), case.earlier)
-    # Those that warm up, and one that is captured and replayed.
     numbers = count()
-    for number in range(_CAPTURED_AFTER):
-        graphed(next(numbers))
-        assert ("yes" in graphed.status) == (number == _CAPTURED_AFTER - 1)
+    # Some steps warm up, then one is captured and replayed.
+    while graphed.status != "yes":
+        number = next(numbers)
+        if number == _CAPTURED_WITHIN:
+            raise ConfigError(f"no graph was captured in {number} steps: {graphed.status}")
+        graphed(number)
     with torch.no_grad():
         for tensor, value in zip(_state(learner), recorded, strict=True):
             tensor.copy_(value)

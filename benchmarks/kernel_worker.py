@@ -20,7 +20,7 @@ from benchmarks.machine import copy_bandwidth
 from benchmarks.report import ERROR_FACTOR
 from benchmarks.timing import Timer, count_sets
 
-_LEAST_SAMPLES = 5
+_LEAST_SAMPLES = 3
 
 
 def _checked(case: KernelCase, variant: str, exact: Any, device: str) -> dict[str, Any]:

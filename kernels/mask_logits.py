@@ -33,11 +33,11 @@ CONFIGS: dict[str, tuple[Config, ...]] = {
         _config(32, 128, 4),
         _config(64, 128, 8),
     ),
-    "matrix16": (_config(64, 32, 4), _config(128, 32, 4), _config(64, 64, 4)),
-    "matrix128": (_config(64, 32, 4), _config(128, 32, 8), _config(64, 64, 4, 2)),
+    "matrix16": (_config(64, 32, 4), _config(128, 32, 4), _config(64, 64, 8)),
+    "matrix128": (_config(64, 32, 8), _config(32, 32, 4), _config(32, 64, 8, 2)),
     "vector_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(64, 128, 8)),
     "matrix16_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(32, 64, 4)),
-    "matrix128_grad": (_config(32, 128, 8), _config(32, 64, 8), _config(64, 64, 8, 2)),
+    "matrix128_grad": (_config(32, 64, 8), _config(32, 32, 4), _config(32, 64, 8, 2)),
 }
 """By kernel, and the most embeddings at once."""
 

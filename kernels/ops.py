@@ -85,14 +85,16 @@ def _conv2d_input_kernel(
     weight: Tensor,
     logits: Tensor,
     threshold: Tensor | None,
-    *geometry: Any,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
 ) -> Tensor:
     from hypermask_fast.kernels._conv2d import in_channels_last
     from hypermask_fast.kernels.masked_conv2d import masked_conv2d_backward_input
 
-    return masked_conv2d_backward_input(
-        *(grad, weight, logits, threshold, x.shape, *geometry), channels_last=in_channels_last(x)
-    )
+    geometry = (stride, padding, dilation, groups, in_channels_last(x))
+    return masked_conv2d_backward_input(grad, weight, logits, threshold, x.shape, *geometry)
 
 
 def _conv2d_weight_kernel(*args: Any) -> tuple[Tensor, Tensor]:

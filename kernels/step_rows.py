@@ -45,7 +45,7 @@ CONFIGS: tuple[Config, ...] = (
     _config(16, 32, 4, 4),
     _config(32, 32, 8, 8),
     _config(32, 32, 8, 2),
-    _config(16, 64, 4, 16),
+    _config(32, 64, 8, 8),
 )
 """``PROGRAMS`` is for each multiprocessor; ``BLOCK_H`` columns of A at a time make a tile's row."""
 
@@ -88,6 +88,7 @@ def _step_rows_kernel(
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
+    offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
     sums = ()
     for _ in tl.static_range(CHUNKS):
@@ -97,12 +98,12 @@ def _step_rows_kernel(
         scalars, taken = load_scalars(scalars_ptr)
     program = tl.program_id(0).to(tl.int64)
     for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
-        offsets = start * WIDTH + (row[:, None] * WIDTH + column[None, :])
-        valid = row < rows - start
+        first = start * WIDTH
+        valid = row < (rows - start).to(tl.int32)
         a = ()
         for chunk in tl.static_range(CHUNKS):
             mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            a += (_cached(weight_ptr + offsets + chunk * BLOCK_H, mask),)
+            a += (_cached(weight_ptr + first + (offsets + chunk * BLOCK_H), mask),)
         bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
@@ -151,10 +152,10 @@ def _step_rows_kernel(
                 inside = column < WIDTH - chunk * BLOCK_H
                 mask = valid[:, None] & inside[None, :]
                 # Kept since its first load, it would fill the registers.
-                again = _cached(weight_ptr + at, mask)
+                again = _cached(weight_ptr + first + at, mask)
                 sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
                 adam_update(
-                    *(weight_ptr, exp_avg_ptr, exp_avg_sq_ptr, at),
+                    *(weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at),
                     *(again, grad[chunk], only_if(mask, taken), scalars),
                 )
             adam_update(

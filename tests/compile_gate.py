@@ -1,8 +1,8 @@
 """Compiles what the real launchers launch for GPUs that are not here, and reports what came out.
 
-Run as a program, without ``TRITON_INTERPRET``: ``python tests/compile_gate.py --targets sm_90 [--all]``
-prints one JSON object a compiled kernel. Tensors are fake CUDA tensors, a launch becomes a compilation,
-and a stub driver names the target.
+Run as a program, without ``TRITON_INTERPRET``: ``python tests/compile_gate.py --targets sm_90
+[--all]`` prints one JSON object a compiled kernel. Tensors are fake CUDA tensors, a launch becomes
+a compilation, and a stub driver names the target.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from graph_stand_ins import RecordedGraphs
 
 from benchmarks import hypnettorch
 from benchmarks.__main__ import main
 from benchmarks.cases import find_cases
 from benchmarks.engines import (
+    _graphed,
     errors,
     first_step,
     make_batch,
@@ -21,10 +23,16 @@ from benchmarks.engines import (
     make_learner,
     make_published,
 )
+from benchmarks.kernel_cases import KernelCase, Problem, draw, error, find_kernel_cases
+from benchmarks.kernel_runner import KernelBench
+from benchmarks.kernel_worker import compared
 from benchmarks.published import percentile
 from benchmarks.report import render
 from benchmarks.runner import _groups, floor_bytes
+from hypermask_fast import native
 from hypermask_fast.layers import MaskedLinear
+from hypermask_fast.training._optimizer import make_optimizer
+from hypermask_fast.training.step import TrainingStep
 
 _FIELDS = {
     *("case", "variant", "median_ms", "p20_ms", "p80_ms", "ratio", "max_error", "peak_mib"),
@@ -170,6 +178,103 @@ def test_run_refuses_in_a_sentence(
     common = ["run", "--suite", "cpu", "--size", "tiny", "--json", str(tmp_path / "rows.json")]
     assert main([*common, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["split-mnist-t4", "resnet-t9"])
+def test_graphed_engine_replays_its_first_step_from_the_recorded_state(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a stand-in records are PyTorch's operations.
+    monkeypatch.setattr(native, "library", lambda: None)
+    (case,) = find_cases("gpu", [name], "tiny")
+    learner = make_learner(case)
+    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.0, moments_dtype=None)
+    for group in optimizer.param_groups:
+        # As on a GPU: numbers of the host would stay those of the capture.
+        group |= {"capturable": True, "lr": torch.tensor(1e-3)}
+    cuda = RecordedGraphs(learner, optimizer)
+    engine = _graphed(learner, TrainingStep(learner, optimizer), case, "cpu", cuda)
+    assert engine.status()["graph"] == "yes"
+    replays = cuda.replays
+    found = first_step(engine, case)
+    assert cuda.replays == replays + 1
+    exact = first_step(make_engine("float64", case), case)
+    plain = errors(first_step(make_engine("eager", case), case), exact)
+    assert max(errors(found, exact).values()) <= 2 * max(plain.values())
+
+
+_CASES = find_kernel_cases(None, "tiny")
+
+
+@pytest.mark.parametrize("case", _CASES, ids=[case.name for case in _CASES])
+def test_kernels_and_alternatives_compute_the_same(case: KernelCase, device: torch.device) -> None:
+    exact = [t.clone() for t in draw(case, device.type).exact()]
+    variants = case.variants_on("cpu")
+    found = {v: error(draw(case, device.type).runs[v](), exact) for v in variants}
+    eps = torch.finfo(torch.bfloat16 if case.name.endswith("bf16") else torch.float32).eps
+    assert max(found.values()) <= 2 * max(found["eager"], eps)
+
+
+def test_kernel_cases_are_measured_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.json"
+    names = ["head-logits", "linear-fwd-*-fp32"]
+    arguments = ["--suite", "gpu", "--size", "tiny", "--case", *names, "--seconds", "0.01"]
+    assert main(["run", *arguments, "--threads", "1", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["variant"] for row in rows] == ["kernel", "eager", "kernel", "product", "eager"]
+    for row in rows:
+        assert row.keys() >= _FIELDS
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["gb_s"] == pytest.approx(row["floor_mib"] * 2**20 / row["median_ms"] / 1e6)
+        assert 0 < row["max_error"] < 1e-5
+    assert rows[0]["ratio"] == pytest.approx(rows[1]["median_ms"] / rows[0]["median_ms"])
+    assert "| head-logits | kernel |" in capsys.readouterr().out
+
+
+def test_kernel_case_whose_process_ends_fails_and_the_next_one_runs() -> None:
+    options = {"suite": "gpu", "size": "tiny", "device": "cpu", "threads": 1}
+    absent = KernelCase("absent", lambda: Problem({}, tuple), 1, ("kernel",))
+    (present,) = find_kernel_cases(["head-logits"], "tiny")
+    with KernelBench(options, 0.01) as bench:
+        (row,) = bench.run_case(absent)
+        assert "the process ended with status 1: KeyError: 'absent'" in row["failed"]
+        assert all("median_ms" in row for row in bench.run_case(present))
+
+
+def test_kernels_are_compared_with_the_fastest_right_alternative() -> None:
+    rows = {
+        "kernel": {"median_ms": 1.0, "max_error": 1.0},
+        "product": {"median_ms": 2.0, "max_error": 2.1},
+        "compile": {"median_ms": 3.0, "max_error": 2.0},
+        "eager": {"median_ms": 4.0, "max_error": 1.0},
+        "other": {"failed": "no"},
+    }
+    found = compared(rows)
+    assert found["kernel"]["ratio"] == 3.0
+    assert found["kernel"]["alternative"] == "compile"
+    assert all(row["ratio"] is None for name, row in found.items() if name != "kernel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        pytest.param({"max_error": 2e-6}, "| 7.5 (compile) |", id="right"),
+        pytest.param({"max_error": 2.1e-6}, "| none: wrong |", id="wrong"),
+        pytest.param({"failed": "no", "max_error": None}, "failed: no", id="failed"),
+        pytest.param({"way": "events"}, ", events)", id="not-a-graph"),
+    ],
+)
+def test_report_has_a_table_of_kernels(changes: dict[str, Any], shown: str) -> None:
+    common = {"kind": "kernel", "case": "k", "way": "graph", "gb_s": 1.0}
+    common["alternative"] = "compile"
+    rows = [_row("ours"), _row("kernel", **common | changes)]
+    table = render([*rows, _row("eager", **{**common, "ratio": None})])
+    (line,) = (x for x in table.splitlines() if x.startswith("| k | kernel"))
+    assert shown in line
+    assert line.count("|") == 9
+    assert table.index("| c-t0 | ours") < table.index("| k | kernel")
 
 
 def test_masked_linear_dispatch(benchmark: Any) -> None:

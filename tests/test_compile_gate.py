@@ -1,4 +1,4 @@
-"""The launchers compile for GPUs that are not here: no spills, within shared memory, tensor cores used."""
+"""The launchers compile for GPUs that are not here: no spills, shared memory, tensor cores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def compiled(targets: Sequence[str], *options: str) -> list[dict[str, Any]]:
         check=False,
     )
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    failures = [f"{row['target']} {row['launch']}: {row['failed']}" for row in rows if "failed" in row]
+    failed = [row for row in rows if "failed" in row]
+    failures = [f"{row['target']} {row['launch']}: {row['failed']}" for row in failed]
     assert not failures, "\n".join(failures)
     assert result.returncode == 0, result.stderr
     return rows

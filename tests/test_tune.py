@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.ahead import run_ahead
 from benchmarks.launches import Launch
 from benchmarks.timing import Run, Timer, count_sets, median_ms
 from benchmarks.tune import find_launches, merged, tune_launch, tune_launches
@@ -83,7 +86,7 @@ def test_a_device_that_fails_ends_the_tuning_with_the_launch_named() -> None:
     def faults(runs: Sequence[Run]) -> float:
         raise ConfigError("the GPU failed")
 
-    with pytest.raises(ConfigError, match="k/one with {'BLOCK': 1}: the GPU failed"):
+    with pytest.raises(ConfigError, match=r"k/one with \{'BLOCK': 1\}: the GPU failed"):
         _tune(_launch(), faults)
 
 
@@ -190,6 +193,13 @@ def test_a_timer_on_a_cpu_times_runs_with_the_clock() -> None:
     assert timer.sample() > 0
     assert len(calls) == 2
     assert median_ms([lambda: None], "cpu") < 1
+
+
+def test_jobs_that_run_ahead_may_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(tmp_path / name) for name in ("one", "absent/two", "three")]
+    run_ahead(os.mkdir, names, time.monotonic() + 60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "three"]
+    assert f"{names[1]} was not compiled ahead: FileNotFoundError" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
