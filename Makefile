@@ -3,7 +3,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
 TRITONS := 3.6.0 3.7.1 3.9.0
-KERNEL_TESTS := $(wildcard tests/test_*_kernel.py) tests/test_compile_gate.py
+KERNEL_TESTS := $(wildcard tests/test_*_kernel.py)
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -25,10 +25,14 @@ test-all: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-# The kernels under other versions of Triton, laid over the installed one.
+# The kernels under other versions of Triton, laid over the installed one. They have to compile and
+# to be right; that nothing spills is asked of the installed version, by the compile gate's test.
 kernel-compat: $(TRITONS:%=.compat/%/.ready)
 	for version in $(TRITONS); do \
-	  PYTHONPATH=.compat/$$version $(BIN)/python -m pytest -q $(KERNEL_TESTS) || exit 1; \
+	  echo "Triton $$version"; \
+	  export PYTHONPATH=.compat/$$version; \
+	  $(BIN)/python -m pytest -q $(KERNEL_TESTS) && \
+	  $(BIN)/python tests/compile_gate.py > .compat/$$version/compiled.jsonl || exit 1; \
 	done
 
 .compat/%/.ready: $(READY)

@@ -53,11 +53,11 @@ _BUCKETS = (1, 4, 8, 12, 16)
 
 @triton.jit
 def load_scalars(scalars_ptr):
-    """What :func:`adam_update` takes, and whether anything is to be changed."""
+    """What :func:`adam_update` takes."""
     numbers = ()
     for slot in tl.static_range(8):
         numbers += (tl.load(scalars_ptr + slot),)
-    return numbers, tl.load(scalars_ptr + 8) == 0
+    return numbers
 
 
 @triton.jit
@@ -139,8 +139,8 @@ def _factored_adam_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    scalars, taken = load_scalars(scalars_ptr)
-    valid = only_if(row < rows - start, taken)
+    scalars = load_scalars(scalars_ptr)
+    valid = only_if(row < rows - start, tl.load(scalars_ptr + 8) == 0)
     inside = column < WIDTH
     dz_ptr += start
     grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)

@@ -34,7 +34,7 @@ CONFIGS: dict[str, tuple[Config, ...]] = {
         _config(64, 128, 8),
     ),
     "matrix16": (_config(64, 32, 4), _config(128, 32, 4), _config(64, 64, 8)),
-    "matrix128": (_config(64, 32, 8), _config(32, 32, 4), _config(32, 64, 8, 2)),
+    "matrix128": (_config(64, 32, 8), _config(32, 32, 4), _config(64, 32, 8, 2)),
     "vector_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(64, 128, 8)),
     "matrix16_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(32, 64, 4)),
     "matrix128_grad": (_config(32, 64, 8), _config(32, 32, 4), _config(32, 64, 8, 2)),

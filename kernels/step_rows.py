@@ -43,9 +43,9 @@ def _config(rows: int, columns: int, warps: int, programs: int) -> Config:
 CONFIGS: tuple[Config, ...] = (
     _config(16, 32, 4, 16),
     _config(16, 32, 4, 4),
-    _config(32, 32, 8, 8),
-    _config(32, 32, 8, 2),
+    _config(16, 32, 4, 32),
     _config(32, 64, 8, 8),
+    _config(32, 64, 8, 2),
 )
 """``PROGRAMS`` is for each multiprocessor; ``BLOCK_H`` columns of A at a time make a tile's row."""
 
@@ -95,7 +95,7 @@ def _step_rows_kernel(
         sums += (tl.zeros((16, BLOCK_H), tl.float32),)
     if not WRITE_LOGITS:
         coefficient = tl.load(coefficient_ptr)
-        scalars, taken = load_scalars(scalars_ptr)
+        taken = tl.load(scalars_ptr + 8) == 0
     program = tl.program_id(0).to(tl.int64)
     for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
         first = start * WIDTH
@@ -145,13 +145,15 @@ def _step_rows_kernel(
                 for chunk in tl.static_range(CHUNKS):
                     grad += (tl.fma(dz[:, None], hidden[chunk][None, :], before[chunk]),)
         if not WRITE_LOGITS:
+            # Not before the loops: they would fill registers there, as A would, kept since its
+            # first load.
+            scalars = load_scalars(scalars_ptr)
             before = sums
             sums = ()
             for chunk in tl.static_range(CHUNKS):
                 at = offsets + chunk * BLOCK_H
                 inside = column < WIDTH - chunk * BLOCK_H
                 mask = valid[:, None] & inside[None, :]
-                # Kept since its first load, it would fill the registers.
                 again = _cached(weight_ptr + first + at, mask)
                 sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
                 adam_update(
@@ -159,7 +161,7 @@ def _step_rows_kernel(
                     *(again, grad[chunk], only_if(mask, taken), scalars),
                 )
             adam_update(
-                *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr, start + row),
+                *(bias_ptr + start, bias_exp_avg_ptr + start, bias_exp_avg_sq_ptr + start, row),
                 *(bias, bias_grad, only_if(valid, taken), scalars),
             )
     if not WRITE_LOGITS:

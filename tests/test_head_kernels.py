@@ -1,4 +1,4 @@
-"""The head's passes and the engine's step on the kernels, which run in Triton's interpreter here."""
+"""The head's passes and the engine's step on the kernels, interpreted where there is no GPU."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KERNELS, metavar="KERNEL", help=", ".join(KERNELS))
     parser.add_argument("--case", type=int, help="one case of --only, with a traceback")
+    parser.add_argument("--verbose", action="store_true", help="name each case before it runs")
     arguments = parser.parse_args()
     if arguments.case is not None:
         if arguments.only is None:
@@ -48,8 +49,11 @@ def main() -> int:
     failed, begun = dict.fromkeys(names, 0), time.monotonic()
     last = begun
     for done in range(arguments.cases):
-        kernel = names[done % len(names)]
-        failed[kernel] += not run(kernel, done // len(names), arguments.seed, verbose=False)
+        kernel, number = names[done % len(names)], done // len(names)
+        if arguments.verbose:
+            # A kernel that reads far outside ends the process: the last line says which.
+            print(kernel, number, flush=True)
+        failed[kernel] += not run(kernel, number, arguments.seed, arguments.verbose)
         if time.monotonic() - last > 15:
             last = time.monotonic()
             print(

@@ -105,7 +105,7 @@ def bias_case(case: Case, kernel: Any, plain: Any, *shape: int) -> None:
 
 
 def fuzz_linear_bias(case: Case) -> None:
-    rows = case.size("rows", 300, empty=0.03) * case.one("times", (1, 1, 2))
+    rows = case.size("rows", 300, empty=0.03) * case.one("times", (1, 1, 3))
     kernel = masked_linear_backward.masked_linear_backward_bias
     bias_case(case, kernel, _plain.masked_linear_bias, rows, case.size("width", 131, empty=0.03))
 
