@@ -43,11 +43,14 @@ def _poison(tensor: Tensor) -> Tensor:
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Fill new uninitialised memory with NaN, or the largest integer, in a ``with`` block."""
-    with mock.patch.multiple(
-        torch,
-        empty=lambda *a, _make=torch.empty, **k: _poison(_make(*a, **k)),
-        empty_like=lambda *a, _make=torch.empty_like, **k: _poison(_make(*a, **k)),
-    ), mock.patch.object(
-        Tensor, "new_empty", lambda *a, _make=Tensor.new_empty, **k: _poison(_make(*a, **k))
+    with (
+        mock.patch.multiple(
+            torch,
+            empty=lambda *a, _make=torch.empty, **k: _poison(_make(*a, **k)),
+            empty_like=lambda *a, _make=torch.empty_like, **k: _poison(_make(*a, **k)),
+        ),
+        mock.patch.object(
+            Tensor, "new_empty", lambda *a, _make=Tensor.new_empty, **k: _poison(_make(*a, **k))
+        ),
     ):
         yield

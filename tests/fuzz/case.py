@@ -104,7 +104,9 @@ def judge(found: Tensor, plain: Tensor, exact: Tensor, size: Tensor) -> None:
     """Check a result; ``size`` holds the sums of the magnitudes of its terms."""
     assert found.shape == exact.shape, f"shape {tuple(found.shape)}, not {tuple(exact.shape)}"
     if found.numel():
-        largest = size.max().to(found.dtype).view(1)
+        # Equal terms, of a gradient with strides of 0, are all rounded the same way.
+        slack = 8 if found.dtype == FLOAT else 1
+        largest = (slack * size.max()).to(found.dtype).view(1)
         results = (found, plain.to(found.dtype), exact)
         assert_as_exact(*(torch.cat((t.flatten(), largest.to(t.dtype))) for t in results))
 
