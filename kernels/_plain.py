@@ -45,6 +45,10 @@ def _bias_gradients(
     return _gradients(grad, bias, logits, threshold)
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
 def masked_linear(
     x: Tensor,
     weight: Tensor,
@@ -72,14 +76,14 @@ def masked_linear_weight(
     weight_logits: Tensor,
     weight_threshold: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    product = grad.flatten(0, -2).t() @ x.flatten(0, -2)
+    product = _rows(grad).t() @ _rows(x)
     return _gradients(product, weight, weight_logits, weight_threshold)
 
 
 def masked_linear_bias(
     grad: Tensor, bias: Tensor, bias_logits: Tensor | None, bias_threshold: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _bias_gradients(grad.flatten(0, -2).sum(0), bias, bias_logits, bias_threshold)
+    return _bias_gradients(_rows(grad).sum(0), bias, bias_logits, bias_threshold)
 
 
 def masked_conv2d(

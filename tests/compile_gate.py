@@ -103,11 +103,13 @@ def _facts(target: str, metadata: Any, files: dict[str, str]) -> dict[str, Any]:
 
 def _launches(only: str | None) -> Iterator[tuple[str, Any]]:
     """Yield the name of each launch, after its module's, and the launch."""
-    for path in sorted(LAUNCHES.glob("[a-z]*.py")):
-        if only in (None, path.stem):
-            module = importlib.import_module(f"benchmarks.launches.{path.stem}")
-            for name, launch in module.LAUNCHES.items():
-                yield f"{path.stem}/{name}", launch
+    paths = sorted(LAUNCHES.glob(f"{only or '[a-z]*'}.py"))
+    if not paths:
+        sys.exit(f"{LAUNCHES} has no launches of {only or 'any kernel'}")
+    for path in paths:
+        module = importlib.import_module(f"benchmarks.launches.{path.stem}")
+        for name, launch in module.LAUNCHES.items():
+            yield f"{path.stem}/{name}", launch
 
 
 def _compile(targets: Sequence[str], every: bool, only: str | None) -> int:

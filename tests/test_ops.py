@@ -80,6 +80,11 @@ LAYERS = {
         reference.masked_linear,
         (X, W, B, Z, None, None, None),
     ),
+    "linear-of-one-input": (
+        masked_layers.masked_linear,
+        reference.masked_linear,
+        (X[0, 0], W, B, Z, ZB, CUT, CUT_B),
+    ),
     "linear-without-bias": (
         masked_layers.masked_linear,
         reference.masked_linear,
