@@ -28,6 +28,37 @@ def _inputs_like_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
+def _gradients(
+    ctx: Any,
+    operators: tuple[Any, Any, Any],
+    inputs: tuple[Tensor, ...],
+    grad: Tensor,
+    geometry: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return those gradients of x, W, b and their logits that are needed, in the layers' order.
+
+    Args:
+        ctx: Of a layer's forward, which saved its tensors.
+        operators: What gives the gradients of x, of W and its logits, of b and its logits.
+        inputs: What the first of them takes before the masked weights.
+        grad: The gradient of the layer's output.
+        geometry: Of a convolution; empty for a linear layer.
+    """
+    x, weight, bias, weight_logits, bias_logits, threshold, bias_threshold = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_logits, needs_bias_logits = ctx.needs_input_grad[:5]
+    of_input, of_weights, of_biases = operators
+    mask = (weight, weight_logits, threshold)
+    of_x = of_weight = of_logits = of_bias = of_bias_logits = None
+    if needs_x:
+        of_x = of_input(*inputs, *mask, *geometry)
+    if needs_weight or needs_logits:
+        of_weight, of_logits = of_weights(grad, x, *mask, *geometry)
+    if bias is not None and (needs_bias or needs_bias_logits):
+        of_bias, of_bias_logits = of_biases(grad, bias, bias_logits, bias_threshold)
+        of_bias_logits = None if bias_logits is None else of_bias_logits
+    return of_x, of_weight, of_bias, of_logits, of_bias_logits
+
+
 class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -47,24 +78,8 @@ class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, weight_logits, bias_logits, threshold, bias_threshold = ctx.saved_tensors
-        (grad,) = grads
-        needs_x, needs_weight, needs_bias, needs_logits, needs_bias_logits = ctx.needs_input_grad[
-            :5
-        ]
-        of_x = of_weight = of_logits = of_bias = of_bias_logits = None
-        if needs_x:
-            of_x = ops.masked_linear_input(grad, weight, weight_logits, threshold)
-        if needs_weight or needs_logits:
-            of_weight, of_logits = ops.masked_linear_weight(
-                grad, x, weight, weight_logits, threshold
-            )
-        if bias is not None and (needs_bias or needs_bias_logits):
-            of_bias, of_bias_logits = ops.masked_linear_bias(
-                grad, bias, bias_logits, bias_threshold
-            )
-            of_bias_logits = None if bias_logits is None else of_bias_logits
-        return of_x, of_weight, of_bias, of_logits, of_bias_logits, None, None
+        operators = (ops.masked_linear_input, ops.masked_linear_weight, ops.masked_linear_bias)
+        return *_gradients(ctx, operators, grads[:1], grads[0], ()), None, None
 
 
 class _MaskedConv2d(torch.autograd.Function):
@@ -91,24 +106,9 @@ class _MaskedConv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, weight_logits, bias_logits, threshold, bias_threshold = ctx.saved_tensors
-        (grad,) = grads
-        needs_x, needs_weight, needs_bias, needs_logits, needs_bias_logits = ctx.needs_input_grad[
-            :5
-        ]
-        mask = (weight, weight_logits, threshold)
-        of_x = of_weight = of_logits = of_bias = of_bias_logits = None
-        if needs_x:
-            of_x = ops.masked_conv2d_input(grad, x, *mask, *ctx.geometry)
-        if needs_weight or needs_logits:
-            of_weight, of_logits = ops.masked_conv2d_weight(grad, x, *mask, *ctx.geometry)
-        if bias is not None and (needs_bias or needs_bias_logits):
-            of_bias, of_bias_logits = ops.masked_conv2d_bias(
-                grad, bias, bias_logits, bias_threshold
-            )
-            of_bias_logits = None if bias_logits is None else of_bias_logits
-        none = (None,) * 6
-        return of_x, of_weight, of_bias, of_logits, of_bias_logits, *none
+        operators = (ops.masked_conv2d_input, ops.masked_conv2d_weight, ops.masked_conv2d_bias)
+        inputs = (grads[0], ctx.saved_tensors[0])
+        return *_gradients(ctx, operators, inputs, grads[0], ctx.geometry), *(None,) * 6
 
 
 def masked_linear(x: Tensor, *args: Tensor | None) -> Tensor:

@@ -74,8 +74,23 @@ def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, Any] 
     """
     if device.type != "cuda":
         return None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _nearest(_device_name(index), kernel, tuple(sizes.items()))
+    return _nearest(_name(device), kernel, tuple(sizes.items()))
+
+
+def beats_alternative(passes: Mapping[str, Mapping[str, int]], device: torch.device) -> bool:
+    """Return whether kernels were measured to be faster, in sum, than the way without them.
+
+    Args:
+        passes: The sizes of each kernel, by its name in the table.
+        device: Where they run. False where one of them was not measured on it.
+    """
+    saved = 0.0
+    for kernel, sizes in passes.items():
+        entry = measured(kernel, device, **sizes)
+        if entry is None:
+            return False
+        saved += entry["alternative_ms"] - entry["ms"]
+    return saved > 0
 
 
 def choose(kernel: str, configs: Sequence[Config], device: torch.device, **sizes: int) -> Config:

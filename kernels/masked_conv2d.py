@@ -49,7 +49,7 @@ from hypermask_fast.kernels._conv2d import (
 )
 from hypermask_fast.kernels._device import cast, on_device, semi_binary
 from hypermask_fast.kernels._matmul import dot, load_threshold
-from hypermask_fast.kernels._tuning import Config, choose, measured
+from hypermask_fast.kernels._tuning import Config, beats_alternative, choose
 
 Route = Literal["fused", "materialised"]
 
@@ -265,13 +265,7 @@ def _route(
     passes = {"masked_conv2d": y}
     if backward:
         passes |= {"masked_conv2d_input": x, "masked_conv2d_weight": y}
-    saved = 0.0
-    for name, sizes in passes.items():
-        entry = measured(name, device, **sizes)
-        if entry is None:
-            return "materialised"
-        saved += entry["alternative_ms"] - entry["ms"]
-    return "fused" if saved > 0 else "materialised"
+    return "fused" if beats_alternative(passes, device) else "materialised"
 
 
 def masked_conv2d_route(

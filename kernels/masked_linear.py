@@ -36,7 +36,7 @@ from hypermask_fast.kernels._masked_linear import (
     masked_linear_sum_kernel,
 )
 from hypermask_fast.kernels._matmul import aligned, float32_products, product_sizes, rows_of
-from hypermask_fast.kernels._tuning import Config, choose, measured
+from hypermask_fast.kernels._tuning import Config, beats_alternative, choose
 
 
 def _configs(*rows: tuple[int, int, int, int, int]) -> tuple[Config, ...]:
@@ -176,13 +176,7 @@ def masked_linear_route(
     if backward:
         across = product_sizes(rows, depth, width, bits)
         passes |= {"masked_linear_input": across, "masked_linear_weight": along}
-    saved = 0.0
-    for kernel, sizes in passes.items():
-        entry = measured(kernel, device, **sizes)
-        if entry is None:
-            return "materialised"
-        saved += entry["alternative_ms"] - entry["ms"]
-    return "fused" if saved > 0 else "materialised"
+    return "fused" if beats_alternative(passes, device) else "materialised"
 
 
 def masked_linear_backward_input(

@@ -12,6 +12,7 @@ from kernel_checks import assert_as_exact, poisoned
 from torch import Tensor
 
 from hypermask_fast import reference
+from hypermask_fast.kernels import _tuning
 
 pytest.importorskip("triton")
 
@@ -526,7 +527,7 @@ def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None
             return None
         return dict(zip(("ms", "alternative_ms"), times[kernel], strict=True))
 
-    monkeypatch.setattr(forward, "measured", measured)
+    monkeypatch.setattr(_tuning, "measured", measured)
     assert _route(stride=2, channels_last=True) == "fused"
     sizes = {"taps": 9, "groups": 1, "bits": 32, "layout": 2}
     y = {"positions": 32 * 16 * 16, "source": 3, "out": 16, **sizes}
@@ -563,7 +564,7 @@ def test_sizes_of_a_choice_are_those_of_the_route(
 
     for module in (forward, backward):
         monkeypatch.setattr(module, "choose", choose)
-    monkeypatch.setattr(forward, "measured", measured)
+    monkeypatch.setattr(_tuning, "measured", measured)
     layer = some_layer((2, 4, 6, 5), (6, 2, 3, 3), HALF, last=True, device=device)
     options = {"stride": 2, "padding": 1, "groups": 2}
     by_kernels(layer, some_gradient(layer, options).to(device), options)

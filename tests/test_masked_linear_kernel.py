@@ -12,6 +12,7 @@ from kernel_checks import assert_as_exact, poisoned
 from torch import Tensor
 
 from hypermask_fast import reference
+from hypermask_fast.kernels import _tuning
 
 pytest.importorskip("triton")
 
@@ -376,7 +377,7 @@ def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None
         gpu = torch.device("cuda", 0)
         return forward.masked_linear_route((2, 8, 48), (32, 48), BRAIN, gpu, **options)
 
-    monkeypatch.setattr(forward, "measured", measured)
+    monkeypatch.setattr(_tuning, "measured", measured)
     assert route() == "fused"
     along = {"rows": 16, "width": 32, "depth": 48, "bits": 16}
     assert seen["masked_linear"] == seen["masked_linear_weight"] == along
@@ -407,7 +408,7 @@ def test_sizes_of_a_choice_are_those_of_the_route(
 
     monkeypatch.setattr(forward, "choose", choose)
     monkeypatch.setattr(backward, "choose", choose)
-    monkeypatch.setattr(forward, "measured", measured)
+    monkeypatch.setattr(_tuning, "measured", measured)
     layer = some_layer((3, 5, 7), HALF, device=device)
     by_kernels(layer, some(3, 5, dtype=HALF).to(device))
     forward.masked_linear_route((3, 7), (5, 7), HALF, device)
