@@ -30,9 +30,10 @@ _KERNELS = {
 
 
 class _Chosen(threading.local):
-    # A ContextVar would end the graph: Dynamo cannot trace it.
-    name: str | None = None
-    notes: list[str] | None = None
+    # Dynamo ends the graph at a ContextVar, and guards no default of a thread-local class.
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.notes: list[str] | None = None
 
 
 _chosen = _Chosen()
@@ -98,8 +99,6 @@ def resolve(
 ) -> str:
     """Return the backend that runs ``op`` on a tensor: "triton" or "reference".
 
-    A compiled function keeps the backend that was asked for when it was compiled.
-
     Args:
         op: Name of the operation.
         tensor: Its input.
@@ -121,7 +120,7 @@ def resolve(
 def backend(name: str) -> Iterator[None]:
     """Choose the backend inside a ``with`` block, for this thread.
 
-    A function that ``torch.compile`` compiled already keeps the backend of its compilation.
+    A function of ``torch.compile`` is compiled again for it.
 
     Args:
         name: "auto" (the fastest that was measured), "triton" or "reference".

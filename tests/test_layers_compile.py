@@ -128,9 +128,14 @@ def test_a_mask_that_does_not_fit_is_refused_while_compiling() -> None:
         compiled(x, weight, None, weight[:1])
 
 
-def test_a_forced_backend_that_cannot_run_is_refused_while_compiling() -> None:
+@pytest.mark.parametrize("compiled_before", [False, True])
+def test_a_forced_backend_that_cannot_run_is_refused_by_compiled_code(
+    compiled_before: bool,
+) -> None:
     compiled = torch.compile(functional.masked_linear, backend="eager")
     x, weight = torch.randn(2, 3), torch.randn(4, 3)
+    if compiled_before:
+        compiled(x, weight, None, weight)
     with (
         functional.backend("triton"),
         pytest.raises(ConfigError, match="the kernel of masked_linear runs on CUDA tensors"),
