@@ -12,6 +12,8 @@ from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.scenarios import Scenario, split_digits
+from hypermask_fast.training import run
+from hypermask_fast.training.config import RunConfig
 from hypermask_fast.training.trainer import Trainer
 
 
@@ -207,3 +209,15 @@ def test_state_continues_bit_identically_in_memory(digits: Scenario) -> None:
     ):
         assert torch.equal(a, b), name
     np.testing.assert_array_equal(whole.accuracy, again.accuracy)
+
+
+def test_a_run_turns_off_what_its_settings_turn_off() -> None:
+    def status(**settings: bool) -> dict[str, str]:
+        config = RunConfig.from_preset("split-digits", tasks=1, steps=1, device="cpu", **settings)
+        return run.build(config)[1].status()
+
+    assert status(graph=False, compile=False) == {
+        "graph": "no: it is off",
+        "compile": "no: it is off",
+    }
+    assert "no: it is off" not in status().values()

@@ -144,6 +144,10 @@ class RunConfig:
     device: str = setting(
         "auto", "auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, ..."
     )
+    graph: bool = setting(True, "replay training steps as a CUDA graph, on cuda where it works")
+    compile: bool = setting(
+        True, "torch.compile the target network and the trunk, on cuda where it works"
+    )
     log_every: int = setting(50, "steps between rows of the log", low=1)
     checkpoint_every: float = setting(300.0, "seconds between checkpoints inside a task", low=0.0)
     eval_batch_size: int = setting(2000, "examples in an evaluation batch", low=1)

@@ -82,6 +82,8 @@ def build(config: RunConfig) -> tuple[Scenario, Trainer]:
         seed=config.seed,
         eval_batch_size=config.eval_batch_size,
         progress=False,
+        graph="auto" if config.graph else False,
+        compile="auto" if config.compile else False,
     )
     for task in scenario:
         trainer.add(task)
