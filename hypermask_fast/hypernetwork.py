@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hypermask_fast import reference
 from hypermask_fast._head_tiles import SampledTargets
+from hypermask_fast._tables import add_rows
 from hypermask_fast.autograd import HeadUpdate, head_logits, head_update
 from hypermask_fast.compiled import CompiledModule, Compiler
 from hypermask_fast.errors import ConfigError, nearest
@@ -71,7 +72,7 @@ class Hypernetwork(nn.Module):
         num_outputs: N, the number of mask entries.
         embedding_dim: Length of a task embedding.
         hidden: Widths of the trunk's layers; may be empty.
-        capacity: Rows of the embedding table. Default 128.
+        capacity: Rows of the embedding table, which can grow. Default 128.
         activation: "elu" (default), "relu" or "tanh", after each hidden layer.
         device, dtype: As in ``nn.Linear``.
 
@@ -116,6 +117,22 @@ class Hypernetwork(nn.Module):
     def capacity(self) -> int:
         """Rows of the embedding table."""
         return self.embeddings.shape[0]
+
+    @torch.no_grad()
+    def grow(self, capacity: int) -> None:
+        """Add rows to the embedding table, as random as the first ones; drop its gradient.
+
+        What they are follows from the present rows, so that they are the same in every process of
+        a data-parallel run.
+
+        Args:
+            capacity: Rows from now on.
+        """
+        table = self.embeddings
+        bits = table.to(torch.float64).sum().view(torch.int64)
+        generator = torch.Generator().manual_seed(int(bits))
+        rows = torch.randn(capacity - len(table), table.shape[1], generator=generator)
+        add_rows(table, rows.to(table))
 
     def compile_trunk(self, compiler: Compiler | None) -> None:
         """Compile the trunk once for one task and once for any larger number; None: no more."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hypermask_fast._tables import add_rows
 from hypermask_fast.errors import ConfigError
 
 _KEYS = ("weight", "bias", "running_mean", "running_var")
@@ -137,6 +138,19 @@ class NormTable(nn.Module):
             else:
                 self.register_buffer(key, rows)
 
+    @torch.no_grad()
+    def grow(self, layer: TaskNorm, capacity: int) -> None:
+        """Add rows, which start as the layer's own."""
+        for key, value in zip(_KEYS, _own(layer)[:4], strict=True):
+            table = getattr(self, key)
+            if table is None or value is None:
+                continue
+            rows = value.detach().expand(capacity - len(table), *value.shape)
+            if isinstance(table, nn.Parameter):
+                add_rows(table, rows)
+            else:
+                setattr(self, key, torch.cat((table, rows)))
+
     def state(self, task: int, learning: bool) -> NormState:
         """Return the row of a task; running statistics are views that a forward moves."""
         tables = _own(self)[:4]
@@ -187,6 +201,11 @@ class TaskNorms(nn.Module):
         for name, table in zip(self._tabled, self.tables, strict=True):
             assert isinstance(table, NormTable)
             yield name, table
+
+    def grow(self, capacity: int) -> None:
+        """Add rows to every table."""
+        for name, table in self._rows():
+            table.grow(self._layers[name], capacity)
 
     def states(self, task: int, *, learning: bool) -> list[tuple[TaskNorm, NormState]]:
         """Return each layer with its state for a task.

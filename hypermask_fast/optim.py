@@ -18,6 +18,7 @@ from hypermask_fast._adam_groups import (
     takes_factors,
 )
 from hypermask_fast._dense_adam import step_dense
+from hypermask_fast._tables import pad_rows
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.factored import FactoredGrad
 
@@ -220,6 +221,8 @@ class FactoredAdam(Optimizer):
             state["step"] = torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = pad_rows(state[name], p)
         return state
 
     def _factored_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

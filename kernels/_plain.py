@@ -46,7 +46,7 @@ def _bias_gradients(
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x.flatten(0, -2) if x.dim() > 1 else x[None]
 
 
 def masked_linear(

@@ -85,6 +85,11 @@ LAYERS = {
         reference.masked_linear,
         (X[0, 0], W, B, Z, ZB, CUT, CUT_B),
     ),
+    "linear-without-inputs": (
+        masked_layers.masked_linear,
+        reference.masked_linear,
+        (X[..., :0], W[:, :0], B, Z[:, :0], ZB, None, CUT_B),
+    ),
     "linear-without-bias": (
         masked_layers.masked_linear,
         reference.masked_linear,

@@ -40,9 +40,10 @@ class Learner(nn.Module):
 
     Args:
         net: The target network.
-        capacity: The largest number of tasks.
+        capacity: Tasks that there are rows for at first.
 
     Attributes:
+        capacity: Tasks that there are rows for; it doubles when a task finds none left.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
     """
@@ -53,7 +54,7 @@ class Learner(nn.Module):
         super().__init__()
         self.net = net
         self.capacity = capacity
-        self._tasks = TaskList(capacity)
+        self._tasks = TaskList()
         self._learned: list[int] = []
         self._current: int | None = None
 
@@ -81,10 +82,22 @@ class Learner(nn.Module):
                 None uses all.
 
         Raises:
-            ValueError: The name is taken, the classes are none or repeated, or the capacity is
-                used up.
+            ValueError: The name is taken, or the classes are none or repeated.
         """
-        return self._tasks.add(name, classes)
+        task = self._tasks.add(name, classes)
+        self._make_room()
+        return task
+
+    def _make_room(self) -> None:
+        capacity = self.capacity
+        while capacity < len(self._tasks.records):
+            capacity *= 2
+        if capacity > self.capacity:
+            self._grow(capacity)
+            self.capacity = capacity
+
+    def _grow(self, capacity: int) -> None:
+        """Give every table a row for each of this many tasks."""
 
     def task_id(self, name: str) -> int:
         """Return the id of the task called ``name``.
@@ -183,7 +196,7 @@ class Learner(nn.Module):
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         """Return the settings that a CUDA graph of :meth:`losses` would not see change."""
-        return self._current, self.training
+        return self._current, self.training, self.capacity
 
     @property
     def step_sparsity(self) -> float:
@@ -267,12 +280,9 @@ class Learner(nn.Module):
         return {}, state
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore what :meth:`task_state` returned.
-
-        Raises:
-            CheckpointError: It holds more tasks than the learner has rows.
-        """
+        """Restore what :meth:`task_state` returned."""
         self._tasks.load(state["tasks"])
+        self._make_room()
         self._learned = list(state["learned"])
         self._current = state["current"]
 

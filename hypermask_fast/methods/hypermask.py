@@ -59,7 +59,9 @@ class HyperMask(Learner):
         chunk_size, chunk_embedding_dim: For the chunked head.
         init: "default" (published: PyTorch's) or "hyperfan".
         activation: Of the hypernetwork, "elu" by default.
-        capacity: Largest number of tasks. Default 128.
+        capacity: Tasks that there are rows of embeddings and normalisation for at first. More tasks
+            double it: a ``torch.optim`` optimizer with a state must then be made anew, a
+            FactoredAdam goes on. Default 128.
         targets: How the earlier tasks' z_j* are kept while a task is learned. "full" (default): N
             logits each. "bfloat16": in half the memory; a logit that rounds to its target counts as
             unchanged. "frozen_head": as a copy of the full head, whose memory and time do not grow
@@ -200,6 +202,10 @@ class HyperMask(Learner):
 
     def tables(self) -> list[nn.Parameter]:
         return [self.hypernetwork.embeddings, *self.norms.parameters()]
+
+    def _grow(self, capacity: int) -> None:
+        self.hypernetwork.grow(capacity)
+        self.norms.grow(capacity)
 
     def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
         """Start learning a task: record the earlier tasks' logits and the weights to stay near.

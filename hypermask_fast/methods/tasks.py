@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import CheckpointError, nearest
+from hypermask_fast.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,14 @@ def _check_integers(task: Tensor) -> None:
 
 
 class TaskList:
-    """The tasks that were added to a learner; the place in the list is the id.
+    """The tasks that were added to a learner; the place in the list is the id."""
 
-    Args:
-        capacity: The largest number of tasks.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self) -> None:
         self.records: list[TaskRecord] = []
 
     def add(self, name: str | None, classes: Iterable[int] | None) -> int:
         """See :meth:`Learner.add_task`."""
         name = f"task {len(self.records)}" if name is None else name
-        if len(self.records) == self.capacity:
-            raise ValueError(
-                f"all {self.capacity} rows of the embedding table are used; build the learner "
-                f"with capacity={2 * self.capacity}"
-            )
         if any(record.name == name for record in self.records):
             raise ValueError(f"a task named {name!r} was added already; choose another name")
         ids = None if classes is None else tuple(int(c) for c in classes)
@@ -138,16 +128,7 @@ class TaskList:
         return [asdict(record) for record in self.records]
 
     def load(self, state: Sequence[dict[str, Any]]) -> None:
-        """Restore what :meth:`state` returned.
-
-        Raises:
-            CheckpointError: There are more tasks than the capacity.
-        """
-        if len(state) > self.capacity:
-            raise CheckpointError(
-                f"the checkpoint holds {len(state)} tasks and the learner has {self.capacity} "
-                "rows; build it with the capacity of the run"
-            )
+        """Restore what :meth:`state` returned."""
         self.records = [
             TaskRecord(r["name"], None if r["classes"] is None else tuple(r["classes"]))
             for r in state
