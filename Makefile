@@ -43,7 +43,7 @@ kernel-compat: $(TRITONS:%=.compat/%/.ready)
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy hypermask_fast benchmarks
+	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz
 
 clean:
 	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

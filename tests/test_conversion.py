@@ -1,63 +1,20 @@
-"""Any network can be masked in place or is refused by name, and becomes plain again."""
+"""Any network can be masked in place, in whole or in part, and becomes plain again."""
 
 from __future__ import annotations
 
 import copy
-import io
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conversion_cases import IMAGES, Branched, Tokens, clone_state, normed, snapshot, wrap
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
 
 import hypermask_fast
 from hypermask_fast import export_subnet, networks, unconvert
-from hypermask_fast.errors import ConfigError
-from hypermask_fast.layers import MaskedConv2d, MaskedLinear
-from hypermask_fast.methods.hypermask import HyperMask
+from hypermask_fast.layers import MaskedLinear
 from hypermask_fast.scenarios._torchvision import import_torchvision
-
-
-class Branched(nn.Module):
-    """Its last layer to run is registered first, and one layer runs twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = nn.Linear(6, 3)
-        self.stem = nn.Linear(5, 6)
-        self.side = nn.Linear(5, 6, bias=False)
-        self.loop = nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.stem(x) + self.side(x))
-        return self.out(torch.relu(self.loop(torch.relu(self.loop(h)))))
-
-
-class Tokens(nn.Module):
-    """A parameter of the network itself beside its layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.randn(5))
-        self.fc = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x + self.token)
-
-
-class Block(nn.Module):
-    """One unusual layer beside a linear one; only converted, never run."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-        self.odd = layer
 
 
 def tiny_resnet18() -> nn.Module:
@@ -71,50 +28,6 @@ def tiny_resnet18() -> nn.Module:
     return net
 
 
-def normed() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def convolutional() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.GroupNorm(2, 4),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 3),
-    )
-
-
-def wrap(net: nn.Module, **options: Any) -> HyperMask:
-    defaults: dict[str, Any] = {"embedding_dim": 2, "hidden": (2,), "capacity": 2}
-    learner = HyperMask(net, **{**defaults, **options})
-    for _ in range(2):
-        learner.add_task()
-    return learner
-
-
-def snapshot(net: nn.Module) -> dict[str, Any]:
-    """Everything that a conversion might change."""
-    return {
-        "classes": {name: type(m) for name, m in net.named_modules()},
-        "own": {
-            name: sorted(k for k in vars(m) if not k.startswith("__"))
-            for name, m in net.named_modules()
-        },
-        "training": {name: m.training for name, m in net.named_modules()},
-        "parameters": {n: (id(p), p.requires_grad) for n, p in net.named_parameters()},
-        "repr": repr(net),
-    }
-
-
-def clone_state(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-IMAGES = (3, 3, 8, 8)
 NETWORKS = [
     pytest.param(lambda: networks.MLP(12, (7, 6), 4), (2, 12), "classifier.bias", id="mlp"),
     pytest.param(lambda: networks.LeNet300_100(4), (2, 784), None, id="lenet"),
@@ -173,170 +86,6 @@ def test_networks_are_masked_in_place_and_back(
     torch.testing.assert_close(net(x), logits, rtol=1e-5, atol=1e-6)
 
 
-def _tied() -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    net[2].register_parameter("weight", net.get_parameter("0.weight"))
-    return net
-
-
-def _shared() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    return nn.Sequential(layer, nn.ReLU(), layer)
-
-
-def _patched() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    vars(layer)["forward"] = lambda x: x
-    return Block(layer)
-
-
-def _extended() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    layer.register_parameter("scale", nn.Parameter(torch.ones(4)))
-    return Block(layer)
-
-
-def _integers() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
-    return Block(layer)
-
-
-def _quantised() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Block(torch.ao.nn.quantized.dynamic.Linear(4, 4))
-
-
-def _weight_norm(layer: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.nn.utils.weight_norm(layer)
-
-
-REFUSED = [
-    pytest.param(
-        lambda: Block(nn.MultiheadAttention(4, 2)),
-        r"odd is a MultiheadAttention.*exclude=\['odd'\]",
-        id="attention",
-    ),
-    pytest.param(
-        lambda: Block(nn.TransformerEncoderLayer(4, 2)),
-        "odd is a TransformerEncoderLayer, which reads its layers' weights",
-        id="transformer",
-    ),
-    pytest.param(lambda: Block(nn.LSTM(4, 4)), "odd is a LSTM with parameters", id="lstm"),
-    pytest.param(lambda: Block(nn.GRU(4, 4)), "odd is a GRU with parameters", id="gru"),
-    pytest.param(lambda: Block(nn.Embedding(9, 4)), "odd is a Embedding", id="embedding"),
-    pytest.param(lambda: Block(nn.Conv1d(4, 4, 1)), "odd is a Conv1d", id="conv1d"),
-    pytest.param(
-        lambda: Block(nn.ConvTranspose2d(4, 4, 1)), "odd is a ConvTranspose2d", id="transposed"
-    ),
-    pytest.param(lambda: Block(nn.PReLU()), "odd is a PReLU", id="prelu"),
-    pytest.param(
-        lambda: Block(nn.BatchNorm3d(4, affine=False)),
-        "odd is a BatchNorm3d with running statistics",
-        id="shared-statistics",
-    ),
-    pytest.param(Tokens, r"the network itself is a Tokens.*exclude=\['token'\]", id="token"),
-    pytest.param(_tied, "2.weight is tied to 0.weight.*exclude", id="tied"),
-    pytest.param(_shared, "2.weight is tied to 0.weight", id="shared-layer"),
-    pytest.param(
-        lambda: Block(parametrizations.weight_norm(nn.Linear(4, 4))),
-        "odd is a ParametrizedLinear, whose weight is the result of a parametrization",
-        id="parametrized",
-    ),
-    pytest.param(
-        lambda: Block(parametrizations.spectral_norm(nn.Conv2d(4, 4, 1, bias=False))),
-        "odd is a ParametrizedConv2d",
-        id="parametrized-without-bias",
-    ),
-    pytest.param(
-        lambda: Block(_weight_norm(nn.Linear(4, 4))),
-        "odd is a Linear whose parameters are bias, weight_g, weight_v",
-        id="old-weight-norm",
-    ),
-    pytest.param(
-        lambda: Block(prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)),
-        "odd is a Linear whose parameters are bias, weight_orig",
-        id="pruned",
-    ),
-    pytest.param(_extended, "odd is a Linear whose parameters are bias, scale, weight", id="extra"),
-    pytest.param(lambda: Block(nn.LazyLinear(4)), "odd.weight has no shape yet", id="lazy"),
-    pytest.param(_integers, "odd.weight is torch.int8.*quantised", id="integers"),
-    pytest.param(_quantised, "odd is a Linear, which is quantised", id="quantised"),
-    pytest.param(_patched, "odd is a Linear whose forward was replaced", id="patched-forward"),
-    pytest.param(lambda: nn.Sequential(nn.ReLU()), "Sequential has nothing to mask", id="empty"),
-    pytest.param(lambda: nn.Sequential(nn.BatchNorm1d(3)), "nothing to mask", id="only-norms"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), REFUSED)
-def test_what_cannot_be_masked_is_refused_by_name(
-    make: Callable[[], nn.Module], message: str
-) -> None:
-    net = make()
-    before = snapshot(net)
-    with pytest.raises(ConfigError, match=message):
-        wrap(net)
-    assert snapshot(net) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param({"hidden": (0,)}, "hidden", id="hypernetwork"),
-        pytest.param({"activation": "gelu"}, "activation", id="activation"),
-        pytest.param({"head": "chunked", "init": "hyperfan"}, "chunked", id="hyperfan-chunked"),
-        pytest.param({"exempt": "3.bais"}, "did you mean '3.bias'", id="exempt"),
-        pytest.param({"exempt": "1.bias"}, "give a masked parameter", id="exempt-norm"),
-        pytest.param({"exclude": "nothing"}, "'nothing' matches no module", id="exclude"),
-        pytest.param({"exclude": "[03]"}, "nothing to mask", id="exclude-all"),
-        pytest.param(
-            {"example_input": torch.randn(2, 7)}, r"shape \(2, 7\).*Sequential", id="example"
-        ),
-    ],
-)
-def test_a_refused_setting_leaves_the_network_as_it_was(
-    options: dict[str, Any], message: str
-) -> None:
-    net = normed()
-    net.get_parameter("0.bias").requires_grad_(False)
-    before = snapshot(net)
-    with pytest.raises(ValueError, match=message):
-        wrap(net, **options)
-    assert snapshot(net) == before
-    wrap(net)
-
-
-def test_a_norm_that_cannot_be_per_task_leaves_the_network_as_it_was() -> None:
-    net = networks.ResNet(1, 1, 3)
-    before = snapshot(net)
-    with pytest.raises(ConfigError, match="bn is a BatchNorm2d with track_running_stats=False"):
-        wrap(net)
-    assert snapshot(net) == before
-    wrap(net, bn="batch")
-
-
-def test_a_second_learner_on_the_same_network_is_refused() -> None:
-    net = normed()
-    wrap(net)
-    for again in (net, nn.Sequential(net), net[0]):
-        with pytest.raises(ConfigError, match="belongs to a learner already; unconvert"):
-            wrap(again)
-    unconvert(net)
-    wrap(net)
-
-
-def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
-    layer = MaskedLinear(4, 3)
-    layer.set_mask(torch.randn(3, 4))
-    with pytest.raises(ConfigError, match=r"1 has a mask already; call its clear_mask\(\)"):
-        wrap(nn.Sequential(nn.Linear(4, 4), layer))
-    layer.clear_mask()
-    wrap(nn.Sequential(nn.Linear(4, 4), layer))
-
-
 def test_excluded_parts_stay_plain_and_frozen_until_unconvert() -> None:
     net = nn.Sequential(
         nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), nn.LSTM(6, 6), nn.Linear(6, 3)
@@ -385,14 +134,6 @@ def test_the_token_of_a_network_can_be_excluded() -> None:
     learner = wrap(net, exclude="token")
     assert not net.token.requires_grad
     assert learner(torch.randn(2, 5), 0).shape == (2, 3)
-
-
-def test_tied_weights_can_be_excluded_together_only() -> None:
-    net = _tied()
-    with pytest.raises(ConfigError, match="tied"):
-        wrap(net, exclude=["2.weight"])
-    wrap(net, exclude=["0.weight", "2.weight"])
-    assert not net.get_parameter("0.weight").requires_grad
 
 
 def test_repr_shows_the_source_of_the_masks() -> None:
@@ -445,15 +186,6 @@ def test_layers_that_do_not_run_are_warned_of() -> None:
     assert learner.exempt == "out.bias"
 
 
-def test_a_network_that_reads_weights_past_its_layers_is_refused() -> None:
-    class Functional(Branched):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(x, self.stem.weight)
-
-    with pytest.raises(ConfigError, match="no masked layer of Functional ran"):
-        wrap(Functional(), example_input=torch.randn(2, 5))
-
-
 def test_report_and_manifest() -> None:
     learner = wrap(normed(), sparsity=25.0, exclude="3.weight", train_target=False)
     keys = ("name", "shape", "offset", "masked", "reason")
@@ -494,121 +226,6 @@ def test_an_exempt_bias_can_be_chosen_and_changed() -> None:
     learner.load_task_state(*other.task_state())
     unmasked = [entry["name"] for entry in learner.manifest() if not entry["masked"]]
     assert unmasked == ["out.bias"]
-
-
-def train_a_little(learner: HyperMask, shape: tuple[int, ...]) -> None:
-    for task in range(2):
-        learner.train()
-        learner.begin_task(task)
-        optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
-        for _ in range(2):
-            learner.losses(torch.randn(shape), torch.tensor([0, 1, 1]), task).total.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        learner.end_task()
-    learner.eval()
-
-
-EXPORTS = [
-    pytest.param(lambda: networks.MLP(12, (7,), 3), (3, 12), {}, id="mlp"),
-    pytest.param(lambda: networks.MLP(12, (7,), 3, bias=False), (3, 12), {}, id="no-bias"),
-    *(
-        pytest.param(convolutional, IMAGES, {"bn": bn}, id=f"conv-{bn}")
-        for bn in ("per_task", "batch", "frozen")
-    ),
-    pytest.param(lambda: networks.ResNet(1, 1, 3), IMAGES, {"bn": "batch"}, id="published-resnet"),
-    pytest.param(normed, (3, 5), {"exclude": "1"}, id="excluded-norm"),
-    pytest.param(normed, (3, 5), {"exclude": "3", "train_target": False}, id="excluded-layer"),
-    pytest.param(
-        lambda: nn.Sequential(MaskedLinear(5, 4), nn.LayerNorm(4), MaskedLinear(4, 3)),
-        (3, 5),
-        {},
-        id="masked-by-hand",
-    ),
-    pytest.param(
-        lambda: nn.Sequential(MaskedConv2d(1, 2, 3, padding_mode="circular"), nn.Flatten()),
-        (3, 1, 3, 3),
-        {},
-        id="conv",
-    ),
-]
-
-
-@pytest.mark.parametrize(("make", "shape", "options"), EXPORTS)
-def test_an_exported_subnet_is_plain_and_equal(
-    make: Callable[[], nn.Module], shape: tuple[int, ...], options: dict[str, Any]
-) -> None:
-    net = make()
-    kind = type(net)
-    learner = wrap(net, sparsity=20.0, **options)
-    train_a_little(learner, shape)
-    x = torch.randn(4, *shape[1:])
-    state = clone_state(learner)
-    for task in range(2):
-        subnet = export_subnet(learner, task)
-        assert type(subnet) is kind
-        assert not subnet.training
-        for name, module in subnet.named_modules():
-            assert type(module).__module__.startswith(("torch.nn", "hypermask_fast.networks")), name
-            for key, value in vars(module).items():
-                assert "hypermask" not in f"{key} {type(value)}", (name, key)
-        with torch.no_grad():
-            torch.testing.assert_close(subnet(x), learner(x, task), rtol=1e-5, atol=1e-6)
-        buffer = io.BytesIO()
-        torch.save(subnet.state_dict(), buffer)
-        buffer.seek(0)
-        loaded = torch.load(buffer, weights_only=True)
-        assert all(torch.equal(loaded[k], v) for k, v in subnet.state_dict().items())
-    for name, value in learner.state_dict().items():
-        assert torch.equal(value, state[name]), name
-
-
-def test_a_subnet_of_torch_modules_unpickles_without_this_package(tmp_path: Path) -> None:
-    learner = wrap(normed(), sparsity=20.0)
-    train_a_little(learner, (3, 5))
-    x = torch.randn(4, 5)
-    subnet = export_subnet(learner, 1)
-    torch.save({"net": subnet, "x": x, "y": learner(x, 1).detach()}, tmp_path / "subnet.pt")
-    code = (
-        "import sys, torch\n"
-        "d = torch.load(sys.argv[1], weights_only=False)\n"
-        "torch.testing.assert_close(d['net'](d['x']), d['y'], rtol=1e-5, atol=1e-6)\n"
-        "assert not [m for m in sys.modules if m.startswith('hypermask')]\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "subnet.pt")], check=True, cwd=tmp_path
-    )
-
-
-def test_a_subnet_of_batch_mode_has_norms_without_running_statistics() -> None:
-    learner = wrap(networks.ResNet(1, 1, 3, track_running_stats=True), bn="batch")
-    train_a_little(learner, IMAGES)
-    subnet, published = export_subnet(learner, 0), networks.ResNet(1, 1, 3)
-    assert repr(subnet) == repr(published)
-    published.load_state_dict(subnet.state_dict(), strict=True)
-    x = torch.randn(IMAGES)
-    assert torch.equal(published.eval()(x), subnet(x))
-
-
-def test_a_subnet_shares_nothing_with_the_learner() -> None:
-    learner = wrap(normed(), bn="batch", train_target=False)
-    learner.eval()(torch.randn(2, 5), 0)
-    subnet = export_subnet(learner, 0)
-    assert all(p.requires_grad for p in subnet.parameters())
-    before = clone_state(learner)
-    with torch.no_grad():
-        for parameter in subnet.parameters():
-            parameter.zero_()
-    assert all(torch.equal(v, before[k]) for k, v in learner.state_dict().items())
-
-
-def test_export_asks_for_an_input_first_and_a_task_that_exists() -> None:
-    learner = wrap(normed())
-    with pytest.raises(RuntimeError, match="still unknown; run learner"):
-        export_subnet(learner, 0)
-    learner.eval()(torch.randn(2, 5), 0)
-    with pytest.raises(ValueError, match="task 2 was not added"):
-        export_subnet(learner, 2)
 
 
 def test_a_converted_network_can_be_copied() -> None:

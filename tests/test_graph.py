@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: that a step can be captured, and what follows from a capture."""
+"""Steps as CUDA graphs: what follows from a capture."""
 
 from __future__ import annotations
 
@@ -11,165 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from graph_stand_ins import MetaGraphs, OnDevice, RecordedGraphs
+from graph_cases import BATCH, convolutional, make_learner, make_tasks, mlp
+from graph_stand_ins import RecordedGraphs
 from torch import Tensor, nn
 
-from hypermask_fast import doctor, native, optim
+from hypermask_fast import doctor, native
 from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods._steps import Steps
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.methods.tasks import TaskList
-from hypermask_fast.networks import MLP
 from hypermask_fast.optim import FactoredAdam
-from hypermask_fast.scenarios import ImageDataset, ImageSet, Task, split
 from hypermask_fast.training import trainer as trainer_module
 from hypermask_fast.training._optimizer import make_optimizer, make_plateau
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import Copy, LossWatch
 from hypermask_fast.training.step import TrainingStep
 from hypermask_fast.training.trainer import Trainer
-
-BATCH = 8
-
-
-def make_tasks(count: int = 3, **options: Any) -> list[Task]:
-    images = torch.randint(0, 256, (90, 1, 6, 6)).to(torch.uint8)
-    data = ImageSet(images, torch.arange(90) % (2 * count))
-    dataset = ImageDataset("made", data, data, tuple("abcdefghij"[: 2 * count]))
-    return list(split(dataset, classes_per_task=2, **options))
-
-
-def convolutional() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Flatten(),
-        nn.Linear(48, 2),
-    )
-
-
-def mlp() -> nn.Module:
-    return MLP(36, (7,), 2)
-
-
-def make_learner(
-    net: Callable[[], nn.Module],
-    earlier: int,
-    tasks: Sequence[Task],
-    ramp: int = 0,
-    device: str | None = None,
-    **options: Any,
-) -> HyperMask:
-    """A learner within its task after some others, with residuals and drifts."""
-    settings = {"embedding_dim": 3, "hidden": (4,), "sparsity": 30.0, "beta": 0.5, "capacity": 5}
-    made = net() if device is None else net().to(device)
-    learner = HyperMask(made, **{**settings, **options})  # type: ignore[arg-type]
-    learner._prepare(torch.zeros(1, 1, 6, 6, device=next(learner.parameters()).device))
-    for j in range(earlier + 1):
-        learner.add_task(tasks[j].name, tasks[j].classes)
-        learner.begin_task(j, ramp_steps=ramp)
-        if j < earlier:
-            learner.end_task()
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    return learner.train()
-
-
-@pytest.mark.parametrize(
-    ("net", "earlier", "options"),
-    [
-        pytest.param(mlp, 0, {"sparsity": 0.0}, id="p0"),
-        pytest.param(mlp, 0, {"ramp": 50}, id="ramp"),
-        pytest.param(mlp, 2, {}, id="earlier-tasks"),
-        pytest.param(mlp, 2, {"targets": "bfloat16"}, id="bfloat16-targets"),
-        pytest.param(mlp, 2, {"targets": "frozen_head"}, id="frozen-head"),
-        pytest.param(mlp, 2, {"regularized_tasks": 1}, id="sampled"),
-        pytest.param(convolutional, 2, {}, id="conv-norm-dropout"),
-        pytest.param(convolutional, 0, {"bn": "batch", "dropout": "first_step"}, id="published"),
-        pytest.param(
-            mlp, 2, {"head": "chunked", "chunk_size": 20, "chunk_embedding_dim": 3}, id="chunked"
-        ),
-    ],
-)
-def test_nothing_in_a_step_waits_for_the_device(
-    net: Callable[[], nn.Module],
-    earlier: int,
-    options: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The whole step on the meta device, which takes the code of CUDA and has no values to read."""
-    monkeypatch.setattr(optim, "check_group", lambda group: None)
-    tasks = [task.to("meta") for task in make_tasks(crop=1, flip=True)]
-    with torch.device("meta"):
-        learner = make_learner(net, earlier, tasks, **options)
-    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.1, moments_dtype=None)
-    for group in optimizer.param_groups:
-        group["fused"] = True
-    graphs = MetaGraphs()
-    step = GraphedStep(True, cuda=graphs)
-    step.begin(TrainingStep(learner, optimizer), tasks[earlier].stream(BATCH), earlier)
-    for number in range(6):
-        step(number)
-    assert step.status == "yes"
-    # Beside the replay nothing is launched, until the data have to be shuffled anew.
-    with OnDevice() as between:
-        step(6)
-    assert between.operations == 0
-    assert learner.steps_taken == 7
-
-
-def reads_a_loss(losses: Losses) -> None:
-    float(losses.total.detach())
-
-
-def copies_to_the_host(losses: Losses) -> None:
-    losses.total.detach().cpu()
-
-
-def makes_a_tensor_from_numbers(losses: Losses) -> None:
-    torch.tensor([1.0], device=losses.total.device)
-
-
-def uses_a_tensor_of_the_host(losses: Losses) -> None:
-    losses.total.detach() * torch.ones(())
-
-
-def branches(losses: Losses) -> None:
-    assert losses.total > 0
-
-
-def has_a_size_of_its_own(losses: Losses) -> None:
-    losses.logits[losses.logits > 0]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        reads_a_loss,
-        copies_to_the_host,
-        makes_a_tensor_from_numbers,
-        uses_a_tensor_of_the_host,
-        branches,
-        has_a_size_of_its_own,
-    ],
-)
-def test_what_would_wait_is_found(
-    fault: Callable[[Losses], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = HyperMask.losses
-
-    def losses(self: HyperMask, x: Tensor, y: Tensor, task: int) -> Losses:
-        out = original(self, x, y, task)
-        fault(out)
-        return out
-
-    monkeypatch.setattr(HyperMask, "losses", losses)
-    with pytest.raises((RuntimeError, NotImplementedError, TrainingError)):
-        test_nothing_in_a_step_waits_for_the_device(mlp, 0, {}, monkeypatch)
 
 
 @pytest.fixture
@@ -239,6 +96,11 @@ def set_beta(learner: HyperMask, optimizer: torch.optim.Optimizer) -> None:
     learner.beta = 5.0
 
 
+def add_task(learner: HyperMask, optimizer: torch.optim.Optimizer) -> None:
+    learner.add_task()
+    assert learner.capacity == 6
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
     ("options", "captures", "replays"),
@@ -251,6 +113,7 @@ def set_beta(learner: HyperMask, optimizer: torch.optim.Optimizer) -> None:
         pytest.param({"changes": {9: fill_lr}}, 1, 17, id="rate-in-a-tensor"),
         pytest.param({"changes": {9: set_lr}}, 2, 14, id="rate-as-a-number"),
         pytest.param({"changes": {5: set_beta, 7: set_lr, 12: set_beta}}, 2, 12, id="changes"),
+        pytest.param({"changes": {9: add_task}, "capacity": 3}, 2, 14, id="tables-grow"),
         pytest.param({"observed": (0, 7, 8, 15)}, 1, 13, id="observed-steps"),
         pytest.param({"numbers": [*range(40, 50), *range(3, 13)]}, 1, 17, id="jump"),
     ],
@@ -490,21 +353,3 @@ def test_the_doctor_tells_why_there_is_no_graph(monkeypatch: pytest.MonkeyPatch)
 def test_the_doctor_tries_both() -> None:
     facts = dict(doctor._facts())
     assert facts["CUDA graph"] == facts["torch.compile"] == "yes"
-
-
-@pytest.mark.gpu
-def test_ordinary_steps_on_cuda_wait_for_nothing() -> None:
-    tasks = [task.to("cuda") for task in make_tasks(crop=1, flip=True)]
-    learner = make_learner(convolutional, 2, tasks, device="cuda")
-    optimizer = make_optimizer(learner, lr=1e-2, weight_decay=0.1, moments_dtype=None)
-    step, stream = TrainingStep(learner, optimizer), tasks[2].stream(BATCH)
-    watch = LossWatch("a", torch.device("cuda"), every=2)
-    step(*stream.batch(0), 2)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        for number in range(1, 10):
-            watch.see(number, step(*stream.batch(number), 2))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    watch.flush()
-    assert set(watch.latest) == {"total", "task", "output_reg", "weight_reg"}

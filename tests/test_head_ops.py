@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from head_cases import PLAIN, Head, make_head, step, torch_step
 from torch import Tensor
 
 from hypermask_fast import _head_tiles, head_ops, native, reference
@@ -22,8 +23,6 @@ SIZES = [
     pytest.param(2500, 48, 3, id="2500x48-r3"),
 ]
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-ADAM = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
-PLAIN: dict[str, Any] = {**ADAM, "decoupled": False, "step": 3}
 
 
 def need_library() -> None:
@@ -48,63 +47,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def compiled() -> None:
     need_library()
-
-
-class Head(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    bias_exp_avg: Tensor
-    bias_exp_avg_sq: Tensor
-
-    def copy(self, dtype: torch.dtype | None = None) -> Head:
-        return Head(*(tensor.clone().to(dtype or tensor.dtype) for tensor in self))
-
-
-def make_head(rows: int, width: int, dtype: torch.dtype = torch.float64) -> Head:
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=dtype)
-
-    moments = (draw(rows, width), draw(rows, width) ** 2, draw(rows), draw(rows) ** 2)
-    return Head(draw(rows, width) * 0.2, draw(rows), *moments)
-
-
-def step(head: Head, dz: Tensor, hidden: Tensor, targets: Tensor, **options: Any) -> Any:
-    return head_ops.step_rows(*head, dz, hidden, targets, **{**PLAIN, **options})
-
-
-def torch_step(
-    head: Head, dz: Tensor, hidden: Tensor, targets: Tensor, coefficient: float, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """The same step by autograd and torch.optim, in place on ``head``."""
-    chosen = {**PLAIN, **options}
-    hidden = hidden.clone().requires_grad_()
-    weight, bias = (torch.nn.Parameter(tensor) for tensor in (head.weight, head.bias))
-    z = hidden @ weight.t() + bias
-    residuals = z[1:] - targets
-    (z[0] @ dz + coefficient / 2 * residuals.square().sum()).backward()
-    kind = torch.optim.AdamW if chosen["decoupled"] else torch.optim.Adam
-    optimizer = kind(
-        [weight, bias],
-        lr=chosen["lr"],
-        betas=(chosen["beta1"], chosen["beta2"]),
-        eps=chosen["eps"],
-        weight_decay=chosen["weight_decay"],
-        maximize=chosen.get("maximize", False),
-        foreach=False,
-    )
-    for parameter, moments in ((weight, head[2:4]), (bias, head[4:])):
-        assert parameter.grad is not None
-        parameter.grad *= chosen.get("grad_scale", 1.0)
-        optimizer.state[parameter] = {
-            "step": torch.tensor(chosen["step"] - 1.0),
-            "exp_avg": moments[0],
-            "exp_avg_sq": moments[1],
-        }
-    optimizer.step()
-    assert hidden.grad is not None
-    return hidden.grad, residuals.detach().double().square().sum()
 
 
 def dot_bound(left: Tensor, right: Tensor, terms: int) -> Tensor:
@@ -462,70 +404,3 @@ def test_autograd_notices_the_update(backend: str) -> None:
     head_ops.adam_rows(parameter, head.exp_avg, head.exp_avg_sq, dz, hidden, **PLAIN)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-DOUBLES: Any = {"dtype": torch.float64}
-WRONG = [
-    pytest.param({"weight": torch.zeros(4, 6, **DOUBLES).t()}, "A has strides", id="A-strides"),
-    pytest.param({"weight": torch.zeros(6, 4).half()}, "A is torch.float16", id="A-dtype"),
-    pytest.param({"exp_avg": torch.zeros(4, 6, **DOUBLES).t()}, "exp_avg has strides", id="m"),
-    pytest.param(
-        {"exp_avg": torch.zeros(6, 4).half()}, "exp_avg is torch.float16; expected A's", id="half"
-    ),
-    pytest.param(
-        {"exp_avg": torch.zeros(6, 4).bfloat16()}, "exp_avg_sq is torch.float64", id="mixed"
-    ),
-    pytest.param(
-        {"targets": torch.zeros(6, 2, **DOUBLES).t()}, "targets has strides", id="targets"
-    ),
-    pytest.param(
-        {"targets": torch.zeros(3, 6, **DOUBLES)},
-        r"targets has shape \(3, 6\); expected \(2, 6\)",
-        id="targets-shape",
-    ),
-    pytest.param(
-        {"hidden": torch.zeros(3, 5, **DOUBLES)},
-        r"hidden has shape \(3, 5\); expected \(t \+ 1, 4\)",
-        id="hidden-shape",
-    ),
-    pytest.param(
-        {"hidden": torch.zeros(3, 4)}, "hidden is torch.float32; convert it to", id="hidden-dtype"
-    ),
-    pytest.param({"step": 0}, "step is 0; count the first update as 1", id="step"),
-    pytest.param(
-        {"targets": torch.zeros(2, 6).half()}, "targets is torch.float16", id="targets-dtype"
-    ),
-    pytest.param(
-        {"targets": freeze(torch.zeros(6, 4, **DOUBLES), torch.zeros(6), torch.zeros(2, 4))},
-        "frozen bias is torch.float32",
-        id="frozen-dtype",
-    ),
-    pytest.param(
-        {"targets": freeze(*(torch.zeros(s, **DOUBLES) for s in ((6, 4), 6, (3, 4))))},
-        r"frozen hidden has shape \(3, 4\); expected \(2, 4\)",
-        id="frozen-tasks",
-    ),
-    pytest.param(
-        {
-            "targets": SampledTargets(
-                torch.zeros(2, 6, **DOUBLES), torch.zeros(5, 4, **DOUBLES), torch.arange(2)
-            )
-        },
-        r"rows of the batch has shape \(2,\); expected \(3\)",
-        id="sampled-rows",
-    ),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), WRONG)
-def test_wrong_arguments_are_refused_in_a_sentence(changes: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {
-        "dz": torch.zeros(6, dtype=torch.float64),
-        "hidden": torch.zeros(3, 4, dtype=torch.float64),
-        "targets": torch.zeros(2, 6, dtype=torch.float64),
-    }
-    fields = {name: changes[name] for name in changes if name in Head._fields}
-    head = make_head(6, 4)._replace(**fields)
-    rest = {name: value for name, value in changes.items() if name not in fields}
-    with pytest.raises((TypeError, ValueError), match=message):
-        step(head, coefficient=1.0, **{**given, **rest})

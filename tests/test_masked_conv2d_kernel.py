@@ -2,153 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from kernel_checks import assert_as_exact, poisoned
+from masked_conv2d_checks import (
+    KERNELS,
+    by_autograd,
+    by_kernels,
+    check,
+    every,
+    some_gradient,
+    some_layer,
+)
+from masked_op_checks import BIAS, BRAIN, FLOAT, HALF, choose_first, double, measure, some
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast.kernels import _tuning
 
 pytest.importorskip("triton")
-
-import triton.language as tl
 
 from hypermask_fast.kernels import _conv2d
 from hypermask_fast.kernels import masked_conv2d as forward
 from hypermask_fast.kernels import masked_conv2d_backward as backward
-from hypermask_fast.kernels._tuning import Config, forced
-
-FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
-
-
-class Layer(NamedTuple):
-    """The tensors of ``reference.masked_conv2d``."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    weight_logits: Tensor
-    bias_logits: Tensor | None
-    weight_threshold: Tensor | None
-    bias_threshold: Tensor | None
-
-
-def some(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-    return torch.randn(*shape).to(dtype)
-
-
-def some_logits(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-    """Logits with no mask value near a half, the threshold: rounding may not remove an entry."""
-    z = torch.randn(*shape)
-    return torch.where((z.tanh().abs() - 0.5).abs() < 0.02, 2 * z, z).to(dtype)
-
-
-def some_layer(
-    x_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    dtype: torch.dtype = FLOAT,
-    weight: torch.dtype | None = None,
-    logits: torch.dtype = FLOAT,
-    *,
-    bias: str = "masked",
-    threshold: bool = True,
-    last: bool = False,
-    device: torch.device,
-) -> Layer:
-    half = torch.tensor(0.5, dtype=logits) if threshold else None
-    masked = bias == "masked"
-    layer = Layer(
-        some(*x_shape, dtype=dtype),
-        some(*weight_shape, dtype=weight or dtype),
-        None if bias == "none" else some(weight_shape[0], dtype=weight or dtype),
-        some_logits(*weight_shape, dtype=logits),
-        some_logits(weight_shape[0], dtype=logits) if masked else None,
-        half,
-        half if masked else None,
-    )
-    layer = Layer(*(None if t is None else t.to(device) for t in layer))
-    return in_channels_last(layer) if last else layer
-
-
-def in_channels_last(layer: Layer) -> Layer:
-    x, weight = (t.to(memory_format=torch.channels_last) for t in layer[:2])
-    return layer._replace(x=x, weight=weight)
-
-
-def double(layer: Layer) -> Layer:
-    return Layer(*(None if t is None else t.double() for t in layer))
-
-
-def some_gradient(layer: Layer, options: dict[str, Any]) -> Tensor:
-    y = reference.masked_conv2d(*double(layer), **options)
-    return torch.randn_like(y).to(layer.x.dtype)
-
-
-def by_autograd(layer: Layer, grad: Tensor, options: dict[str, Any]) -> list[Tensor | None]:
-    """y and the gradients of x, W, b, z and z_b, of the reference in the dtypes given."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in layer[:5]]
-    # Of no effect but where x is narrower than W.
-    dtype = layer.x.dtype if layer.x.dtype in (HALF, BRAIN) else BRAIN
-    with torch.autocast(grad.device.type, dtype, enabled=layer.x.dtype != layer.weight.dtype):
-        y = reference.masked_conv2d(*leaves, *layer[5:], **options)
-    y.backward(grad.to(y.dtype))
-    return [y.detach(), *(None if t is None else t.grad for t in leaves)]
-
-
-def by_kernels(layer: Layer, grad: Tensor, options: dict[str, Any]) -> list[Tensor | None]:
-    x, weight, bias, z, zb, q, qb = layer
-    last = x.stride(1) == 1
-    with poisoned():
-        y = forward.masked_conv2d_forward(*layer, **options)
-        dx = forward.masked_conv2d_backward_input(
-            grad, weight, z, q, x.shape, **options, channels_last=last
-        )
-        dw, dz = backward.masked_conv2d_backward_weight(grad, x, weight, z, q, **options)
-        db = dzb = None
-        if bias is not None:
-            db, dzb = backward.masked_conv2d_backward_bias(grad, bias, zb, qb)
-    return [y, dx, dw, db, dz, dzb]
-
-
-def assert_sums_as_exact(found: Tensor, exact: Tensor, grad: Tensor, layer: Layer) -> None:
-    """Check the gradients of a bias: too few numbers to compare the errors of two orders.
-
-    In a tree of at most 2^8 terms the rounding errors are 8 halves of epsilon of the magnitudes,
-    where epsilon is that of the coarsest dtype.
-    """
-    epsilon = max(torch.finfo(t.dtype).eps for t in layer if t is not None)
-    largest = grad.double().abs().sum((0, 2, 3)).max() * max(1, layer.bias.abs().max())
-    bound = 4 * epsilon * float(largest)
-    torch.testing.assert_close(found.double(), exact.double(), rtol=0, atol=bound)
-
-
-def check(layer: Layer, grad: Tensor | None = None, **options: Any) -> None:
-    grad = some_gradient(layer, options) if grad is None else grad
-    found = by_kernels(layer, grad, options)
-    plain = by_autograd(layer, grad, options)
-    exact = by_autograd(double(layer), grad.double(), options)
-    sums = [mine is found[3] or mine is found[5] for mine in found]
-    for mine, theirs, right, is_sum in zip(found, plain, exact, sums, strict=True):
-        assert (mine is None) == (right is None)
-        if mine is not None and is_sum:
-            assert mine.dtype == theirs.dtype
-            assert_sums_as_exact(mine, right, grad, layer)
-        elif mine is not None:
-            assert_as_exact(mine, theirs, right)
-
-
-@contextmanager
-def every(config: Config) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name in ("masked_conv2d", "masked_conv2d_input", "masked_conv2d_weight"):
-            stack.enter_context(forced(name, config))
-        yield
-
+from hypermask_fast.kernels._tuning import Config
 
 NCHW, LAST = (False,), (True,)
 BOTH = (False, True)
@@ -223,126 +101,11 @@ def test_dtypes(dtypes: tuple[torch.dtype, ...], last: bool, device: torch.devic
     check(layer, padding=1)
 
 
-@pytest.mark.parametrize("bias", ["none", "unmasked", "masked"])
+@pytest.mark.parametrize("bias", BIAS)
 @pytest.mark.parametrize("threshold", [True, False], ids=["threshold", "dense"])
 def test_bias_and_threshold(bias: str, threshold: bool, device: torch.device) -> None:
     shapes = ((2, 3, 5, 5), (4, 3, 3, 3))
     check(some_layer(*shapes, bias=bias, threshold=threshold, device=device))
-
-
-def _sliced(tensor: Tensor) -> Tensor:
-    """The same values one element into a storage, with rows 3 elements apart from each other."""
-    shape = (*tensor.shape[:-1], tensor.shape[-1] + 3)
-    return tensor.new_zeros(shape)[..., 1:-2].copy_(tensor)
-
-
-def _turned(tensor: Tensor) -> Tensor:
-    """The same values with the axes stored in the opposite order."""
-    return tensor.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-
-
-def _last(tensor: Tensor) -> Tensor:
-    return tensor.to(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda layer, dy: (layer._replace(x=_sliced(layer.x)), dy), id="x-sliced"),
-        pytest.param(lambda layer, dy: (layer._replace(x=_turned(layer.x)), dy), id="x-turned"),
-        pytest.param(
-            lambda layer, dy: (layer._replace(x=layer.x[:1, :1].expand(2, 3, -1, -1)), dy),
-            id="x-expanded",
-        ),
-        pytest.param(
-            lambda layer, dy: (
-                layer._replace(
-                    weight=_sliced(layer.weight), weight_logits=_turned(layer.weight_logits)
-                ),
-                dy,
-            ),
-            id="w-sliced-z-turned",
-        ),
-        pytest.param(
-            lambda layer, dy: (
-                layer._replace(bias=_sliced(layer.bias), bias_logits=_sliced(layer.bias_logits)),
-                dy,
-            ),
-            id="bias-sliced",
-        ),
-        pytest.param(
-            lambda layer, dy: (
-                layer._replace(bias=layer.bias.repeat_interleave(2)[::2]),
-                dy,
-            ),
-            id="bias-every-second",
-        ),
-        pytest.param(lambda layer, dy: (layer, _sliced(dy)), id="dy-sliced"),
-        pytest.param(lambda layer, dy: (layer, _turned(dy)), id="dy-turned"),
-        pytest.param(lambda layer, dy: (layer, dy[:1].expand_as(dy)), id="dy-expanded"),
-        pytest.param(lambda layer, dy: (layer, dy[:1, :1, :1, :1].expand_as(dy)), id="dy-of-sum"),
-        pytest.param(lambda layer, dy: (layer, torch.cat((dy, dy), 1)[:, 4:]), id="dy-of-cat"),
-        pytest.param(lambda layer, dy: (layer._replace(x=_last(layer.x)), dy), id="x-last-dy-nchw"),
-        pytest.param(lambda layer, dy: (layer, _last(dy)), id="x-nchw-dy-last"),
-    ],
-)
-def test_layouts(
-    change: Callable[[Layer, Tensor], tuple[Layer, Tensor]], device: torch.device
-) -> None:
-    layer = some_layer((2, 3, 6, 5), (4, 3, 3, 3), device=device)
-    layer, grad = change(layer, some(2, 4, 6, 5).to(device))
-    check(layer, grad, padding=1)
-
-
-@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels-last"])
-def test_results_have_the_format_of_their_tensors(last: bool, device: torch.device) -> None:
-    layer = some_layer((2, 3, 6, 5), (4, 3, 3, 3), last=last, device=device)
-    grad = some_gradient(layer, {})
-    y, dx, dw, _, dz, _ = by_kernels(layer, grad, {})
-    layout = torch.channels_last if last else torch.contiguous_format
-    assert all(t.is_contiguous(memory_format=layout) for t in (y, dx, dw))
-    assert dz.is_contiguous()
-
-
-def test_an_image_of_one_channel_keeps_its_format(device: torch.device) -> None:
-    layer = some_layer((2, 1, 6, 5), (4, 1, 3, 3), device=device)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = layer.x.clone(memory_format=layout)
-        x = x.as_strided(x.shape, (30, 1, 5, 1)) if layout == torch.channels_last else x
-        y = forward.masked_conv2d_forward(x, *layer[1:])
-        assert y.is_contiguous(memory_format=layout)
-
-
-def _far_apart(tensor: Tensor, axis: int, stride: int) -> Tensor:
-    """The same values in a storage of which only their pages are touched."""
-    strides = list(tensor.contiguous().stride())
-    strides[axis] = stride
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
-    storage = torch.empty(reach + 1, dtype=tensor.dtype, device=tensor.device)
-    return storage.as_strided(tensor.shape, strides).copy_(tensor)
-
-
-@pytest.mark.parametrize(
-    ("axis", "stride"),
-    [
-        pytest.param(0, 2**31 + 8, id="image-stride-past-int32"),
-        pytest.param(0, 2**30 + 8, id="images-past-int32"),
-        pytest.param(1, 2**30 + 8, id="channels-past-int32"),
-        pytest.param(2, 2**29 + 8, id="rows-past-int32"),
-    ],
-)
-def test_offsets_past_32_bits(axis: int, stride: int, device: torch.device) -> None:
-    near = some_layer((3, 3, 5, 4), (3, 3, 3, 3), HALF, device=device)
-    near = near._replace(x=near.x[:2] if stride > 2**31 else near.x)
-    grad = some_gradient(near, {"padding": 1})
-    right = by_kernels(near, grad, {"padding": 1})
-    far = near._replace(x=_far_apart(near.x, axis, stride))
-    for found, close in zip(by_kernels(far, grad, {"padding": 1}), right, strict=True):
-        assert torch.equal(found, close)
-    del far
-    far_grad = _far_apart(grad, axis, stride)
-    for found, close in zip(by_kernels(near, far_grad, {"padding": 1}), right, strict=True):
-        assert torch.equal(found, close)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +120,7 @@ def test_empty(
 ) -> None:
     layer = some_layer(x_shape, weight_shape, device=device)
     grad = torch.zeros(x_shape[0], weight_shape[0], 3, 3, device=device)
-    y, dx, *rest = by_kernels(layer, grad, {})
+    y, dx, *rest = by_kernels(layer, grad)
     assert y.shape == grad.shape
     assert dx.shape == x_shape
     for found, tensor in zip((dx, *rest), layer[:5], strict=True):
@@ -371,8 +134,8 @@ def _named(config: Config) -> str:
 @pytest.mark.parametrize("config", forward.CONFIGS, ids=_named)
 def test_shipped_configurations(config: Config, device: torch.device) -> None:
     layer = some_layer((2, 34, 5, 5), (66, 34, 1, 2), device=device)
-    grad = some_gradient(layer, {})
-    plain, exact = by_autograd(layer, grad, {}), by_autograd(double(layer), grad.double(), {})
+    grad = some_gradient(layer)
+    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
     with every(config), poisoned():
         y = forward.masked_conv2d_forward(*layer)
         dx = forward.masked_conv2d_backward_input(grad, *layer[1::2][:3], layer.x.shape)
@@ -383,8 +146,8 @@ def test_shipped_configurations(config: Config, device: torch.device) -> None:
 @pytest.mark.parametrize("config", backward.CONFIGS, ids=_named)
 def test_shipped_configurations_of_the_gradient(config: Config, device: torch.device) -> None:
     layer = some_layer((2, 34, 6, 9), (66, 34, 1, 2), BRAIN, last=True, device=device)
-    grad = some_gradient(layer, {})
-    plain, exact = by_autograd(layer, grad, {}), by_autograd(double(layer), grad.double(), {})
+    grad = some_gradient(layer)
+    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
     with every(config), poisoned():
         dw, dz = backward.masked_conv2d_backward_weight(grad, layer.x, *layer[1::2][:3])
     assert_as_exact(dw, plain[2], exact[2])
@@ -444,8 +207,8 @@ def test_more_parts_than_a_tile_holds(last: bool, device: torch.device) -> None:
 
 def test_two_runs_have_the_same_bits(device: torch.device) -> None:
     layer = some_layer((3, 5, 9, 9), (6, 5, 3, 3), device=device)
-    grad = some_gradient(layer, {})
-    runs = [by_kernels(layer, grad, {}) for _ in range(2)]
+    grad = some_gradient(layer)
+    runs = [by_kernels(layer, grad) for _ in range(2)]
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
 
@@ -480,16 +243,6 @@ def test_precision_is_that_of_cudnn() -> None:
     assert _conv2d.float32_products(HALF, None) == _conv2d.float32_products(BRAIN, "ieee")
 
 
-def test_offsets_are_wide_where_they_must_be() -> None:
-    shape = _conv2d.geometry((1, 4, 8, 8), (4, 4, 3, 3), 1, 1, 1)
-    small = torch.empty(4, 4, 8, 8, device="meta")
-    large = torch.empty(4, 4, 2**15, 2**14, device="meta")
-    # Only with the taps beyond its edges is an image of just 2^31 elements too large.
-    assert _conv2d.index_type(shape, (small, large[:, :3]), (small,)) == tl.int32
-    assert _conv2d.index_type(shape, (small, large)) == tl.int64
-    assert _conv2d.index_type(shape, (small,), (small, large[:, :1])) == tl.int64
-
-
 CUDA = torch.device("cuda", 0)
 
 
@@ -514,25 +267,17 @@ def test_route_is_materialised_where_nothing_was_measured(device: torch.device) 
 
 
 def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, dict[str, int]] = {}
     times = {
         "masked_conv2d": (1.0, 2.0),
         "masked_conv2d_input": (3.0, 2.5),
         "masked_conv2d_weight": (3.0, 2.8),
     }
-
-    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, Any] | None:
-        seen[kernel] = sizes
-        if kernel not in times:
-            return None
-        return dict(zip(("ms", "alternative_ms"), times[kernel], strict=True))
-
-    monkeypatch.setattr(_tuning, "measured", measured)
+    asked = measure(monkeypatch, times)
     assert _route(stride=2, channels_last=True) == "fused"
     sizes = {"taps": 9, "groups": 1, "bits": 32, "layout": 2}
     y = {"positions": 32 * 16 * 16, "source": 3, "out": 16, **sizes}
-    assert seen["masked_conv2d"] == seen["masked_conv2d_weight"] == y
-    assert seen["masked_conv2d_input"] == {
+    assert asked["masked_conv2d"] == asked["masked_conv2d_weight"] == y
+    assert asked["masked_conv2d_input"] == {
         "positions": 32 * 32 * 32,
         "source": 16,
         "out": 3,
@@ -551,24 +296,12 @@ def test_sizes_of_a_choice_are_those_of_the_route(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     """A launch is tuned by the entry that its route is judged by."""
-    chosen: dict[str, dict[str, int]] = {}
-    routed: dict[str, dict[str, int]] = {}
-
-    def choose(kernel: str, configs: Any, device: torch.device, **sizes: int) -> Config:
-        chosen[kernel] = sizes
-        return configs[0]
-
-    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, Any]:
-        routed[kernel] = sizes
-        return {"ms": 1.0, "alternative_ms": 2.0}
-
-    for module in (forward, backward):
-        monkeypatch.setattr(module, "choose", choose)
-    monkeypatch.setattr(_tuning, "measured", measured)
+    chosen = choose_first(monkeypatch, forward, backward)
+    asked = measure(monkeypatch, dict.fromkeys(KERNELS, (1.0, 2.0)))
     layer = some_layer((2, 4, 6, 5), (6, 2, 3, 3), HALF, last=True, device=device)
     options = {"stride": 2, "padding": 1, "groups": 2}
-    by_kernels(layer, some_gradient(layer, options).to(device), options)
+    by_kernels(layer, some_gradient(layer, **options).to(device), **options)
     shapes = {"x_shape": layer.x.shape, "weight_shape": layer.weight.shape}
     assert _route(**shapes, **options, dtype=HALF, channels_last=True) == "fused"
     forward._route.cache_clear()
-    assert chosen == routed
+    assert chosen == asked

@@ -2,85 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from kernel_checks import assert_as_exact, poisoned
+from masked_op_checks import (
+    BIAS,
+    BRAIN,
+    FLOAT,
+    HALF,
+    Layer,
+    all_forced,
+    choose_first,
+    double,
+    far_apart,
+    gradients_of,
+    layer_of_shapes,
+    measure,
+    sliced,
+    some,
+)
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast.kernels import _tuning
 
 pytest.importorskip("triton")
 
 from hypermask_fast.kernels import masked_linear as forward
 from hypermask_fast.kernels import masked_linear_backward as backward
 from hypermask_fast.kernels._matmul import float32_products
-from hypermask_fast.kernels._tuning import Config, forced
+from hypermask_fast.kernels._tuning import forced
 
-FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
-BIAS = ("none", "unmasked", "masked")
-
-
-class Layer(NamedTuple):
-    """The arguments of ``reference.masked_linear``."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    weight_logits: Tensor
-    bias_logits: Tensor | None
-    weight_threshold: Tensor | None
-    bias_threshold: Tensor | None
-
-
-def some(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-    return torch.randn(*shape).to(dtype)
-
-
-def some_logits(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-    """Logits with no mask value near a half, the threshold: rounding may not remove an entry."""
-    z = torch.randn(*shape)
-    return torch.where((z.tanh().abs() - 0.5).abs() < 0.02, 2 * z, z).to(dtype)
+by_autograd = partial(gradients_of, reference.masked_linear)
+every = partial(all_forced, kernels=("masked_linear", "masked_linear_input"))
 
 
 def some_layer(
-    sizes: tuple[int, int, int],
-    dtype: torch.dtype = FLOAT,
-    weight: torch.dtype | None = None,
-    logits: torch.dtype = FLOAT,
-    *,
-    bias: str = "masked",
-    threshold: bool = True,
-    device: torch.device,
+    sizes: tuple[int, int, int], *dtypes: torch.dtype, device: torch.device, **options: Any
 ) -> Layer:
     rows, width, depth = sizes
-    half = torch.tensor(0.5, dtype=logits) if threshold else None
-    masked = bias == "masked"
-    layer = Layer(
-        some(rows, depth, dtype=dtype),
-        some(width, depth, dtype=weight or dtype),
-        None if bias == "none" else some(width, dtype=weight or dtype),
-        some_logits(width, depth, dtype=logits),
-        some_logits(width, dtype=logits) if masked else None,
-        half,
-        half if masked else None,
-    )
-    return Layer(*(None if t is None else t.to(device) for t in layer))
-
-
-def by_autograd(layer: Layer, grad: Tensor) -> list[Tensor | None]:
-    """y and the gradients of x, W, b, z and z_b, of the reference in the dtypes given."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in layer[:5]]
-    # Of no effect but where x is narrower than W.
-    dtype = layer.x.dtype if layer.x.dtype in (HALF, BRAIN) else BRAIN
-    with torch.autocast(grad.device.type, dtype, enabled=layer.x.dtype != layer.weight.dtype):
-        y = reference.masked_linear(*leaves, *layer[5:])
-    y.backward(grad.to(y.dtype))
-    return [y.detach(), *(None if t is None else t.grad for t in leaves)]
+    return layer_of_shapes((rows, depth), (width, depth), *dtypes, device=device, **options)
 
 
 def by_kernels(layer: Layer, grad: Tensor) -> list[Tensor | None]:
@@ -95,10 +60,6 @@ def by_kernels(layer: Layer, grad: Tensor) -> list[Tensor | None]:
     return [y, dx, dw, db, dz, dzb]
 
 
-def double(layer: Layer) -> Layer:
-    return Layer(*(None if t is None else t.double() for t in layer))
-
-
 def check(layer: Layer, grad: Tensor) -> None:
     found = by_kernels(layer, grad)
     plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
@@ -106,12 +67,6 @@ def check(layer: Layer, grad: Tensor) -> None:
         assert (mine is None) == (right is None)
         if mine is not None:
             assert_as_exact(mine, theirs, right)
-
-
-@contextmanager
-def every(config: Config) -> Iterator[None]:
-    with forced("masked_linear", config), forced("masked_linear_input", config):
-        yield
 
 
 @contextmanager
@@ -172,12 +127,6 @@ def test_bias_and_threshold(bias: str, threshold: bool, device: torch.device) ->
     check(layer, some(5, 18).to(device))
 
 
-def _sliced(tensor: Tensor) -> Tensor:
-    """The same values one element into a storage, with rows 3 elements apart from each other."""
-    shape = (*tensor.shape[:-1], tensor.shape[-1] + 3)
-    return tensor.new_zeros(shape)[..., 1:-2].copy_(tensor)
-
-
 def _transposed(tensor: Tensor) -> Tensor:
     return tensor.t().contiguous().t()
 
@@ -186,12 +135,12 @@ def _transposed(tensor: Tensor) -> Tensor:
     "change",
     [
         pytest.param(lambda layer, dy: (layer._replace(x=_transposed(layer.x)), dy), id="x.t"),
-        pytest.param(lambda layer, dy: (layer._replace(x=_sliced(layer.x)), dy), id="x-sliced"),
+        pytest.param(lambda layer, dy: (layer._replace(x=sliced(layer.x)), dy), id="x-sliced"),
         pytest.param(
             lambda layer, dy: (layer._replace(x=layer.x[:1].expand(6, -1)), dy), id="x-expanded"
         ),
         pytest.param(lambda layer, dy: (layer, _transposed(dy)), id="dy.t"),
-        pytest.param(lambda layer, dy: (layer, _sliced(dy)), id="dy-sliced"),
+        pytest.param(lambda layer, dy: (layer, sliced(dy)), id="dy-sliced"),
         pytest.param(lambda layer, dy: (layer, dy[:1].expand(6, -1)), id="dy-rows-expanded"),
         pytest.param(lambda layer, dy: (layer, dy[:1, :1].expand(6, 32)), id="dy-of-sum"),
         pytest.param(lambda layer, dy: (layer, torch.cat((dy, dy), 1)[:, 32:]), id="dy-of-cat"),
@@ -199,12 +148,12 @@ def _transposed(tensor: Tensor) -> Tensor:
             lambda layer, dy: (layer._replace(weight=_transposed(layer.weight)), dy), id="w.t"
         ),
         pytest.param(
-            lambda layer, dy: (layer._replace(weight_logits=_sliced(layer.weight_logits)), dy),
+            lambda layer, dy: (layer._replace(weight_logits=sliced(layer.weight_logits)), dy),
             id="z-sliced",
         ),
         pytest.param(
             lambda layer, dy: (
-                layer._replace(bias=_sliced(layer.bias), bias_logits=_sliced(layer.bias_logits)),
+                layer._replace(bias=sliced(layer.bias), bias_logits=sliced(layer.bias_logits)),
                 dy,
             ),
             id="bias-sliced",
@@ -223,13 +172,6 @@ def test_layouts(
     check(*change(layer, some(6, 32).to(device)))
 
 
-def _far_apart(rows: Tensor, stride: int) -> Tensor:
-    """The same rows in a storage of which only their pages are touched."""
-    height, width = rows.shape
-    storage = torch.empty((height - 1) * stride + width, dtype=rows.dtype, device=rows.device)
-    return storage.as_strided((height, width), (stride, 1)).copy_(rows)
-
-
 @pytest.mark.parametrize(
     ("height", "stride"),
     [
@@ -239,12 +181,12 @@ def _far_apart(rows: Tensor, stride: int) -> Tensor:
 )
 def test_offsets_past_32_bits(height: int, stride: int, device: torch.device) -> None:
     layer = some_layer((height, 4, 5), HALF, device=device)
-    layer = layer._replace(x=_far_apart(layer.x, stride))
+    layer = layer._replace(x=far_apart(layer.x, 0, stride))
     grad = some(height, 4, dtype=HALF).to(device)
     near = layer._replace(x=layer.x.contiguous())
     for far, close in zip(by_kernels(layer, grad), by_kernels(near, grad), strict=True):
         assert torch.equal(far, close)
-    gradients = backward.masked_linear_backward_bias(_far_apart(grad, stride), *layer[2::2])
+    gradients = backward.masked_linear_backward_bias(far_apart(grad, 0, stride), *layer[2::2])
     assert torch.equal(gradients[0], by_kernels(near, grad)[3])
 
 
@@ -365,27 +307,37 @@ def test_float32_products_follow_torch(device: torch.device) -> None:
     check(layer, grad)
 
 
-def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, dict[str, int]] = {}
-    saved = {"masked_linear": 1.0, "masked_linear_input": -0.5, "masked_linear_weight": -0.4}
+def test_float32_products_follow_the_newer_setting() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for setting, products in (("tf32", "tf32"), ("ieee", "tf32x3"), ("none", "tf32x3")):
+            matmul.fp32_precision = setting
+            assert float32_products(FLOAT) == products
+    finally:
+        matmul.fp32_precision = before
 
-    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, float] | None:
-        seen[kernel] = sizes
-        return {"ms": 2.0, "alternative_ms": 2.0 + saved[kernel]} if kernel in saved else None
+
+def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {
+        "masked_linear": (2.0, 3.0),
+        "masked_linear_input": (2.0, 1.5),
+        "masked_linear_weight": (2.0, 1.6),
+    }
+    asked = measure(monkeypatch, times)
 
     def route(**options: bool) -> str:
         gpu = torch.device("cuda", 0)
         return forward.masked_linear_route((2, 8, 48), (32, 48), BRAIN, gpu, **options)
 
-    monkeypatch.setattr(_tuning, "measured", measured)
     assert route() == "fused"
     along = {"rows": 16, "width": 32, "depth": 48, "bits": 16}
-    assert seen["masked_linear"] == seen["masked_linear_weight"] == along
-    assert seen["masked_linear_input"] == {**along, "width": 48, "depth": 32}
-    saved["masked_linear_weight"] = -0.6
+    assert asked["masked_linear"] == asked["masked_linear_weight"] == along
+    assert asked["masked_linear_input"] == {**along, "width": 48, "depth": 32}
+    times["masked_linear_weight"] = (2.0, 1.4)
     assert route() == "materialised"
     assert route(backward=False) == "fused"
-    del saved["masked_linear_input"]
+    del times["masked_linear_input"]
     assert route() == "materialised"
     assert route(backward=False) == "fused"
 
@@ -393,120 +345,10 @@ def test_route_follows_the_measured_sum(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sizes_of_a_choice_are_those_of_the_route(
     monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    chosen: dict[str, dict[str, int]] = {}
-    asked: dict[str, dict[str, int]] = {}
-
-    def choose(
-        kernel: str, configs: Sequence[Config], device: torch.device, **sizes: int
-    ) -> Config:
-        chosen[kernel] = sizes
-        return configs[0]
-
-    def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, float]:
-        asked[kernel] = sizes
-        return {"ms": 1.0, "alternative_ms": 1.0}
-
-    monkeypatch.setattr(forward, "choose", choose)
-    monkeypatch.setattr(backward, "choose", choose)
-    monkeypatch.setattr(_tuning, "measured", measured)
+    kernels = ("masked_linear", "masked_linear_input", "masked_linear_weight")
+    chosen = choose_first(monkeypatch, forward, backward)
+    asked = measure(monkeypatch, dict.fromkeys(kernels, (1.0, 1.0)))
     layer = some_layer((3, 5, 7), HALF, device=device)
     by_kernels(layer, some(3, 5, dtype=HALF).to(device))
     forward.masked_linear_route((3, 7), (5, 7), HALF, device)
     assert chosen == asked
-
-
-def some_tasks(
-    tasks: int, width: int, depth: int, *, bias: str, threshold: bool, device: torch.device
-) -> tuple[Tensor | None, ...]:
-    """Weights, bias, and the logits and thresholds of each task."""
-    levels = torch.linspace(0.3, 0.6, tasks) if threshold else None
-    tensors = (
-        some(width, depth),
-        None if bias == "none" else some(width),
-        torch.randn(tasks, width, depth),
-        torch.randn(tasks, width) if bias == "masked" else None,
-        levels,
-        levels if bias == "masked" else None,
-    )
-    return tuple(None if t is None else t.to(device) for t in tensors)
-
-
-def of_task(arguments: tuple[Tensor | None, ...], task: int) -> tuple[Tensor | None, ...]:
-    return (*arguments[:2], *(None if t is None else t[task] for t in arguments[2:]))
-
-
-ROWS = [
-    pytest.param("masked", True, id="masked-bias"),
-    pytest.param("unmasked", True, id="unmasked-bias"),
-    pytest.param("none", False, id="no-bias-dense"),
-]
-
-
-@pytest.mark.parametrize(("bias", "threshold"), ROWS)
-@pytest.mark.parametrize("shape", [(3, 40), (2, 70, 40), (2, 400)], ids=str)
-def test_task_axis(
-    shape: tuple[int, ...], bias: str, threshold: bool, device: torch.device
-) -> None:
-    x = some(*shape).to(device)
-    arguments = some_tasks(3, 75, shape[-1], bias=bias, threshold=threshold, device=device)
-    with poisoned():
-        found = forward.masked_linear_forward(x, *arguments)
-    assert found.shape == (3, *shape[:-1], 75)
-    for task in range(3):
-        one = Layer(x, *of_task(arguments, task))
-        right = reference.masked_linear(*double(one))
-        assert_as_exact(found[task], reference.masked_linear(*one), right)
-
-
-def test_tasks_of_a_slice_of_all_logits(device: torch.device) -> None:
-    x = some(4, 6).to(device)
-    arguments = some_tasks(3, 5, 6, bias="masked", threshold=True, device=device)
-    weight, bias, z, zb, q, _ = arguments
-    logits = torch.cat((some(3, 7).to(device), z.flatten(1), zb, some(3, 2).to(device)), 1)
-    thresholds = torch.stack((q, q), 1)
-    slices = (logits[:, 7:37].view(3, 5, 6), logits[:, 37:42], thresholds[:, 0], thresholds[:, 1])
-    found = forward.masked_linear_forward(x, weight, bias, *slices)
-    assert torch.equal(found, forward.masked_linear_forward(x, *arguments))
-    ids = torch.tensor([2, 0, 1, 2], device=device)
-    mixed = forward.masked_linear_mixed(x, ids, weight, bias, *slices)
-    assert torch.equal(mixed, found[ids, torch.arange(4, device=device)])
-
-
-@pytest.mark.parametrize(("bias", "threshold"), ROWS)
-@pytest.mark.parametrize(
-    ("ids", "tasks"),
-    [
-        pytest.param([2, 0, 0, 1, 2, 2, 0], 3, id="mixed"),
-        pytest.param([1] * 50 + [3] * 17, 5, id="several-tiles-and-empty-tasks"),
-        pytest.param([9], 12, id="one-row"),
-        pytest.param([0, 0, 0], 1, id="one-task"),
-        pytest.param([], 2, id="no-rows"),
-    ],
-)
-def test_mixed_tasks(
-    ids: list[int], tasks: int, bias: str, threshold: bool, device: torch.device
-) -> None:
-    arguments = some_tasks(tasks, 75, 40, bias=bias, threshold=threshold, device=device)
-    x, numbers = some(len(ids), 40).to(device), torch.tensor(ids, dtype=torch.int64, device=device)
-    with poisoned():
-        found = forward.masked_linear_mixed(x, numbers, *arguments)
-    plain, exact = found.clone(), found.double()
-    for row, task in enumerate(ids):
-        one = Layer(x[row], *of_task(arguments, task))
-        plain[row] = reference.masked_linear(*one)
-        exact[row] = reference.masked_linear(*double(one))
-    assert_as_exact(found, plain, exact)
-
-
-def test_mixed_tasks_split_and_gathered(device: torch.device) -> None:
-    """A long sum in parts, int32 ids, and rows of x that lie apart."""
-    arguments = some_tasks(3, 20, 600, bias="masked", threshold=True, device=device)
-    ids = torch.randint(3, (11,), dtype=torch.int32, device=device)
-    x = _sliced(some(11, 600).to(device))
-    with poisoned():
-        found = forward.masked_linear_mixed(x, ids, *arguments)
-    every_task = [Layer(x, *of_task(arguments, task)) for task in range(3)]
-    rows = torch.arange(11, device=device)
-    plain = torch.stack([reference.masked_linear(*one) for one in every_task])[ids.long(), rows]
-    exact = torch.stack([reference.masked_linear(*double(one)) for one in every_task])
-    assert_as_exact(found, plain, exact[ids.long(), rows])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,13 +136,21 @@ def check(function: Callable[..., Any], found: Any, **arguments: Any) -> None:
 
 
 @contextmanager
-def any_config(case: Case, kernels: dict[str, Sequence[Any]]) -> Iterator[None]:
+def any_config(case: Case, kernels: Mapping[str, Sequence[Any]]) -> Iterator[None]:
     """Launch the interpreter with one of several configurations, a GPU with its own."""
     with ExitStack() as stack:
         for name, configs in kernels.items() if DEVICE.type == "cpu" else ():
             stack.enter_context(_tuning.forced(name, case.one(f"{name} has", configs)))
         stack.enter_context(poisoned())
         yield
+
+
+def first_histogram(z: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Count the leading 11 bits of |z|, as int32 (T, 2048): a row for each of the T tensors."""
+    bits = z.abs().cpu().contiguous().view(torch.int32).numpy()
+    edges = np.arange(2049) << 20
+    rows = [np.histogram(part, edges)[0] for part in np.split(bits, np.cumsum(sizes)[:-1])]
+    return torch.from_numpy(np.stack(rows)).int()
 
 
 def some_mask(

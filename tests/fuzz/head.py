@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from hypermask_fast.kernels import (
     _plain,
     factored_adam,
     mask_logits,
+    mask_logits_histogram,
     step_rows,
 )
 from tests.fuzz.case import (
@@ -23,11 +24,18 @@ from tests.fuzz.case import (
     Case,
     any_config,
     check,
+    first_histogram,
     judge,
 )
 
 DENSE = ("contiguous", "unaligned")
 COUNTS = (1, 1, 2, 3, 5, 12, 15, 16, 17, 33)
+SMALL_HISTOGRAMS = [
+    {"BLOCK": block, "BLOCK_N": rows, "BLOCK_H": columns, "num_warps": 4}
+    for block, rows, columns in ((64, 64, 32), (64, 16, 64), (128, 32, 16))
+]
+# Logits out of the window that a histogram is taken of, at its ends, and of no magnitude.
+ODD = ((), (0.0,), (0.0, -1e-30, 1e30), (2.0**-26, -64.0), (torch.inf, -torch.inf), (torch.nan,))
 
 
 def head_configs(kind: str) -> dict[str, Sequence[Any]]:
@@ -55,6 +63,28 @@ def fuzz_mask_logits(case: Case) -> None:
         found = mask_logits.mask_logits(weight, bias, hidden, out)
     assert out is None or found is out
     check(logits, found, weight=weight, bias=bias, hidden=hidden)
+
+
+def fuzz_mask_logits_histogram(case: Case) -> None:
+    tensors = case.one("tensors", (1, 1, 2, 3, 8, 40))
+    sizes = [case.size(f"size {i}", 300 if tensors < 8 else 33) for i in range(tensors)]
+    rows, width = sum(sizes), case.size("width", 131)
+    weight, bias = case.normal(rows, width), case.normal(rows)
+    odd = case.one("odd z", ODD)
+    is_odd = (case.normal(rows) > case.one("odd above", (-9.0, 0.7))) & bool(odd)
+    if odd:
+        # Without weights a logit is its bias, to the bit.
+        weight[is_odd] = 0
+        bias = torch.where(is_odd, torch.tensor(odd).repeat(rows)[:rows], bias)
+    weight, bias = case.place("A", weight), case.place("b", bias)
+    hidden = case.normals("hidden", 1, width)
+    configs = (*SMALL_HISTOGRAMS, *mask_logits_histogram.CONFIGS)
+    with any_config(case, {"mask_logits_histogram": configs}):
+        z, counts = mask_logits_histogram.mask_logits_histogram(weight, bias, hidden, sizes)
+    is_odd = is_odd.to(DEVICE)
+    check(logits, z[:, ~is_odd], weight=weight[~is_odd], bias=bias[~is_odd], hidden=hidden)
+    torch.testing.assert_close(z[0, is_odd], bias[is_odd], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(counts.cpu(), first_histogram(z[0], sizes), rtol=0, atol=0)
 
 
 def fuzz_hidden_grad(case: Case) -> None:
@@ -91,14 +121,20 @@ def some_scalars(case: Case, options: dict[str, Any], taken: bool) -> Tensor:
     return factored_adam.adam_scalars(DEVICE, **given, finite=finite)
 
 
-def some_state(case: Case, name: str, *shape: int, dtype: torch.dtype) -> list[Tensor]:
+def adam_configs() -> dict[str, Sequence[Any]]:
+    return {f"factored_adam_{kind}": configs for kind, configs in factored_adam.CONFIGS.items()}
+
+
+def some_state(
+    case: Case, name: str, *shape: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """A parameter and its moments."""
     first = case.often(f"{name} has no history", 0.3)
     values = (case.normal(*shape) * (not first), case.normal(*shape).square() * (not first))
-    moments = [
+    first_moment, second_moment = (
         case.place(f"{name} moment {i}", v, dtype, layouts=DENSE) for i, v in enumerate(values)
-    ]
-    return [case.normals(name, *shape, layouts=DENSE), *moments]
+    )
+    return case.normals(name, *shape, layouts=DENSE), first_moment, second_moment
 
 
 def adam(state: Sequence[Tensor], grad: Tensor, options: dict[str, Any]) -> list[Tensor]:
@@ -147,14 +183,13 @@ def fuzz_factored_adam(case: Case) -> None:
     rows, width = case.size("rows", 131, empty=0.03), case.size("width", 131)
     count, dtype = case.one("factors", (*COUNTS, 40)), case.one("moments", (FLOAT, FLOAT, BRAIN))
     head = some_state(case, "A", rows, width, dtype=dtype)
-    bias = some_state(case, "b", rows, dtype=dtype) if case.often("bias") else []
+    bias = some_state(case, "b", rows, dtype=dtype) if case.often("bias") else ()
     dz = case.normals("dz", count, rows, layouts=GRADIENTS)
     hidden = case.normals("hidden", count, width)
     options, taken = some_options(case), case.often("taken", 0.9)
     before = [t.clone() for t in (*head, *bias)]
     names = ("bias", "bias_exp_avg", "bias_exp_avg_sq")
-    configs = {f"factored_adam_{k}": c for k, c in factored_adam.CONFIGS.items()}
-    with any_config(case, configs):
+    with any_config(case, adam_configs()):
         scalars = some_scalars(case, options, taken)
         given = dict(zip(names, bias, strict=True)) if bias else {}
         factored_adam.factored_adam(*head, dz, hidden, scalars, **given)
@@ -206,8 +241,8 @@ def fuzz_step_rows(case: Case) -> None:
     before = [t.clone() for t in (*head, *bias)]
     if not taken:
         dz[:1] = torch.nan
-    configs = {f"factored_adam_{k}": c for k, c in factored_adam.CONFIGS.items()}
-    configs |= head_configs("") | head_configs("grad") | {"step_rows": step_rows.CONFIGS}
+    configs = adam_configs() | head_configs("") | head_configs("grad")
+    configs["step_rows"] = step_rows.CONFIGS
     with any_config(case, configs):
         if unchanged:
             targets = step_rows.earlier_logits(
@@ -220,12 +255,17 @@ def fuzz_step_rows(case: Case) -> None:
             scalars=scalars,
             processors=processors,
         )
-    inputs = [before[0], before[3], dz if taken else torch.zeros_like(dz), hidden]
-    goals = None if unchanged else targets.double()
-    plain = step_gradients(*inputs, goals if goals is None else goals.float(), coefficient)
-    exact = step_gradients(*(t.double() for t in inputs), goals, coefficient.double())
-    goals = None if unchanged else -goals.abs()
-    sizes = step_gradients(*magnitudes(*inputs), goals, coefficient.double())
+    inputs = (before[0], before[3], dz if taken else torch.zeros_like(dz), hidden)
+    goals = None if unchanged else targets
+
+    def gradients(change: Callable[[Tensor], Tensor], sign: int = 1) -> tuple[Tensor, ...]:
+        ends = None if goals is None else sign * change(goals)
+        a, b, d, h = map(change, inputs)
+        return step_gradients(a, b, d, h, ends, change(coefficient))
+
+    plain, exact = gradients(Tensor.float), gradients(Tensor.double)
+    # Of a difference, the sum of the magnitudes.
+    sizes = gradients(lambda t: t.double().abs(), sign=-1)
     if unchanged:
         assert total == 0, f"residuals of {float(total)} where nothing changed"
     judge(grad, plain[0], exact[0], sizes[0])
@@ -240,6 +280,7 @@ def fuzz_step_rows(case: Case) -> None:
 
 KERNELS = {
     "mask_logits": fuzz_mask_logits,
+    "mask_logits_histogram": fuzz_mask_logits_histogram,
     "hidden_grad": fuzz_hidden_grad,
     "factored_adam": fuzz_factored_adam,
     "step_rows": fuzz_step_rows,

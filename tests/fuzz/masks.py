@@ -11,7 +11,17 @@ from torch import Tensor
 
 from hypermask_fast import reference
 from hypermask_fast.kernels import _plain, mask_weights, select
-from tests.fuzz.case import BRAIN, DEVICE, FLOAT, GRADIENTS, HALF, Case, any_config, judge
+from tests.fuzz.case import (
+    BRAIN,
+    DEVICE,
+    FLOAT,
+    GRADIENTS,
+    HALF,
+    Case,
+    any_config,
+    first_histogram,
+    judge,
+)
 
 SMALL_BLOCKS = ({"BLOCK": 64, "num_warps": 4}, {"BLOCK": 1024, "num_warps": 4})
 
@@ -47,8 +57,7 @@ def fuzz_select(case: Case) -> None:
         percent = torch.tensor(p, dtype=torch.float64, device=DEVICE)
     counts = None
     if case.often("histogram is given", 0.3):
-        bins = (z.abs().cpu().contiguous().view(torch.int32) >> 20).split(sizes)
-        counts = torch.stack([b.bincount(minlength=2048) for b in bins]).int().to(DEVICE)
+        counts = first_histogram(z, sizes).to(DEVICE)
     with any_config(case, {"select": (*SMALL_BLOCKS, *select.CONFIGS)}):
         pairs = select.order_statistics(z, sizes, percent, masked, counts)
         found = select.thresholds(z, sizes, percent, masked, counts)
@@ -71,7 +80,7 @@ def some_thresholds(case: Case, z: Tensor, sizes: Sequence[int]) -> Tensor | Non
     """Thresholds halfway between two neighbours that are apart, below and above all, or of 1."""
     if not case.often("thresholds", 0.8):
         return None
-    levels = []
+    levels: list[float | Tensor] = []
     for part in z.double().tanh().abs().split(list(sizes)):
         kind = case.one(
             f"threshold {len(levels)}", ("between", "between", 0.0, 1.0, 2.0, -math.inf)
