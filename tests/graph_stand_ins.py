@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hypermask_fast import head_ops, mask_weights
+from hypermask_fast.kernels import mask_logits, ops
 from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask import HyperMask
 from hypermask_fast.training.graph import Captured, CudaGraphs
@@ -36,6 +39,30 @@ class OnDevice(TorchDispatchMode):
         if self.captures and any(x.is_cpu for x in tensors_in((args, kwargs, out))):
             raise RuntimeError(f"{func} has a tensor of the host")
         return out
+
+
+def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """Send the meta device's tensors to the kernels; check and count launches in place of them."""
+    launched: Counter[str] = Counter()
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        launched[kernel.__name__] += 1
+        assert all(size > 0 for size in grid)
+        for tensor in tensors_in((args, options)):
+            assert tensor.is_meta, f"{kernel.__name__} takes a tensor of the host"
+
+    def uses_kernels(op: str, tensor: Tensor, name: str | None = None) -> bool:
+        return tensor.dtype == torch.float32
+
+    patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)
+    patch.setattr(head_ops, "_takes_kernels", lambda weight: uses_kernels("head", weight))
+    patch.setattr(mask_weights, "uses_kernels", uses_kernels)
+    # What CUDA runs, which on the meta device would be replaced by the shapes alone.
+    patch.setattr(ops, "hidden_grad", mask_logits.hidden_grad)
+    patch.setattr(ops, "mask_thresholds", ops._thresholds_kernel)
+    patch.setattr(ops, "mask_weights", ops._mask_weights_kernel)
+    patch.setattr(ops, "mask_weights_backward", ops._mask_weights_backward_kernel)
+    return launched
 
 
 def refuse_numbers(*args: Any, **kwargs: Any) -> None:

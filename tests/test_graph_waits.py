@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graph_cases import BATCH, convolutional, make_learner, make_tasks, mlp
-from graph_stand_ins import MetaGraphs, OnDevice
+from graph_stand_ins import MetaGraphs, OnDevice, launches_on_meta
 from torch import Tensor, nn
 
 from hypermask_fast import optim
@@ -19,6 +19,37 @@ from hypermask_fast.training._optimizer import make_optimizer
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.step import TrainingStep
+
+LOGITS = {"_mask_logits_vector_kernel"}
+SELECTION = {f"_select_{name}_kernel" for name in ("histogram", "begin", "refine", "pick", "end")}
+MASKS = {"_mask_weights_forward_kernel", "_mask_weights_backward_kernel"}
+UPDATE = {"_adam_scalars_kernel", "_step_rows_kernel"}
+
+
+def take_steps(net: Callable[[], nn.Module], earlier: int, options: dict[str, Any]) -> None:
+    """The whole step on the meta device, which takes the code of CUDA and has no values to read."""
+    tasks = [task.to("meta") for task in make_tasks(crop=1, flip=True)]
+    with torch.device("meta"):
+        learner = make_learner(net, earlier, tasks, **options)
+    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.1, moments_dtype=None)
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    graphs = MetaGraphs()
+    step = GraphedStep(True, cuda=graphs)
+    step.begin(TrainingStep(learner, optimizer), tasks[earlier].stream(BATCH), earlier)
+    for number in range(6):
+        step(number)
+    assert step.status == "yes"
+    # Beside the replay nothing is launched, until the data have to be shuffled anew.
+    with OnDevice() as between:
+        step(6)
+    assert between.operations == 0
+    assert learner.steps_taken == 7
+
+
+@pytest.fixture(autouse=True)
+def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "check_group", lambda group: None)
 
 
 @pytest.mark.parametrize(
@@ -38,30 +69,46 @@ from hypermask_fast.training.step import TrainingStep
     ],
 )
 def test_nothing_in_a_step_waits_for_the_device(
+    net: Callable[[], nn.Module], earlier: int, options: dict[str, Any]
+) -> None:
+    take_steps(net, earlier, options)
+
+
+@pytest.mark.parametrize(
+    ("net", "earlier", "options", "kernels"),
+    [
+        pytest.param(mlp, 0, {"sparsity": 0.0}, LOGITS | MASKS | UPDATE, id="p0"),
+        pytest.param(mlp, 0, {"ramp": 50}, LOGITS | SELECTION | MASKS | UPDATE, id="ramp"),
+        pytest.param(mlp, 2, {}, LOGITS | SELECTION | MASKS | UPDATE, id="earlier-tasks"),
+        pytest.param(
+            convolutional,
+            2,
+            {"targets": "bfloat16"},
+            LOGITS | SELECTION | MASKS | UPDATE,
+            id="conv",
+        ),
+        pytest.param(
+            mlp, 2, {"targets": "frozen_head"}, LOGITS | SELECTION | MASKS, id="frozen-head"
+        ),
+        pytest.param(
+            mlp,
+            2,
+            {"head": "chunked", "chunk_size": 20, "chunk_embedding_dim": 3},
+            SELECTION | MASKS,
+            id="chunked",
+        ),
+    ],
+)
+def test_what_launches_the_kernels_of_a_step_waits_for_nothing(
     net: Callable[[], nn.Module],
     earlier: int,
     options: dict[str, Any],
+    kernels: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The whole step on the meta device, which takes the code of CUDA and has no values to read."""
-    monkeypatch.setattr(optim, "check_group", lambda group: None)
-    tasks = [task.to("meta") for task in make_tasks(crop=1, flip=True)]
-    with torch.device("meta"):
-        learner = make_learner(net, earlier, tasks, **options)
-    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.1, moments_dtype=None)
-    for group in optimizer.param_groups:
-        group["fused"] = True
-    graphs = MetaGraphs()
-    step = GraphedStep(True, cuda=graphs)
-    step.begin(TrainingStep(learner, optimizer), tasks[earlier].stream(BATCH), earlier)
-    for number in range(6):
-        step(number)
-    assert step.status == "yes"
-    # Beside the replay nothing is launched, until the data have to be shuffled anew.
-    with OnDevice() as between:
-        step(6)
-    assert between.operations == 0
-    assert learner.steps_taken == 7
+    launched = launches_on_meta(monkeypatch)
+    take_steps(net, earlier, options)
+    assert launched.keys() == kernels
 
 
 def reads_a_loss(losses: Losses) -> None:
@@ -111,7 +158,7 @@ def test_what_would_wait_is_found(
 
     monkeypatch.setattr(HyperMask, "losses", losses)
     with pytest.raises((RuntimeError, NotImplementedError, TrainingError)):
-        test_nothing_in_a_step_waits_for_the_device(mlp, 0, {}, monkeypatch)
+        take_steps(mlp, 0, {})
 
 
 @pytest.mark.gpu
