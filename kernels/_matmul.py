@@ -13,11 +13,19 @@ from triton.language.target_info import is_hip
 from hypermask_fast.kernels._device import INTERPRET, cast
 
 PRECISIONS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-"""What float32 products are made of, by ``torch.get_float32_matmul_precision()``.
+"""What float32 products are made of, by the names of ``torch.set_float32_matmul_precision``.
 
 Three tf32 products (nearly as exact as float32), one, or one of bfloat16. On AMD GPUs the first two
 are float32 products ("ieee").
 """
+
+
+@triton.jit
+def _nearest_tf32(x):
+    """Float32 rounded as cuBLAS and cuDNN do; a tensor core by itself cuts bits off."""
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -33,6 +41,8 @@ def dot(a, b, acc, dtype: tl.constexpr, PRECISION: tl.constexpr):
         return tl.dot(a.to(rounded), b.to(rounded), acc)
     elif is_hip():
         return tl.dot(a, b, acc, input_precision="ieee")
+    elif PRECISION == "tf32":
+        return tl.dot(_nearest_tf32(a), _nearest_tf32(b), acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
@@ -56,10 +66,16 @@ def load_threshold(q_ptr, task):
 
 
 def float32_products(dtype: torch.dtype) -> str:
-    """Return the ``PRECISION`` of :func:`dot` for tensors of this dtype."""
+    """Return the ``PRECISION`` of :func:`dot` for tensors of this dtype, as torch is set to."""
     if dtype != torch.float32:
         return "tf32"  # Of no effect: a constant, so that nothing compiles twice.
-    return PRECISIONS[torch.get_float32_matmul_precision()]
+    if torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return PRECISIONS["highest"]
+    try:
+        return PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:
+        # Torch refuses to name by the older setting what was set by the newer alone.
+        return PRECISIONS["high"]
 
 
 def aligned(size: int) -> tuple[int, int]:

@@ -48,6 +48,34 @@ def _address(pointers, tensor):
 
 
 @triton.jit
+def _load_block(
+    weights,
+    like_ptr,
+    z_ptr,
+    thresholds_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    HAS_THRESHOLDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """This program's block: its tensor and where it begins, among all entries and in the tensor.
+
+    And the offsets of its entries, which of them there are, and their logits, masks and weights.
+    """
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
+    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
+    within = start - tl.load(tensor_start_ptr + tensor)
+    weight_ptr = _address(weights, tensor).to(like_ptr.dtype) + within
+    weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
+    mask = semi_binary(z, threshold, HAS_THRESHOLDS)
+    return tensor, start, within, offsets, valid, z, mask, weight
+
+
+@triton.jit
 def _mask_weights_forward_kernel(
     weights,
     like_ptr,
@@ -66,17 +94,11 @@ def _mask_weights_forward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Masks, products and the drift's part of one block (BLOCK,)."""
-    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
-    offsets = tl.arange(0, BLOCK)
-    valid = offsets < count
-    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
-    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
-    mask = semi_binary(z, threshold, HAS_THRESHOLDS)
+    tensor, start, within, offsets, valid, _, mask, weight = _load_block(
+        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
+        *(HAS_THRESHOLDS, BLOCK),
+    )
     tl.store(masks_ptr + start + offsets, mask, mask=valid)
-
-    within = start - tl.load(tensor_start_ptr + tensor)
-    weight_ptr = _address(weights, tensor).to(like_ptr.dtype) + within
-    weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
     product = _address(products, tensor)
     product_ptr = product.to(like_ptr.dtype) + within
     kept = cast(weight * mask, like_ptr.dtype.element_ty)
@@ -110,16 +132,10 @@ def _mask_weights_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """The gradients of one block's weights and logits (BLOCK,); the mask is formed again."""
-    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
-    offsets = tl.arange(0, BLOCK)
-    valid = offsets < count
-    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
-    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
-    mask = semi_binary(z, threshold, HAS_THRESHOLDS)
-
-    within = start - tl.load(tensor_start_ptr + tensor)
-    weight_ptr = _address(weights, tensor).to(like_ptr.dtype) + within
-    weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
+    tensor, start, within, offsets, valid, z, mask, weight = _load_block(
+        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
+        *(HAS_THRESHOLDS, BLOCK),
+    )
     grad = _address(grads, tensor)
     grad_ptr = grad.to(like_ptr.dtype) + within
     given = only_if(valid, grad != 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,18 @@ KERNELS = ("masked_conv2d", "masked_conv2d_input", "masked_conv2d_weight")
 
 by_autograd = partial(gradients_of, reference.masked_conv2d)
 every = partial(all_forced, kernels=KERNELS)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Have float32 convolutions multiply float32, where PyTorch would let cuDNN round to tf32."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from masked_conv2d_checks import (
     by_kernels,
     check,
     every,
+    full_precision,
     some_gradient,
     some_layer,
 )
@@ -30,6 +32,12 @@ from hypermask_fast.kernels._tuning import Config
 
 NCHW, LAST = (False,), (True,)
 BOTH = (False, True)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    with full_precision():
+        yield
 
 
 @pytest.mark.parametrize(

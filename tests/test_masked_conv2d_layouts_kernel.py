@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from masked_conv2d_checks import by_kernels, channels_last, check, some_gradient, some_layer
+from masked_conv2d_checks import (
+    by_kernels,
+    channels_last,
+    check,
+    full_precision,
+    some_gradient,
+    some_layer,
+)
 from masked_op_checks import HALF, Layer, far_apart, sliced, some
 from torch import Tensor
 
@@ -16,6 +23,12 @@ import triton.language as tl
 
 from hypermask_fast.kernels import _conv2d
 from hypermask_fast.kernels import masked_conv2d as forward
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    with full_precision():
+        yield
 
 
 def _turned(tensor: Tensor) -> Tensor:

@@ -307,6 +307,24 @@ def test_float32_products_follow_torch(device: torch.device) -> None:
     check(layer, grad)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_precision")
+def test_operands_of_tf32_products_are_rounded_to_nearest(device: torch.device) -> None:
+    torch.set_float32_matmul_precision("high")
+    layer = some_layer((5, 20, 40), threshold=False, bias="none", device=device)
+    layer = layer._replace(weight_logits=torch.full_like(layer.weight_logits, 20.0))
+    grad = some(5, 20).to(device)
+
+    def nearest(t: Tensor) -> Tensor:
+        return ((t.view(torch.int32) + 0x1000) & -0x2000).view(FLOAT).double()
+
+    x, weight, dy = (nearest(t) for t in (layer.x, layer.weight, grad))
+    found = by_kernels(layer, grad)[:3]
+    for y, (a, b) in zip(found, ((x, weight.T), (dy, weight), (dy.T, x)), strict=True):
+        # Cut off instead, the operands would be off by 2^-11.
+        assert ((y - a @ b).abs() <= 40 * 2**-22 * (a.abs() @ b.abs())).all()
+
+
 def test_float32_products_follow_the_newer_setting() -> None:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision

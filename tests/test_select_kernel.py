@@ -219,15 +219,20 @@ def test_layouts(change: object, device: torch.device) -> None:
     assert torch.equal(select.order_statistics(z, SIZES, 30.0, ALL), statistics(z, SIZES, 30.0))
 
 
-def test_entries_beyond_32_bits(tmp_path: Path) -> None:
+def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
     sizes = (2**31, 1500)
-    # A sparse file, of which only the end is ever touched.
-    entries = np.memmap(tmp_path / "z", np.float32, "w+", shape=(sum(sizes),))
-    entries[-1500:] = NORMAL[:1500]
-    counts = torch.zeros((2, 2048), dtype=torch.int32)
-    counts[1] = histogram(NORMAL[:1500], [1500])
-    found = select.order_statistics(torch.from_numpy(entries), sizes, 30.0, [False, True], counts)
-    assert torch.equal(found[1:], statistics(NORMAL[:1500], [1500], 30.0))
+    if device.type == "cuda":
+        entries = torch.empty(sum(sizes), device=device)
+    else:
+        # A sparse file, of which only the end is ever touched.
+        file = np.memmap(tmp_path / "z", np.float32, "w+", shape=(sum(sizes),))
+        entries = torch.from_numpy(file)
+    end = NORMAL[:1500].to(device)
+    entries[-1500:] = end
+    counts = torch.zeros((2, 2048), dtype=torch.int32, device=device)
+    counts[1] = histogram(end, [1500])
+    found = select.order_statistics(entries, sizes, 30.0, [False, True], counts)
+    assert torch.equal(found[1:], statistics(end, [1500], 30.0))
 
 
 @pytest.mark.parametrize(
