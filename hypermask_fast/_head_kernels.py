@@ -25,7 +25,7 @@ def logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor) -> None:
     from hypermask_fast.kernels.mask_logits import mask_logits
     from hypermask_fast.kernels.step_rows import earlier_logits
 
-    out[:1] = mask_logits(weight, bias, hidden[:1])
+    mask_logits(weight, bias, hidden[:1], out=out[:1])
     if len(hidden) > 1:
         out[1:] = earlier_logits(weight, bias, hidden[1:])
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast import _in_backward, head_ops
+from hypermask_fast._backend import backend, requested
 from hypermask_fast._factors import dense_is_smaller, full_precision
 from hypermask_fast._head_tiles import SampledTargets
 from hypermask_fast.factored import FactoredGrad
@@ -22,6 +23,7 @@ class _HeadLogits(torch.autograd.Function):
         ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None
     ) -> Tensor:
         ctx.save_for_backward(weight, hidden)
+        ctx.backend = requested()
         return head_ops.logits(weight, bias, hidden, sampled=sampled)
 
     @staticmethod
@@ -36,7 +38,7 @@ class _HeadLogits(torch.autograd.Function):
         of_weight: Tensor | None = None
         of_bias: Tensor | None = None
         of_hidden: Tensor | None = None
-        with full_precision(dz.device):
+        with backend(ctx.backend), full_precision(dz.device):
             if ctx.needs_input_grad[0]:
                 dense = dense_is_smaller(len(dz), *weight.shape)
                 of_weight = dz.t() @ hidden if dense else FactoredGrad(dz, hidden)
@@ -58,6 +60,7 @@ class _UpdateInBackward(torch.autograd.Function):
         targets: Targets | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.update, ctx.head, ctx.targets = update, head, targets
+        ctx.backend = requested()
         ctx.save_for_backward(hidden)
         logits = head_ops.logits(head.weight, head.bias, hidden[:1])
         return logits[0], hidden.new_zeros(())
@@ -66,7 +69,9 @@ class _UpdateInBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
-        return ctx.update.apply(ctx.head, hidden, ctx.targets, *grads), None, None, None, None
+        with backend(ctx.backend):
+            hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.targets, *grads)
+        return hidden_grad, None, None, None, None
 
 
 class HeadUpdate:

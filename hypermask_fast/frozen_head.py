@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast import head_ops
+from hypermask_fast._backend import backend, requested
 from hypermask_fast._factors import full_precision
 from hypermask_fast._frozen_tiles import (
     FrozenHead,
@@ -34,6 +35,7 @@ class _FrozenLogits(torch.autograd.Function):
         squares, hidden_grad = quadratic(q, products, frozen)
         ctx.frozen, ctx.q, ctx.hidden_grad = frozen, q, hidden_grad
         ctx.save_for_backward(weight, bias, hidden)
+        ctx.backend = requested()
         logits = head_ops.logits(weight, bias, hidden[:1])
         return logits[0], (squares / len(q)).to(hidden.dtype)
 
@@ -42,7 +44,7 @@ class _FrozenLogits(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, bias, hidden = ctx.saved_tensors
         dz, coefficient = grads[0].contiguous(), 2 * grads[1] / len(ctx.q)
-        with full_precision(dz.device):
+        with backend(ctx.backend), full_precision(dz.device):
             head: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
             if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
                 head = torch.empty_like(weight), torch.empty_like(bias)

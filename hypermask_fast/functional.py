@@ -74,10 +74,13 @@ def check_mask(
 
 
 def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels were measured to be faster than ``W * mask`` and a plain product."""
+    """Whether the kernels were measured to be faster than ``W * mask`` and a plain product.
+
+    They were not in compiled code, which cannot look them up either.
+    """
     from hypermask_fast.kernels import _tuning
 
-    if not _tuning.knows(x.device):
+    if torch.compiler.is_compiling() or not _tuning.knows(x.device):
         return False
     from hypermask_fast.kernels.masked_linear import masked_linear_route
 
@@ -89,9 +92,9 @@ def _conv2d_is_faster(
 ) -> bool:
     from hypermask_fast.kernels import _tuning
 
-    if not _tuning.knows(x.device):
+    if torch.compiler.is_compiling() or not _tuning.knows(x.device):
         return False
-    from hypermask_fast.kernels._conv2d import in_channels_last
+    from hypermask_fast.kernels._layouts import in_channels_last
     from hypermask_fast.kernels.masked_conv2d import masked_conv2d_route
 
     shape, last = (x if x.dim() == 4 else x[None]).shape, x.dim() == 4 and in_channels_last(x)

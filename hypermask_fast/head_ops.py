@@ -290,9 +290,20 @@ def step_rows(
     check_moments("bias_", bias_moments, b, exp_avg.dtype)
     check("dz_current", dz_current, (rows,), A)
     check("hidden", hidden, ("t + 1", width), A)
-    adam, dz = adam_step(options, A.dtype), _taken(dz_current, options)
+    sampled: SampledTargets | None = None
     if isinstance(targets, FrozenHead):
         check_frozen(targets, len(hidden) - 1, A)
+    else:
+        if isinstance(targets, SampledTargets):
+            check_sampled(targets, len(hidden), A)
+            sampled, targets = targets, targets.logits
+        check_targets(targets, len(hidden) - 1, A)
+        if sampled is None and _takes_kernels(A):
+            return _head_kernels.step_rows(
+                *(A, b, moments, bias_moments, dz_current, hidden, targets), coefficient, options
+            )
+    adam, dz = adam_step(options, A.dtype), _taken(dz_current, options)
+    if isinstance(targets, FrozenHead):
         with full_precision(A.device):
             return step_frozen(
                 *(A, b, dz, hidden, targets),
@@ -301,15 +312,6 @@ def step_rows(
                 moments=moments,
                 bias_moments=bias_moments,
             )
-    sampled: SampledTargets | None = None
-    if isinstance(targets, SampledTargets):
-        check_sampled(targets, len(hidden), A)
-        sampled, targets = targets, targets.logits
-    check_targets(targets, len(hidden) - 1, A)
-    if sampled is None and _takes_kernels(A):
-        return _head_kernels.step_rows(
-            *(A, b, moments, bias_moments, dz_current, hidden, targets), coefficient, options
-        )
     return _update(
         A,
         dz[None],

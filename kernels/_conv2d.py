@@ -101,11 +101,6 @@ def float32_products(dtype: torch.dtype, precision: str | None) -> str:
     return precision or PRECISIONS.get(setting, "tf32x3")
 
 
-def in_channels_last(x: Tensor) -> bool:
-    """Return whether the channels of a pixel are neighbours."""
-    return x.stride(1) == 1 and x.shape[2] * x.shape[3] > 1
-
-
 def _reach(tensor: Tensor, first: int, beyond: tuple[int, int]) -> int:
     axes = zip(tensor.shape[first:], tensor.stride()[first:], strict=True)
     taps = beyond[0] * tensor.stride(2) + beyond[1] * tensor.stride(3)

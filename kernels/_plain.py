@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
+from hypermask_fast.kernels._layouts import format_of, with_strides_of
 
 
 def _slope(logits: Tensor, mask: Tensor) -> Tensor:
@@ -77,7 +78,8 @@ def masked_linear_weight(
     weight_threshold: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     product = _rows(grad).t() @ _rows(x)
-    return _gradients(product, weight, weight_logits, weight_threshold)
+    of_weight, of_logits = _gradients(product, weight, weight_logits, weight_threshold)
+    return of_weight.contiguous(), of_logits.contiguous()
 
 
 def masked_linear_bias(
@@ -102,7 +104,8 @@ def masked_conv2d(
     masked = _masked(weight, weight_logits, weight_threshold, x.dtype)
     masked_bias = _masked_bias(bias, bias_logits, bias_threshold, x.dtype)
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    return torch.nn.functional.conv2d(x, masked, masked_bias, *geometry)
+    y = torch.nn.functional.conv2d(x, masked, masked_bias, *geometry)
+    return y.contiguous(memory_format=format_of(x))
 
 
 def masked_conv2d_input(
@@ -118,7 +121,8 @@ def masked_conv2d_input(
 ) -> Tensor:
     masked = _masked(weight, weight_logits, weight_threshold, grad.dtype)
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    return torch.nn.grad.conv2d_input(x.shape, masked, grad, *geometry)
+    of_x = torch.nn.grad.conv2d_input(x.shape, masked, grad, *geometry)
+    return of_x.contiguous(memory_format=format_of(x))
 
 
 def masked_conv2d_weight(
@@ -134,7 +138,8 @@ def masked_conv2d_weight(
 ) -> tuple[Tensor, Tensor]:
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
     product = torch.nn.grad.conv2d_weight(x, weight.shape, grad, *geometry)
-    return _gradients(product, weight, weight_logits, weight_threshold)
+    of_weight, of_logits = _gradients(product, weight, weight_logits, weight_threshold)
+    return with_strides_of(of_weight, weight), with_strides_of(of_logits, weight_logits)
 
 
 def masked_conv2d_bias(
@@ -175,7 +180,7 @@ def mask_weights(
     if previous is not None:
         old = _shaped(previous, weights)
         drift = reference.l1_drift(weights, old, masks if masked_drift else None)
-    kept = [p for p, is_masked in zip(products, masked, strict=True) if is_masked]
+    kept = [p.contiguous() for p, is_masked in zip(products, masked, strict=True) if is_masked]
     return kept, torch.cat([m.flatten() for m in masks]), drift.to(logits.dtype)
 
 
@@ -202,6 +207,6 @@ def mask_weights_backward(
             of_weight = of_weight + (along * mask if masked_drift else along).to(w.dtype)
             if masked_drift:
                 of_z = of_z + drift_grad * away.abs() * _slope(z, mask)
-        of_weights.append(of_weight)
+        of_weights.append(of_weight.contiguous())
         of_logits.append(of_z.flatten())
     return torch.cat(of_logits), of_weights

@@ -143,6 +143,7 @@ def _factored_adam_kernel(
     valid = only_if(row < rows - start, tl.load(scalars_ptr + 8) == 0)
     inside = column < WIDTH
     dz_ptr += start
+    dz_stride = tl.cast(dz_stride, tl.int64)
     grad = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
     bias_grad = tl.zeros((BLOCK_N,), tl.float32)
     if BLOCK_R == 1:

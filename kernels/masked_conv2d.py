@@ -39,7 +39,6 @@ from hypermask_fast.kernels._conv2d import (
     fit,
     float32_products,
     geometry,
-    in_channels_last,
     index_type,
     named_sizes,
     pixel,
@@ -48,6 +47,7 @@ from hypermask_fast.kernels._conv2d import (
     tile,
 )
 from hypermask_fast.kernels._device import cast, on_device, semi_binary
+from hypermask_fast.kernels._layouts import format_of, in_channels_last
 from hypermask_fast.kernels._matmul import dot, load_threshold
 from hypermask_fast.kernels._tuning import Config, beats_alternative, choose
 
@@ -361,9 +361,8 @@ def masked_conv2d_forward(
         (N, O, OH, OW), of the dtype of x, in channels_last where x is.
     """
     shape = geometry(x.shape, weight.shape, stride, padding, dilation)
-    layout = torch.channels_last if in_channels_last(x) else torch.contiguous_format
     size = (x.shape[0], weight.shape[0], shape.height, shape.width)
-    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=format_of(x))
     masked_weight = (weight, weight_logits, weight_threshold)
     masked_bias = (bias, bias_logits, bias_threshold)
     return _multiply("masked_conv2d", x, y, *masked_weight, masked_bias, shape, groups, precision)

@@ -20,7 +20,6 @@ from hypermask_fast.kernels._conv2d import (
     fit,
     float32_products,
     geometry,
-    in_channels_last,
     index_type,
     named_sizes,
     pixel,
@@ -29,6 +28,7 @@ from hypermask_fast.kernels._conv2d import (
     tile,
 )
 from hypermask_fast.kernels._device import cast, mask_slope, on_device, semi_binary
+from hypermask_fast.kernels._layouts import in_channels_last
 from hypermask_fast.kernels._matmul import dot, load_threshold
 from hypermask_fast.kernels._tuning import Config, choose
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.kernels import _plain
+from hypermask_fast.kernels._layouts import format_of, in_channels_last
 
 _LIBRARY = torch.library.Library("hypermask_fast", "DEF")
 
@@ -90,7 +91,6 @@ def _conv2d_input_kernel(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    from hypermask_fast.kernels._conv2d import in_channels_last
     from hypermask_fast.kernels.masked_conv2d import masked_conv2d_backward_input
 
     geometry = (stride, padding, dilation, groups, in_channels_last(x))
@@ -145,7 +145,13 @@ def _like_bias(grad: Tensor, bias: Tensor, logits: Tensor | None, _: Any) -> tup
     return torch.empty_like(bias), bias.new_empty(0) if logits is None else torch.empty_like(logits)
 
 
-def _like_weight(
+def _new_like_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape), logits.new_empty(logits.shape)
+
+
+def _with_strides_of_weight(
     grad: Tensor, x: Tensor, weight: Tensor, logits: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(weight), torch.empty_like(logits)
@@ -158,9 +164,12 @@ def _conv2d_fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
         + 1
         for i in (0, 1)
     ]
-    y = x.new_empty(x.shape[0], weight.shape[0], *size)
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.to(memory_format=torch.channels_last) if last else y
+    shape = (x.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(x))
+
+
+def _conv2d_input_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return torch.empty(x.shape, dtype=grad.dtype, device=x.device, memory_format=format_of(x))
 
 
 masked_linear = _operator(
@@ -179,7 +188,7 @@ masked_linear_weight = _operator(
     f"masked_linear_weight(Tensor grad, Tensor x, Tensor weight, {_MASK}) -> (Tensor, Tensor)",
     _plain.masked_linear_weight,
     _linear_weight_kernel,
-    _like_weight,
+    _new_like_weight,
 )
 masked_linear_bias = _operator(
     f"masked_linear_bias({_BIAS}) -> (Tensor, Tensor)",
@@ -197,14 +206,14 @@ masked_conv2d_input = _operator(
     f"masked_conv2d_input(Tensor grad, Tensor x, Tensor weight, {_MASK}, {_GEOMETRY}) -> Tensor",
     _plain.masked_conv2d_input,
     _conv2d_input_kernel,
-    lambda grad, x, *_: torch.empty_like(x, dtype=grad.dtype),
+    _conv2d_input_fake,
 )
 masked_conv2d_weight = _operator(
     f"masked_conv2d_weight(Tensor grad, Tensor x, Tensor weight, {_MASK}, {_GEOMETRY}) "
     "-> (Tensor, Tensor)",
     _plain.masked_conv2d_weight,
     _conv2d_weight_kernel,
-    _like_weight,
+    _with_strides_of_weight,
 )
 masked_conv2d_bias = _operator(
     f"masked_conv2d_bias({_BIAS}) -> (Tensor, Tensor)",
@@ -234,8 +243,8 @@ mask_weights = _operator(
     _plain.mask_weights,
     _mask_weights_kernel,
     lambda weights, logits, thresholds, masked, *_: (
-        [torch.empty_like(w) for w, is_masked in zip(weights, masked, strict=True) if is_masked],
-        torch.empty_like(logits),
+        [w.new_empty(w.shape) for w, is_masked in zip(weights, masked, strict=True) if is_masked],
+        logits.new_empty(logits.shape),
         logits.new_empty(()),
     ),
 )
@@ -244,5 +253,8 @@ mask_weights_backward = _operator(
     "Tensor? previous, bool masked_drift, Tensor? drift_grad) -> (Tensor, Tensor[])",
     _plain.mask_weights_backward,
     _mask_weights_backward_kernel,
-    lambda weights, logits, *_: (torch.empty_like(logits), [torch.empty_like(w) for w in weights]),
+    lambda weights, logits, *_: (
+        logits.new_empty(logits.shape),
+        [w.new_empty(w.shape) for w in weights],
+    ),
 )

@@ -22,16 +22,12 @@ def _why_no_gpu() -> str | None:
     return None
 
 
-# Before -m is looked at.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _why_no_gpu()
-    for item in items:
-        if reason and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=reason))
-        # Interpreted without a GPU, the same tests are of compiled kernels with one.
-        if not reason and "_kernel" in item.path.stem:
-            item.add_marker(pytest.mark.gpu)
+    if reason:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from threading import Thread
 
 import pytest
 import torch
+from hypermask_cases import batch, make, train
 from torch import Tensor, nn
 
-from hypermask_fast import reference
+from hypermask_fast import autograd, frozen_head, head_ops, native, reference
+from hypermask_fast._backend import backend, requested
 from hypermask_fast.autograd import head_logits
 from hypermask_fast.factored import FactoredGrad
+from hypermask_fast.optim import FactoredAdam
 
 N, H, K = 50, 10, 3
 
@@ -276,3 +281,32 @@ def test_an_unchanged_head_has_residuals_of_exactly_zero() -> None:
     with torch.no_grad():
         targets = head.logits()[0]
     assert torch.equal(head.logits()[0], targets)
+
+
+@pytest.mark.parametrize("targets", ["full", "frozen_head"])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_backward_pass_has_the_backend_of_its_forward(
+    in_backward: bool, targets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in another thread: autograd has one for each GPU."""
+    learner = make(beta=0.5, targets=targets)
+    train(learner, 0)
+    learner.begin_task(1)
+    optimizer = FactoredAdam(learner.parameters(), step_in_backward=in_backward)
+    optimizer.zero_grad()
+    asked: list[str] = []
+
+    def full_precision(device: torch.device) -> AbstractContextManager[None]:
+        asked.append(requested())
+        return nullcontext()
+
+    with backend("reference"):
+        losses = learner.losses(*batch(learner), 1)
+        for module in (autograd, frozen_head, head_ops):
+            monkeypatch.setattr(module, "full_precision", full_precision)
+        monkeypatch.setattr(native, "library", lambda: None)
+        thread = Thread(target=losses.total.backward)
+        thread.start()
+        thread.join()
+    assert set(asked) == {"reference"}
+    optimizer.step()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from hypermask_fast import functional, reference
+from hypermask_fast import _backend, functional, reference
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.layers import MaskedConv2d, MaskedLinear, MaskedWeights
 
@@ -141,3 +141,18 @@ def test_a_forced_backend_that_cannot_run_is_refused_by_compiled_code(
         pytest.raises(ConfigError, match="the kernel of masked_linear runs on CUDA tensors"),
     ):
         compiled(x, weight, None, weight)
+
+
+def test_auto_chooses_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where it would look up what was measured."""
+    monkeypatch.setattr(_backend, "_why_no_kernel", lambda op, tensor: None)
+    linear, x, weight = functional.masked_linear, torch.randn(2, 3), torch.randn(4, 3)
+    found = torch.compile(linear, backend="eager", fullgraph=True)(x, weight, None, weight)
+    torch.testing.assert_close(found, reference.masked_linear(x, weight, None, weight))
+    conv2d, image, kernel = (
+        functional.masked_conv2d,
+        torch.randn(2, 3, 5, 5),
+        torch.randn(4, 3, 2, 2),
+    )
+    found = torch.compile(conv2d, backend="eager", fullgraph=True)(image, kernel, None, kernel)
+    torch.testing.assert_close(found, reference.masked_conv2d(image, kernel, None, kernel))

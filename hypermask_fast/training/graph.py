@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -176,8 +176,11 @@ class GraphedStep:
     def _captured(self, step: TrainingStep) -> Captured | None:
         # Capturing runs Python and nothing else: what that counts is put back.
         taken = step.learner.steps_taken
+        on_cuda = self._device.type == "cuda"
         try:
-            return self._cuda.capture(self._run)
+            # A graph is of the current device.
+            with torch.cuda.device(self._device) if on_cuda else nullcontext():
+                return self._cuda.capture(self._run)
         except RuntimeError as error:
             step.optimizer.zero_grad(set_to_none=True)
             if isinstance(step.optimizer, FactoredAdam):
