@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import torch
+
 _WORKERS = 16
+_POOLS = 4
 
 
 def log(text: str) -> None:
@@ -23,6 +26,50 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+def device_works() -> bool:
+    """Return whether this process can go on to use the GPU: after a bad access it cannot."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def leave_after_a_fault() -> None:
+    """End a process whose device has failed, as nothing after would run; else free its memory."""
+    if not device_works():
+        os._exit(1)
+    torch.cuda.empty_cache()
+
+
+def _run_pool(job: Callable[[str], None], names: Sequence[str], end: float) -> list[str]:
+    """Call ``job`` for names, and return those that are left because a process died."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(_WORKERS, os.cpu_count() or 1), mp_context=spawn)
+    left = []
+    try:
+        futures = {pool.submit(job, name): name for name in names}
+        for future, name in futures.items():
+            try:
+                future.result(max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                log("out of time to compile ahead")
+                return []
+            except BrokenProcessPool:
+                left.append(name)
+            except Exception as error:
+                log(f"{name} was not compiled ahead: {in_a_line(error)}")
+    finally:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            if time.monotonic() < end:
+                process.join(5)
+            if process.is_alive():
+                process.kill()
+    return left
+
+
 def run_ahead(job: Callable[[str], None], names: Sequence[str], end: float) -> None:
     """Call ``job`` for each name, many at once; what fails is logged, and does no harm.
 
@@ -31,30 +78,17 @@ def run_ahead(job: Callable[[str], None], names: Sequence[str], end: float) -> N
         names: Its arguments.
         end: Jobs that are not done at this value of ``time.monotonic()`` are given up.
     """
-    start, spawn = time.monotonic(), multiprocessing.get_context("spawn")
+    start = time.monotonic()
     # A process compiles with one thread: there are enough of them.
     before = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS")
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    pool = ProcessPoolExecutor(min(_WORKERS, os.cpu_count() or 1), mp_context=spawn)
     try:
-        for name, future in [(name, pool.submit(job, name)) for name in names]:
-            try:
-                future.result(max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                log("out of time to compile ahead")
-                break
-            except BrokenProcessPool:
-                log(f"a process died at {name}; the rest is not compiled ahead")
-                break
-            except Exception as error:
-                log(f"{name} was not compiled ahead: {in_a_line(error)}")
+        left = list(names)
+        for _ in range(_POOLS):
+            left = _run_pool(job, left, end) if left else []
+        if left:
+            log(f"processes died; {len(left)} jobs were not compiled ahead: {', '.join(left)}")
     finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.join(max(1.0, end - time.monotonic()))
-            if process.is_alive():
-                process.kill()
         if before is None:
             del os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
         else:

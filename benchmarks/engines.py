@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import hypnettorch
 from benchmarks.cases import Case
 from benchmarks.published import Published, PublishedLosses
-from hypermask_fast import reference
+from hypermask_fast import backend, reference
 from hypermask_fast.compiled import Compiler
 from hypermask_fast.conversion import unconvert
 from hypermask_fast.errors import ConfigError
@@ -81,8 +81,10 @@ def make_batch(case: Case) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def make_learner(case: Case) -> HyperMask:
-    """Return a learner in the recorded state: float32, on the CPU, in its task after t others.
+def make_learner(case: Case, device: str = "cpu") -> HyperMask:
+    """Return a learner in the recorded state: float32, in its task after t others.
+
+    The state is the same whatever computes the variant, if it is made on the same kind of device.
 
     Embeddings and target weights have moved a little since the task began, so that no residual and
     no drift is zero. Targets are rounded the same way whatever computes the variant's own.
@@ -90,7 +92,7 @@ def make_learner(case: Case) -> HyperMask:
     torch.manual_seed(SEED)
     x, _ = make_batch(case)
     learner = HyperMask(
-        case.make_network(),
+        case.make_network().to(device),
         embedding_dim=case.embedding_dim,
         hidden=case.hidden,
         sparsity=case.sparsity,
@@ -98,7 +100,7 @@ def make_learner(case: Case) -> HyperMask:
         lam=case.lam,
         masked_l1=case.masked_l1,
         bn="batch",
-        example_input=x[:2],
+        example_input=x[:2].to(device),
     )
     while len(learner.tasks) <= case.earlier:
         learner.add_task()
@@ -175,7 +177,9 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
         case: The setting.
         device: "cpu" or "cuda".
     """
-    learner = make_learner(case)
+    # No kernel takes part in what a variant begins with.
+    with backend("auto" if device == "cpu" else "reference"):
+        learner = make_learner(case, device)
     learner.to(device, torch.float64 if variant == "float64" else None)
     if variant in ("published", "float64"):
         return make_published(learner, case)

@@ -1,7 +1,8 @@
 """A process that measures kernel cases when its parent asks.
 
 It reads JSON lines from stdin and answers each with one on stdout: ``{"case": NAME}`` measures that
-case, ``{"do": "bandwidth"}`` copies. A fault of the device ends it, and the parent starts another.
+case, ``{"do": "bandwidth"}`` copies. After a fault of the device, of which the answer tells, the
+parent starts another.
 """
 
 from __future__ import annotations
@@ -9,18 +10,36 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.ahead import in_a_line
+from benchmarks.ahead import device_works, in_a_line
 from benchmarks.kernel_cases import KernelCase, draw, error, find_kernel_cases
 from benchmarks.machine import copy_bandwidth
+from benchmarks.process import serve
 from benchmarks.report import ERROR_FACTOR
 from benchmarks.timing import Timer, count_sets
 
 _LEAST_SAMPLES = 3
+
+
+class _Fault(Exception):
+    """The device itself failed: nothing that follows in this process would run."""
+
+
+def _failed(device: str, failure: Exception) -> str:
+    """Return what a variant's failure was.
+
+    Raises:
+        _Fault: It was the device's.
+    """
+    if device == "cuda" and not device_works():
+        raise _Fault(in_a_line(failure)) from None
+    return in_a_line(failure)
 
 
 def _checked(case: KernelCase, variant: str, exact: Any, device: str) -> dict[str, Any]:
@@ -40,39 +59,35 @@ def _checked(case: KernelCase, variant: str, exact: Any, device: str) -> dict[st
     return result
 
 
-def _timers(case: KernelCase, variants: list[str], device: str) -> dict[str, Timer | str]:
-    """Return a timer of each variant, or why there is none."""
+def _timers(case: KernelCase, rows: dict[str, dict[str, Any]], device: str) -> dict[str, Timer]:
+    """Return timers of the variants that have not failed; rows tell of those that fail now."""
     # All variants share inputs; each goes through as many sets of them as its caches demand.
     problems = [draw(case, device)]
     problems += [draw(case, device) for _ in range(count_sets(case.floor_bytes, device) - 1)]
-    timers: dict[str, Timer | str] = {}
-    for variant in variants:
+    timers = {}
+    for variant, row in rows.items():
+        if "failed" in row:
+            continue
         try:
             timers[variant] = Timer([problem.runs[variant] for problem in problems], device)
         except Exception as failure:
-            timers[variant] = in_a_line(failure)
-            _reraise_fault(device, failure)
+            row["failed"] = in_a_line(failure)
+            row["failed"] = _failed(device, failure)
     return timers
 
 
-def _reraise_fault(device: str, failure: Exception) -> None:
-    """End where the device itself failed: nothing after would run."""
-    if device == "cuda":
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            raise failure from None
-
-
-def measure(case: KernelCase, device: str, seconds: float) -> dict[str, dict[str, Any]]:
-    """Return a row of numbers for each variant, or why it failed.
+def measure(case: KernelCase, device: str, seconds: float, rows: dict[str, dict[str, Any]]) -> None:
+    """Fill in a row of numbers for each variant, or why it failed.
 
     Args:
         case: What to measure.
         device: "cuda" or "cpu".
         seconds: To sample for; each variant is sampled some times at least.
+        rows: Filled by variant, as far as it comes.
+
+    Raises:
+        _Fault: The device failed.
     """
-    rows: dict[str, dict[str, Any]] = {}
     torch._dynamo.reset()
     exact = [t.clone() for t in draw(case, device).exact()]
     for variant in case.variants_on(device):
@@ -80,12 +95,9 @@ def measure(case: KernelCase, device: str, seconds: float) -> dict[str, dict[str
             rows[variant] = _checked(case, variant, exact, device)
         except Exception as failure:
             rows[variant] = {"failed": in_a_line(failure)}
-            _reraise_fault(device, failure)
+            rows[variant] = {"failed": _failed(device, failure)}
     del exact
-    names = [v for v, row in rows.items() if "failed" not in row]
-    timers = _timers(case, names, device)
-    rows |= {v: {"failed": t} for v, t in timers.items() if isinstance(t, str)}
-    running = {v: t for v, t in timers.items() if isinstance(t, Timer)}
+    running = _timers(case, rows, device)
     samples: dict[str, list[float]] = {v: [] for v in running}
     start, rounds = time.perf_counter(), 0
     while running and (rounds < _LEAST_SAMPLES or time.perf_counter() - start < seconds):
@@ -102,10 +114,25 @@ def measure(case: KernelCase, device: str, seconds: float) -> dict[str, dict[str
             "way": running[variant].way,
             "gb_s": case.floor_bytes / float(median) / 1e6,
         }
-    return compared(rows)
+    compared(rows)
 
 
-def compared(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def answer_case(case: KernelCase, device: str, seconds: float) -> dict[str, Any]:
+    """Return ``rows`` by variant, and whether the device had a ``fault``."""
+    rows: dict[str, dict[str, Any]] = {}
+    fault = None
+    try:
+        measure(case, device, seconds, rows)
+    except Exception as failure:
+        fault = in_a_line(failure)
+    for variant in case.variants_on(device):
+        row = rows.setdefault(variant, {})
+        if fault is not None and "failed" not in row:
+            row["failed"] = f"not measured: {fault}"
+    return {"rows": rows, "fault": fault is not None}
+
+
+def compared(rows: dict[str, dict[str, Any]]) -> None:
     """Add the speed-up of kernels over the best of the other variants that is right."""
     allowed = ERROR_FACTOR * rows.get("eager", {}).get("max_error", 0.0)
     right = {
@@ -118,31 +145,30 @@ def compared(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         row |= {"ratio": None, "alternative": None}
         if best is not None and variant.startswith("kernel") and "median_ms" in row:
             row |= {"ratio": right[best] / row["median_ms"], "alternative": best}
-    return rows
 
 
-def main(spec: dict[str, Any]) -> None:
-    """Serve until stdin ends.
+def begin(spec: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what answers requests.
 
     Args:
-        spec: size, device and threads, as of :func:`benchmarks.worker.main`, and seconds a case.
+        spec: size, device and threads, as of :func:`benchmarks.worker.begin`, and seconds a case.
     """
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
     device = spec["device"]
     torch.backends.cudnn.benchmark = True
     cases = {case.name: case for case in find_kernel_cases(None, spec["size"])}
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, Any]
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request.get("do") == "bandwidth":
-            answer = {"bytes_s": copy_bandwidth(device)}
-        else:
-            answer = measure(cases[request["case"]], device, spec["seconds"])
-            if device == "cuda":
-                torch.cuda.empty_cache()
-        print(json.dumps(answer), flush=True)
+            return {"bytes_s": copy_bandwidth(device)}
+        found = answer_case(cases[request["case"]], device, spec["seconds"])
+        if device == "cuda" and not found["fault"]:
+            torch.cuda.empty_cache()
+        return found
+
+    return answer
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    serve(partial(begin, json.loads(sys.argv[1])))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks import ahead
-from benchmarks.ahead import in_a_line, run_ahead
+from benchmarks.ahead import leave_after_a_fault, run_ahead
+from benchmarks.files import write_json
 from benchmarks.launches import Launch
-from benchmarks.timing import Run, make_sets, median_ms
+from benchmarks.process import Worker, variables
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.kernels import _tuning
 
@@ -24,10 +27,37 @@ TABLE = _tuning.TABLE
 Entry = dict[str, Any]
 Table = dict[str, dict[str, list[Entry]]]
 _FOLDER = Path(__file__).with_name("launches")
+# Of a step most time is the head's, then the masks'; what is not named comes last.
+_ORDER = ("step_rows", "mask_logits", "mask_weights", "select", "factored_adam", "masked_linear")
+_LAUNCH_SECONDS = 90.0
+"""No launch takes as long with all its configurations, unless one of them never ends."""
+_FAULTS = 2
+"""How many processes may end at launches of a kernel, before the others are left out."""
+
+
+class Answer(NamedTuple):
+    """What a process says of a launch.
+
+    Attributes:
+        entry: For the table; None where no configuration is right, or its sizes are known.
+        fault: Why the process cannot go on, or None.
+        lines: For the log.
+    """
+
+    entry: Entry | None
+    fault: str | None = None
+    lines: Sequence[str] = ()
+
+
+Measure = Callable[[str, Launch, Sequence[Mapping[str, int]]], Answer]
+
+
+def _worth(stem: str) -> tuple[int, str]:
+    return (_ORDER.index(stem) if stem in _ORDER else len(_ORDER), stem)
 
 
 def find_launches(only: str | None = None) -> dict[str, Launch]:
-    """Return the launches to time by ``stem/name``, those of large grids last.
+    """Return the launches to time by ``stem/name``: the most valuable first, large grids last.
 
     Where a kernel is compared with an alternative, its launches without one are left out.
 
@@ -37,7 +67,7 @@ def find_launches(only: str | None = None) -> dict[str, Launch]:
     Raises:
         ConfigError: There is no such module.
     """
-    stems = sorted(path.stem for path in _FOLDER.glob("[a-z]*.py"))
+    stems = sorted((path.stem for path in _FOLDER.glob("[a-z]*.py")), key=_worth)
     if only is not None and only not in stems:
         raise ConfigError(
             f"--only is {only!r}{nearest(only, stems)}; choose from {', '.join(stems)}"
@@ -55,72 +85,6 @@ def find_launches(only: str | None = None) -> dict[str, Launch]:
         for name, launch in launches.items()
         if any(launch.configs) and (launch.alternative or launch.kernel not in compared)
     }
-
-
-def asked_sizes(launch: Launch, run: Run) -> dict[str, int]:
-    """Return the sizes by which a launch chooses its kernel's configuration.
-
-    Raises:
-        ConfigError: It does not choose one for that kernel.
-    """
-    default = _tuning.forced(launch.kernel, launch.configs[0])
-    # A default that fails is found again, and logged, when it is timed.
-    with _tuning.recording() as asked, suppress(Exception), default:
-        run()
-    for kernel, sizes in asked:
-        if kernel == launch.kernel:
-            return sizes
-    names = ", ".join(sorted({kernel for kernel, _ in asked})) or "none"
-    raise ConfigError(f"a launch of {launch.kernel} asked for configurations of: {names}")
-
-
-def tune_launch(
-    name: str,
-    launch: Launch,
-    sets: Sequence[Run],
-    alternatives: Sequence[Run],
-    time_runs: Callable[[Sequence[Run]], float],
-    log: Callable[[str], None] = ahead.log,
-) -> Entry | None:
-    """Return the entry of a launch for the table: its sizes, and the fastest configuration.
-
-    A configuration that fails is logged and left out.
-
-    Args:
-        name: For the log.
-        launch: The launch.
-        sets: What it makes, once or for several sets of inputs.
-        alternatives: The same of its alternative; may be empty.
-        time_runs: Returns the milliseconds of a run.
-        log: Takes a line.
-
-    Returns:
-        None where no configuration runs, or the alternative does not.
-    """
-    sizes, times = asked_sizes(launch, sets[0]), []
-    for config in launch.configs:
-        try:
-            with _tuning.forced(launch.kernel, config):
-                times.append((time_runs(sets), config))
-        except ConfigError as error:
-            raise ConfigError(f"{name} with {dict(config)}: {error}") from error
-        except Exception as error:
-            log(f"{name}: {dict(config)} failed: {in_a_line(error)}")
-    if not times:
-        return None
-    ms, config = min(times, key=lambda pair: pair[0])
-    entry: Entry = {"sizes": sizes, "config": dict(config), "ms": ms}
-    if alternatives:
-        try:
-            entry["alternative_ms"] = time_runs(alternatives)
-        except ConfigError as error:
-            raise ConfigError(f"the alternative of {name}: {error}") from error
-        except Exception as error:
-            log(f"{name}: the alternative failed: {in_a_line(error)}")
-            return None
-    others = ", ".join(f"{other:.4g}" for other, _ in times)
-    log(f"{name}: {ms:.4g} ms of {others}; alternative {entry.get('alternative_ms', 0):.4g}")
-    return entry
 
 
 def merged(table: Table, device: str, kernel: str, entry: Entry) -> Table:
@@ -145,58 +109,94 @@ def read_table(file: Path) -> Table:
         raise ConfigError(f"{file} is not JSON ({error}); remove it to begin anew") from error
 
 
-def write_table(file: Path, table: Mapping[str, Any]) -> None:
-    """Replace a table's file, so that no one reads half of it."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    beside.replace(file)
+def _known(table: Table, device: str, launches: Mapping[str, Launch]) -> dict[str, list[Any]]:
+    """Return the sizes in a table, by kernel, whose configurations are still shipped."""
+    shipped: dict[str, list[dict[str, int]]] = {}
+    for launch in launches.values():
+        shipped.setdefault(launch.kernel, []).extend(map(dict, launch.configs))
+    return {
+        kernel: [e["sizes"] for e in entries if e["config"] in shipped.get(kernel, ())]
+        for kernel, entries in table.get(device, {}).items()
+    }
 
 
 def tune_launches(
     launches: Mapping[str, Launch],
     device: str,
     file: Path,
-    time_runs: Callable[[Sequence[Run]], float],
-    sets_of: Callable[[Callable[[], Run]], Sequence[Run]],
-    end: float = float("inf"),
+    measure: Measure,
+    end: float = math.inf,
+    resume: bool = False,
     log: Callable[[str], None] = ahead.log,
 ) -> int:
     """Time launches and merge their entries into a file, one after the other.
 
-    Of launches of a kernel with the same sizes the first counts.
+    Of launches of a kernel with the same sizes the first counts. One that fails is logged, and the
+    others go on; after two at which a process ended, a kernel's others are left out.
 
     Args:
         launches: By name.
         device: Name of the device in the table.
         file: The table, written after every launch.
-        time_runs: Returns the milliseconds of a run.
-        sets_of: Makes the runs to be timed.
+        measure: Times the configurations of a launch whose sizes are not among those given.
         end: No launch begins after this value of ``time.monotonic()``.
+        resume: Leave out the sizes that the table has.
         log: Takes a line.
 
     Returns:
         The number of entries that were written.
     """
-    table, done = read_table(file), set()
+    table, count = read_table(file), 0
+    known = _known(table, device, launches) if resume else {}
+    faults: Counter[str] = Counter()
     for number, (name, launch) in enumerate(launches.items()):
         if time.monotonic() > end:
             log(f"out of time: {len(launches) - number} launches were not timed")
             break
-        try:
-            sets = sets_of(launch.make)
-            key = (launch.kernel, tuple(asked_sizes(launch, sets[0]).items()))
-            if key in done:
-                continue
-            alternatives = sets_of(launch.alternative) if launch.alternative else ()
-        except torch.OutOfMemoryError as error:
-            log(f"{name} was left out: {in_a_line(error)}")
+        if faults[launch.kernel] >= _FAULTS:
+            log(f"{name} was left out: {_FAULTS} processes ended at launches of {launch.kernel}")
             continue
-        entry = tune_launch(name, launch, sets, alternatives, time_runs, log)
-        if entry is not None:
-            done.add(key)
-            table = merged(table, device, launch.kernel, entry)
-            write_table(file, table)
-    return len(done)
+        sizes = known.setdefault(launch.kernel, [])
+        answer = measure(name, launch, sizes)
+        for line in answer.lines:
+            log(f"{name}: {line}")
+        if answer.fault is not None:
+            log(f"{name}: {answer.fault}")
+            faults[launch.kernel] += 1
+        if answer.entry is not None:
+            sizes.append(answer.entry["sizes"])
+            count += 1
+            table = merged(table, device, launch.kernel, answer.entry)
+            write_json(file, table, sort_keys=True)
+    return count
+
+
+class _Bench:
+    """Times launches in a process; one at which it ends has failed, and a new one begins."""
+
+    def __init__(self, end: float) -> None:
+        self._worker: Worker | None = None
+        self._end = end
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = None
+
+    def measure(self, name: str, launch: Launch, known: Sequence[Mapping[str, int]]) -> Answer:
+        if self._worker is None:
+            environment = variables("cuda") | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+            self._worker = Worker("benchmarks.tune_worker", {}, environment)
+        try:
+            # What has begun may go on for a while.
+            left = max(20.0, self._end - time.monotonic())
+            found = self._worker.ask(min(_LAUNCH_SECONDS, left), launch=name, known=list(known))
+            answer = Answer(found["entry"], found["fault"], found["lines"])
+        except ConfigError as error:
+            answer = Answer(None, str(error))
+        if answer.fault is not None:
+            self.close()
+        return answer
 
 
 def _compile(name: str) -> None:
@@ -207,52 +207,38 @@ def _compile(name: str) -> None:
         for config in launch.configs:
             with suppress(Exception), _tuning.forced(launch.kernel, config):
                 run()
+            leave_after_a_fault()
     del run
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    leave_after_a_fault()
 
 
-def _time(runs: Sequence[Run]) -> float:
-    try:
-        return median_ms(runs)
-    except Exception:
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the GPU failed ({in_a_line(error)}); what was measured before is in the table, "
-                "and --only measures the others"
-            ) from error
-        raise
-
-
-def _sets(make: Callable[[], Run]) -> list[Run]:
-    torch.cuda.empty_cache()
-    with torch.device("cuda"):
-        return make_sets(make, "cuda")
-
-
-def tune(only: str | None, file: Path, minutes: float) -> None:
+def tune(only: str | None, file: Path, minutes: float, resume: bool = False) -> None:
     """Time every shipped configuration on this GPU and merge the fastest into a file.
 
     Args:
         only: A module of benchmarks/launches; None for all.
         file: The table.
         minutes: No launch begins after this time.
+        resume: Leave out what the table has.
 
     Raises:
-        ConfigError: There is no CUDA device, ``only`` is unknown, or the GPU fails.
+        ConfigError: There is no CUDA device, its kernels would be interpreted, or ``only`` is
+            unknown.
     """
     launches = find_launches(only)
     if not torch.cuda.is_available():
         raise ConfigError("torch sees no CUDA device to tune the kernels on; run tune on a GPU")
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise ConfigError("TRITON_INTERPRET is set and would interpret the kernels; unset it")
     if not file.parent.is_dir():
         raise ConfigError(f"--json is {file}, whose folder does not exist; make it first")
-    end = time.monotonic() + 60 * minutes
+    begun = time.monotonic()
+    end = begun + 60 * minutes
     read_table(file)
-    run_ahead(_compile, list(launches), time.monotonic() + 30 * minutes)
-    # The alternatives are to be as fast as they can.
-    torch.backends.cudnn.benchmark = True
-    device = torch.cuda.get_device_name()
-    count = tune_launches(launches, device, file, _time, _sets, end)
+    run_ahead(_compile, list(launches), begun + 24 * minutes)
+    device, bench = torch.cuda.get_device_name(), _Bench(end)
+    try:
+        count = tune_launches(launches, device, file, bench.measure, end, resume)
+    finally:
+        bench.close()
     print(f"{count} entries for {device} in {file}")

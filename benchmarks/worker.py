@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.cases import find_cases
 from benchmarks.engines import Engine, first_step, make_batch, make_engine
+from benchmarks.process import serve
 
 
 def _status_kib(key: str) -> int:
@@ -44,8 +47,8 @@ def _step(engine: Engine, x: Tensor, y: Tensor, count: int, device: str) -> list
     return times
 
 
-def main(spec: dict[str, Any]) -> None:
-    """Serve one variant until stdin ends.
+def begin(spec: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what answers requests for steps of one variant.
 
     Args:
         spec: suite, case, size, variant and device, and threads, 0 for torch's own choice.
@@ -57,24 +60,25 @@ def main(spec: dict[str, Any]) -> None:
         # What is imported or set up at the first step is no part of the variant's memory.
         (small,) = find_cases(spec["suite"], [spec["case"]], "tiny")
         first_step(make_engine(spec["variant"], small, device), small, device)
-    imported = _status_kib("VmRSS")
+    imported = _status_kib("VmRSS") if device == "cpu" else 0
     (case,) = find_cases(spec["suite"], [spec["case"]], spec["size"])
     engine = make_engine(spec["variant"], case, device)
     x, y = (value.to(device) for value in make_batch(case))
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, Any] = {}
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "check":
             torch.save(first_step(engine, case, device), request["path"])
-        elif request["do"] == "step":
-            answer["seconds"] = _step(engine, x, y, request["count"], device)
+            return {}
+        if request["do"] == "step":
+            return {"seconds": _step(engine, x, y, request["count"], device)}
+        if device == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**20
         else:
             peak = (_status_kib("VmHWM") - imported) / 2**10
-            if device == "cuda":
-                peak = torch.cuda.max_memory_allocated() / 2**20
-            answer = {"peak_mib": peak, "status": engine.status()}
-        print(json.dumps(answer), flush=True)
+        return {"peak_mib": peak, "status": engine.status()}
+
+    return answer
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    serve(partial(begin, json.loads(sys.argv[1])))

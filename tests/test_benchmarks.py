@@ -28,7 +28,7 @@ from benchmarks.kernel_runner import KernelBench
 from benchmarks.kernel_worker import compared
 from benchmarks.published import percentile
 from benchmarks.report import render
-from benchmarks.runner import _groups, floor_bytes
+from benchmarks.sizes import floor_bytes, groups_of
 from hypermask_fast import native
 from hypermask_fast.layers import MaskedLinear
 from hypermask_fast.training._optimizer import make_optimizer
@@ -150,8 +150,8 @@ def test_groups_keep_published_beside_each_variant(monkeypatch: pytest.MonkeyPat
     variants = ["published", "eager", "ours"]
 
     def groups(gigabytes: int) -> list[list[str]]:
-        monkeypatch.setattr("benchmarks.runner._available_bytes", lambda _: gigabytes * 10**9)
-        return _groups(variants, case, "cpu")
+        monkeypatch.setattr("benchmarks.sizes._available_bytes", lambda _: gigabytes * 10**9)
+        return groups_of(variants, case, "cpu")
 
     assert groups(100) == [variants]
     assert groups(14) == [["published", "eager"], ["published", "ours"]]
@@ -216,14 +216,16 @@ def test_kernels_and_alternatives_compute_the_same(case: KernelCase, device: tor
 
 
 def test_kernel_cases_are_measured_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: torch.device
 ) -> None:
     file = tmp_path / "rows.json"
     names = ["head-logits", "linear-fwd-*-fp32"]
     arguments = ["--suite", "gpu", "--size", "tiny", "--case", *names, "--seconds", "0.01"]
     assert main(["run", *arguments, "--threads", "1", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
-    assert [row["variant"] for row in rows] == ["kernel", "eager", "kernel", "product", "eager"]
+    cases = find_kernel_cases(names, "tiny")
+    variants = [v for case in cases for v in case.variants_on(device.type)]
+    assert [row["variant"] for row in rows] == variants
     for row in rows:
         assert row.keys() >= _FIELDS
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
@@ -233,8 +235,8 @@ def test_kernel_cases_are_measured_and_reported(
     assert "| head-logits | kernel |" in capsys.readouterr().out
 
 
-def test_kernel_case_whose_process_ends_fails_and_the_next_one_runs() -> None:
-    options = {"suite": "gpu", "size": "tiny", "device": "cpu", "threads": 1}
+def test_kernel_case_whose_process_ends_fails_and_the_next_one_runs(device: torch.device) -> None:
+    options = {"suite": "gpu", "size": "tiny", "device": device.type, "threads": 1}
     absent = KernelCase("absent", lambda: Problem({}, tuple), 1, ("kernel",))
     (present,) = find_kernel_cases(["head-logits"], "tiny")
     with KernelBench(options, 0.01) as bench:
@@ -251,10 +253,10 @@ def test_kernels_are_compared_with_the_fastest_right_alternative() -> None:
         "eager": {"median_ms": 4.0, "max_error": 1.0},
         "other": {"failed": "no"},
     }
-    found = compared(rows)
-    assert found["kernel"]["ratio"] == 3.0
-    assert found["kernel"]["alternative"] == "compile"
-    assert all(row["ratio"] is None for name, row in found.items() if name != "kernel")
+    compared(rows)
+    assert rows["kernel"]["ratio"] == 3.0
+    assert rows["kernel"]["alternative"] == "compile"
+    assert all(row["ratio"] is None for name, row in rows.items() if name != "kernel")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_report_has_a_table_of_kernels(changes: dict[str, Any], shown: str) -> N
     table = render([*rows, _row("eager", **{**common, "ratio": None})])
     (line,) = (x for x in table.splitlines() if x.startswith("| k | kernel"))
     assert shown in line
-    assert line.count("|") == 9
+    assert line.count("|") == 10
     assert table.index("| c-t0 | ours") < table.index("| k | kernel")
 
 
