@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.target_info import is_hip
 
-from hypermask_fast.kernels._device import cast, on_device, only_if
-from hypermask_fast.kernels._matmul import dot
+from hypermask_fast.kernels._device import INTERPRET, cast, on_device, only_if
 from hypermask_fast.kernels._tuning import Config, choose
 
 
@@ -47,9 +47,27 @@ _GRAD_ROWS = 128
 
 
 @triton.jit
+def _halves(x):
+    """x rounded to tf32, and what is left; the product cuts off what of it is no tf32."""
+    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
 def exact_dot(a, b, acc):
-    """acc + a b, with float32's accuracy."""
-    return dot(a, b, acc, tl.float32, "tf32x3")
+    """acc + a b, with float32's accuracy.
+
+    "tf32x3" without the instructions by which infinite terms do not become NaN: a third of all.
+    """
+    if INTERPRET or not is_hip():
+        a_high, a_low = _halves(a)
+        b_high, b_low = _halves(b)
+        sums = tl.dot(a_low, b_high, input_precision="tf32")
+        sums = tl.dot(a_high, b_low, sums, input_precision="tf32")
+        # From 0, and added at the end: a matrix core rounds each of its sums towards 0.
+        return acc + tl.dot(a_high, b_high, sums, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit

@@ -8,6 +8,8 @@ or bfloat16, moments float32 or bfloat16, all else float32. Bytes, with 4-byte m
 * One pass, for t < 16 and H <= 256: 24 N H + 4 t N + 28 N. Logits and the gradients of A and b are
   float32 multiply-adds, dhidden a product of float32's accuracy. The programs stay and take tiles
   of rows in turn, so that there are few partial sums; torch adds them in float64, in order.
+* Two passes of products, for more and H <= 128: ``step_rows_products`` and ``factored_adam``.
+  28 N H + 12 t N + 40 N.
 * Else three passes, for [dz_0, dz], dhidden and Adam, of products: 32 N H + 16 t N + 40 N.
 
 :func:`earlier_logits` makes targets in the same arithmetic on the same tiles: the residuals of a
@@ -33,6 +35,8 @@ from hypermask_fast.kernels.mask_logits import (
     residuals,
     target_logits,
 )
+from hypermask_fast.kernels.step_rows_products import WIDEST as WIDEST_PRODUCTS
+from hypermask_fast.kernels.step_rows_products import product_logits, residual_sums
 
 
 def _config(rows: int, columns: int, warps: int, programs: int) -> Config:
@@ -174,26 +178,26 @@ def _step_rows_kernel(
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan(
-    weight: Tensor, earlier: int, processors: int | None
-) -> tuple[tuple[int], dict[str, int]]:
+def _plan(weight: Tensor, earlier: int, processors: int) -> tuple[tuple[int], dict[str, int]]:
     """Return the grid and the kernel's constants; the same for targets as for steps."""
     rows, width = weight.shape
     sizes = {"rows": rows, "width": width, "count": earlier}
     config = dict(choose("step_rows", CONFIGS, weight.device, **sizes))
-    if processors is None:
-        processors = _multiprocessors(weight.device) if weight.is_cuda else 1
     programs = config.pop("PROGRAMS") * processors
     columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
     config |= {"WIDTH": width, "BLOCK_H": columns, "CHUNKS": triton.cdiv(width, columns)}
     return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config
 
 
-def _one_pass(width: int, earlier: int) -> bool:
-    return width <= _WIDEST and earlier <= _MOST
+def _passes(width: int, earlier: int) -> int:
+    if earlier <= _MOST:
+        return 1 if width <= _WIDEST else 3
+    return 2 if width <= WIDEST_PRODUCTS else 3
 
 
 def earlier_logits(
@@ -220,8 +224,12 @@ def earlier_logits(
     out = weight.new_empty(earlier, rows, dtype=dtype)
     if not out.numel():
         return out
-    if not _one_pass(width, earlier):
+    passes = _passes(width, earlier)
+    if passes == 3:
         return target_logits(weight, bias, hidden, out)
+    processors = processors or _multiprocessors(weight.device)
+    if passes == 2:
+        return product_logits(weight, bias, hidden, out, processors)
     grid, config = _plan(weight, earlier, processors)
     with on_device(weight):
         _step_rows_kernel[grid](
@@ -274,17 +282,20 @@ def step_rows(
     targets = targets if targets.stride(1) == 1 else targets.contiguous()
     if not rows:
         return torch.zeros_like(hidden), weight.new_zeros((), dtype=torch.float64)
-    if not _one_pass(width, earlier):
-        if earlier:
-            dz, total = residual_factors(
-                *(weight, bias, dz_current, hidden, targets),
-                coefficient=coefficient,
-                scalars=scalars,
-            )
+    passes = _passes(width, earlier)
+    processors = processors or _multiprocessors(weight.device)
+    if passes > 1:
+        numbers = {"coefficient": coefficient, "scalars": scalars}
+        inputs = weight, bias, dz_current, hidden, targets
+        if passes == 2:
+            dz, grad, total = residual_sums(*inputs, **numbers, processors=processors)
         else:
-            dz = torch.where(scalars[-1] == 0, dz_current, 0.0)[None]
-            total = weight.new_zeros((), dtype=torch.float64)
-        grad = hidden_grad(weight, dz)
+            if earlier:
+                dz, total = residual_factors(*inputs, **numbers)
+            else:
+                dz = torch.where(scalars[-1] == 0, dz_current, 0.0)[None]
+                total = weight.new_zeros((), dtype=torch.float64)
+            grad = hidden_grad(weight, dz)
         factored_adam(
             *(weight, exp_avg, exp_avg_sq, dz, hidden, scalars),
             bias=bias,

@@ -1,4 +1,4 @@
-"""The one pass over a head that ends a training step, against float64."""
+"""The passes over a head that end a training step, against float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from hypermask_fast.kernels import _tuning, factored_adam, step_rows
+from hypermask_fast.kernels import _tuning, factored_adam, step_rows, step_rows_products
 from hypermask_fast.reference import output_residuals
 
 COEFFICIENT = 0.25
@@ -26,12 +26,31 @@ def _no_stale_memory() -> Iterator[None]:
 
 
 def kernel_step(
-    head: list[Tensor], dz: Tensor, hidden: Tensor, targets: Tensor, **options: Any
+    head: list[Tensor],
+    dz: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    processors: int | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     return step_rows.step_rows(
         *(*head, dz, hidden, targets),
         coefficient=torch.tensor([COEFFICIENT], device=dz.device),
         scalars=factored_adam.adam_scalars(dz.device, **{**PLAIN, **options}),
+        processors=processors,
+    )
+
+
+def first_of_two(
+    head: list[Tensor], dz: Tensor, hidden: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[dz_0, dz], the hidden gradient and the sum of squares."""
+    return step_rows_products.residual_sums(
+        *(*head[:2], dz, hidden, targets),
+        coefficient=torch.tensor([COEFFICIENT], device=dz.device),
+        scalars=factored_adam.adam_scalars(dz.device, **PLAIN),
+        processors=1,
     )
 
 
@@ -82,8 +101,13 @@ SIZES = [
     pytest.param(70, 25, 4, id="70x25-t4"),
     pytest.param(50, 100, 9, id="50x100-t9"),
     pytest.param(33, 131, 15, id="33x131-t15"),
+    pytest.param(3, 1, 16, id="3x1-t16"),
     pytest.param(33, 100, 16, id="33x100-t16"),
+    pytest.param(65, 49, 17, id="65x49-t17"),
     pytest.param(40, 25, 40, id="40x25-t40"),
+    pytest.param(35, 100, 99, id="35x100-t99"),
+    pytest.param(9, 128, 130, id="9x128-t130"),
+    pytest.param(20, 131, 16, id="20x131-t16"),
     pytest.param(20, 300, 0, id="20x300-t0"),
     pytest.param(20, 300, 3, id="20x300-t3"),
 ]
@@ -119,6 +143,43 @@ def test_programs_take_several_tiles(device: torch.device, config: dict[str, int
         assert_step(head, *make_inputs(head, 2))
 
 
+@pytest.mark.parametrize("config", step_rows_products.CONFIGS, ids=str)
+def test_programs_of_products_take_several_tiles(
+    device: torch.device, config: dict[str, int]
+) -> None:
+    head = make_head(3 * config["BLOCK_N"] + 5, 40, device)
+    dz, hidden, targets = make_inputs(head, 16)
+    with _tuning.forced("step_rows_products", {**config, "PROGRAMS": 2}):
+        found = first_of_two(head, dz, hidden, targets)
+    residuals, exact = (
+        hidden[1:].to(dtype) @ head[0].to(dtype).t() + head[1].to(dtype) - targets.to(dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert torch.equal(found[0][0], dz)
+    assert_as_exact(found[0][1:], COEFFICIENT * residuals, COEFFICIENT * exact)
+    _, plain, _ = plain_step(head, dz, hidden, targets, torch.float32)
+    _, exact, squares = plain_step(head, dz, hidden, targets, torch.float64)
+    assert_as_exact(found[1], plain, exact)
+    assert float(found[2]) == pytest.approx(float(squares), rel=1e-6)
+
+
+@pytest.mark.parametrize("earlier", [3, 17, 70])
+def test_processors_only_change_the_order_of_sums(device: torch.device, earlier: int) -> None:
+    heads = [make_head(150, 20, device)]
+    heads += [[tensor.clone() for tensor in heads[0]] for _ in range(2)]
+    dz, hidden, targets = make_inputs(heads[0], earlier)
+    _, exact, squares = plain_step(heads[0], dz, hidden, targets, torch.float64)
+    results = [
+        kernel_step(head, dz, hidden, targets, processors=processors)
+        for head, processors in zip(heads, (1, 3, 3), strict=True)
+    ]
+    for grad, total in results:
+        assert error(grad, exact) < 1e-6
+        assert float(total) == pytest.approx(float(squares), rel=1e-6)
+    assert all(map(torch.equal, *results[1:]))
+    assert all(map(torch.equal, heads[0], heads[1]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("width", "earlier"),
@@ -126,6 +187,9 @@ def test_programs_take_several_tiles(device: torch.device, config: dict[str, int
         pytest.param(25, 1, id="25-t1"),
         pytest.param(100, 9, id="100-t9"),
         pytest.param(33, 16, id="33-t16"),
+        pytest.param(1, 17, id="1-t17"),
+        pytest.param(100, 99, id="100-t99"),
+        pytest.param(131, 16, id="131-t16"),
         pytest.param(300, 2, id="300-t2"),
     ],
 )
@@ -158,7 +222,7 @@ def test_small_changes_leave_residuals_in_bfloat16(device: torch.device) -> None
     assert float(squares) == pytest.approx(float(residuals.square().sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("earlier", [0, 2, 16])
+@pytest.mark.parametrize("earlier", [0, 2, 16, 70])
 def test_skipped_step_changes_nothing(device: torch.device, earlier: int) -> None:
     """As with a gradient of 0: the hidden gradient is that of the regularizer alone."""
     head = make_head(20, 9, device)
@@ -176,11 +240,18 @@ def test_skipped_step_changes_nothing(device: torch.device, earlier: int) -> Non
     assert float(found) == pytest.approx(float(squares), rel=1e-5)
 
 
-def test_targets_lie_far_apart(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("earlier", "stride"),
+    [
+        pytest.param(2, 2**31 + 16, id="one-pass"),
+        pytest.param(17, 2**27 + 16, id="two-passes"),
+    ],
+)
+def test_targets_lie_far_apart(device: torch.device, earlier: int, stride: int) -> None:
     """More than 2^31 elements, of memory that is never touched between them."""
     head = make_head(5, 4, device)
-    dz, hidden, targets = make_inputs(head, 2)
-    apart = torch.empty_strided((2, 5), (2**31 + 16, 1), device=device).copy_(targets)
+    dz, hidden, targets = make_inputs(head, earlier)
+    apart = torch.empty_strided((earlier, 5), (stride, 1), device=device).copy_(targets)
     near = [tensor.clone() for tensor in head]
     results = kernel_step(head, dz, hidden, apart), kernel_step(near, dz, hidden, targets)
     assert all(map(torch.equal, *results))

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.launches import Launch, Run, floats
 from benchmarks.launches.factored_adam import tenth_step
+from hypermask_fast.kernels import step_rows_products
 from hypermask_fast.kernels.step_rows import CONFIGS, earlier_logits, step_rows
 
 # The device knows its own; where there is none, those of an H100.
@@ -47,4 +48,15 @@ _MAKES = {
     "split-4": partial(_step, 477_010, 25, 4),
     "wide-9": partial(_step, 500_000, 256, 9),
 }
-LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()}
+_PRODUCTS = {
+    "permuted-16": partial(_step, 2_036_010, 100, 16),
+    "permuted-99": partial(_step, 2_036_010, 100, 99),
+    "permuted-99-bf16": partial(_step, 2_036_010, 100, 99, torch.bfloat16),
+    "permuted-99-targets": partial(_logits, 2_036_010, 100, 99),
+    "split-40": partial(_step, 477_010, 25, 40),
+    "wide-127": partial(_step, 500_000, 128, 127),
+}
+LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()} | {
+    name: Launch(make, "step_rows_products", step_rows_products.CONFIGS)
+    for name, make in _PRODUCTS.items()
+}
