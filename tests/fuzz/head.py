@@ -15,6 +15,7 @@ from hypermask_fast.kernels import (
     mask_logits,
     mask_logits_histogram,
     step_rows,
+    step_rows_products,
 )
 from tests.fuzz.case import (
     BRAIN,
@@ -221,9 +222,9 @@ def step_gradients(
 def fuzz_step_rows(case: Case) -> None:
     rows, earlier = (
         case.size("rows", 131, empty=0.03),
-        case.one("earlier", (0, 1, 2, 5, 15, 16, 33)),
+        case.one("earlier", (0, 1, 2, 5, 15, 16, 33, 70)),
     )
-    width = case.size("width", 300) if earlier < 3 else case.size("width", 67)
+    width = case.size("width", 300 if earlier < 3 else 140)
     dtype = case.one("moments", (FLOAT, FLOAT, BRAIN))
     head, bias = (
         some_state(case, n, rows, *s, dtype=dtype) for n, s in (("A", (width,)), ("b", ()))
@@ -243,6 +244,7 @@ def fuzz_step_rows(case: Case) -> None:
         dz[:1] = torch.nan
     configs = adam_configs() | head_configs("") | head_configs("grad")
     configs["step_rows"] = step_rows.CONFIGS
+    configs["step_rows_products"] = step_rows_products.CONFIGS
     with any_config(case, configs):
         if unchanged:
             targets = step_rows.earlier_logits(
