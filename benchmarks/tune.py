@@ -76,7 +76,9 @@ def find_launches(only: str | None = None) -> dict[str, Launch]:
     last: dict[str, Launch] = {}
     for stem in stems if only is None else [only]:
         module = importlib.import_module(f"benchmarks.launches.{stem}")
-        for found, group in ((module.LAUNCHES, first), (getattr(module, "GRID", {}), last)):
+        routes = {f"route-{name}": launch for name, launch in getattr(module, "ROUTES", {}).items()}
+        grid = getattr(module, "GRID", {})
+        for found, group in ((module.LAUNCHES, first), (routes, first), (grid, last)):
             group |= {f"{stem}/{name}": launch for name, launch in found.items()}
     launches = first | last
     compared = {launch.kernel for launch in launches.values() if launch.alternative}

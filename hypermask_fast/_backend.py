@@ -74,11 +74,26 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
     return None
 
 
-def uses_kernels(op: str, tensor: Tensor, name: str | None = None) -> bool:
+def _was_slower(op: str, tensor: Tensor, sizes: dict[str, int]) -> bool:
+    # Compiled code cannot look it up.
+    if not sizes or torch.compiler.is_compiling():
+        return False
+    from hypermask_fast.kernels import _tuning
+
+    return _tuning.was_slower(op, tensor.device, **sizes)
+
+
+def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
     """Return whether a kernel is to run ``op``, wherever one can; a forced one that cannot raises.
 
-    For operations whose kernel is the way to do them on CUDA. Those with a faster or slower
-    alternative ask :func:`resolve`.
+    For operations whose kernel is the way to do them on CUDA, unless it was measured to be slower.
+    Those that need to be measured first ask :func:`resolve`.
+
+    Args:
+        op: Name of the operation.
+        tensor: Its input.
+        name: The backend asked for, or None.
+        **sizes: By which "auto" looks up what was measured. Default: it does not.
 
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
@@ -90,6 +105,8 @@ def uses_kernels(op: str, tensor: Tensor, name: str | None = None) -> bool:
     why = _why_no_kernel(op, tensor)
     if why is not None and wanted == "triton":
         raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
+    if why is None and _was_slower(op, tensor, sizes) and wanted == "auto":
+        why = "it was measured to be slower than PyTorch here"
     note(f"{op}: Triton kernel" if why is None else f"{op}: no kernel, for {why}")
     return why is None
 

@@ -128,7 +128,7 @@ def mask_threshold(
             raise ValueError(f"sparsity has shape {tuple(sparsity.shape)}; give a 0-d tensor")
     elif not 0 <= sparsity <= 100:
         raise ValueError(f"sparsity is {sparsity}; give a percentage in [0, 100]")
-    with_kernel = uses_kernels("mask_threshold", logits, backend)
+    with_kernel = uses_kernels("mask_threshold", logits, backend, entries=logits.numel())
     if not isinstance(sparsity, Tensor) and sparsity == 0:
         return None
     if not with_kernel or not logits.numel():

@@ -48,7 +48,8 @@ Targets = Tensor | SampledTargets | FrozenHead
 
 
 def _takes_kernels(weight: Tensor) -> bool:
-    return weight.is_cuda and uses_kernels("head", weight)
+    rows, width = weight.shape
+    return weight.is_cuda and uses_kernels("head", weight, rows=rows, width=width)
 
 
 def _native(

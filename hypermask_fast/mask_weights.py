@@ -273,7 +273,7 @@ def mask_weights(
     sizes = [w.numel() for w in weights]
     function: type[torch.autograd.Function]
     position: Any
-    if uses_kernels("mask_weights", logits):
+    if uses_kernels("mask_weights", logits, entries=logits.numel(), tensors=len(sizes)):
         function = _KernelMaskWeights
         position = _on_device(sparsity, logits.device)
     elif _runs_native(logits, weights, sparsity):

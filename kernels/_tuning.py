@@ -93,6 +93,19 @@ def beats_alternative(passes: Mapping[str, Mapping[str, int]], device: torch.dev
     return saved > 0
 
 
+def was_slower(route: str, device: torch.device, **sizes: int) -> bool:
+    """Return whether a way over kernels was measured to be slower than the one without them.
+
+    Args:
+        route: Name in the table.
+        device, **sizes: As in :func:`measured`.
+    """
+    if _recorded is not None:
+        _recorded.append((route, sizes))
+    entry = measured(route, device, **sizes)
+    return entry is not None and entry["alternative_ms"] < entry["ms"]
+
+
 def choose(kernel: str, configs: Sequence[Config], device: torch.device, **sizes: int) -> Config:
     """Return the configuration to launch a kernel with.
 
@@ -111,7 +124,7 @@ def choose(kernel: str, configs: Sequence[Config], device: torch.device, **sizes
 
 @contextmanager
 def recording() -> Iterator[list[tuple[str, dict[str, int]]]]:
-    """Collect the kernels that :func:`choose` is asked for inside a ``with`` block, with sizes."""
+    """Collect what is looked up inside a ``with`` block: kernels and routes, with their sizes."""
     global _recorded
     before, _recorded = _recorded, []
     try:

@@ -51,7 +51,7 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
         for tensor in tensors_in((args, options)):
             assert tensor.is_meta, f"{kernel.__name__} takes a tensor of the host"
 
-    def uses_kernels(op: str, tensor: Tensor, name: str | None = None) -> bool:
+    def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
         return tensor.dtype == torch.float32
 
     patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)

@@ -19,7 +19,7 @@ ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "decoup
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send what goes to the kernels on CUDA there."""
 
-    def uses(op: str, tensor: Tensor, name: str | None = None) -> bool:
+    def uses(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
         return _backend.requested(name) != "reference" and tensor.dtype == torch.float32
 
     monkeypatch.setattr(head_ops, "_takes_kernels", lambda weight: uses("head", weight))

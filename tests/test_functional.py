@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hypermask_fast as hmf
-from hypermask_fast import _backend, functional, reference
+from hypermask_fast import _backend, functional, head_ops, reference
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.kernels import _tuning
 
 VARIABLE = "HYPERMASK_FAST_BACKEND"
 
@@ -225,6 +227,32 @@ class TestBackend:
         with FakeTensorMode():
             x = torch.empty(2, 3, device="cuda")
             assert _backend.resolve("masked_linear", x, name, lambda: measured) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "alternative_ms", "expected"),
+        [
+            pytest.param("auto", None, True, id="not-measured"),
+            pytest.param("auto", 1.1, True, id="faster"),
+            pytest.param("auto", 0.9, False, id="slower"),
+            pytest.param("triton", 0.9, True, id="slower-but-forced"),
+        ],
+    )
+    def test_auto_leaves_a_kernel_that_was_measured_to_be_slower(
+        self,
+        name: str,
+        alternative_ms: float | None,
+        expected: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def measured(kernel: str, device: torch.device, **sizes: int) -> dict[str, Any] | None:
+            assert (kernel, sizes) == ("head", {"rows": 2, "width": 3})
+            return None if alternative_ms is None else {"ms": 1.0, "alternative_ms": alternative_ms}
+
+        monkeypatch.setattr(_tuning, "measured", measured)
+        with FakeTensorMode():
+            weight = torch.empty(2, 3, device="cuda")
+            with functional.backend(name):
+                assert head_ops._takes_kernels(weight) is expected
 
     @pytest.mark.parametrize(
         ("op", "dtype", "triton", "why"),

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.ahead import run_ahead
-from benchmarks.launches import Launch
+from benchmarks.launches import Launch, mask_weights, route, select
 from benchmarks.timing import Run, Timer, count_sets, median_ms
 from benchmarks.tune import Answer, _Bench, find_launches, merged, tune_launches
 from benchmarks.tune_worker import tune_launch
+from hypermask_fast import _backend
 from hypermask_fast.kernels import _tuning
 
 _CONFIGS = ({"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3})
@@ -182,6 +184,38 @@ def test_tuning_stops_when_its_time_is_over(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "sizes"),
+    [
+        (partial(select._one, 50), "mask_threshold", {"entries": 50}),
+        (
+            partial(mask_weights._whole, ((4, 5), (3,))),
+            "mask_weights",
+            {"entries": 23, "tensors": 2},
+        ),
+    ],
+)
+def test_a_route_is_compared_with_the_way_without_kernels(
+    make: Callable[[], Run], name: str, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_backend, "_why_no_kernel", lambda op, tensor: None)
+    ways: list[str] = []
+
+    def time_runs(runs: Sequence[Run]) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(_backend._chosen, "notes", notes := [])
+            runs[0]()
+        ways.append(notes[0])
+        return float(len(ways))
+
+    entry = _tune(route(name, make), time_runs).entry
+    assert ways == [f"{name}: PyTorch, as backend 'reference' asks", f"{name}: Triton kernel"]
+    expected = {"sizes": sizes, "alternative_ms": 1.0, "config": {"kernels": 1}, "ms": 2.0}
+    assert entry == expected
+    monkeypatch.setattr(_tuning, "measured", lambda *_, **__: entry)
+    assert _tuning.was_slower(name, torch.device("cuda"), **sizes)
+
+
 def test_merged_replaces_the_same_sizes_only() -> None:
     one, other = ({"sizes": {"rows": n}, "ms": 1.0} for n in (4, 2))
     again = {**one, "ms": 0.5}
@@ -191,10 +225,14 @@ def test_merged_replaces_the_same_sizes_only() -> None:
 
 def test_every_kernel_that_chooses_is_tuned_and_compared_where_a_route_needs_it() -> None:
     launches = find_launches()
-    compared = ("masked_linear", "masked_conv2d")
+    compared, routes = (
+        ("masked_linear", "masked_conv2d"),
+        ("head", "mask_weights", "mask_threshold"),
+    )
     for name, launch in launches.items():
         assert any(launch.configs), name
-        assert bool(launch.alternative) == launch.kernel.startswith(compared), name
+        is_compared = launch.kernel.startswith(compared) or launch.kernel in routes
+        assert bool(launch.alternative) == is_compared, name
     stems = list(dict.fromkeys(name.partition("/")[0] for name in launches))
     assert stems[:2] == ["step_rows", "mask_logits"]
     kernels = {launch.kernel for launch in launches.values()}

@@ -2,17 +2,20 @@
 
 The compile gate compiles them on fake tensors, ``python -m benchmarks tune`` times them. A launch
 makes its tensors on torch's default device (see ``torch.device`` as a context) and returns what
-launches, so that a timer sees nothing else. What only the tuner wants is in ``GRID``.
+launches, so that a timer sees nothing else. What only the tuner wants is in ``GRID``, and in
+``ROUTES`` what "auto" does where there are kernels beside the way without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hypermask_fast import backend
 from hypermask_fast.kernels._tuning import Config
 
 Run = Callable[[], object]
@@ -32,6 +35,26 @@ class Launch(NamedTuple):
     kernel: str
     configs: Sequence[Config]
     alternative: Callable[[], Run] | None = None
+
+
+def route(name: str, make: Callable[[], Run]) -> Launch:
+    """Return a launch that is compared with the same on the reference; there is one way to do it.
+
+    Args:
+        name: In the table.
+        make: As in :class:`Launch`.
+    """
+
+    def on(way: str) -> Run:
+        run = make()
+
+        def launch() -> object:
+            with backend(way):
+                return run()
+
+        return launch
+
+    return Launch(partial(on, "triton"), name, ({"kernels": 1},), partial(on, "reference"))
 
 
 def floats(

@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches import Launch, Run, floats, route
 from hypermask_fast.kernels import mask_weights
+from hypermask_fast.mask_weights import mask_weights as masks_of_all
 
 _WIDE = ((1000, 784), (1000,), (1000, 1000), (1000,), (10, 1000), (10,))
 _MANY = ((16, 16, 3, 3), (16,)) * 30
@@ -29,6 +30,14 @@ def _make(
     return partial(backward, drift_grad=drift)
 
 
+def _whole(shapes: tuple[tuple[int, ...], ...]) -> Run:
+    """Percentiles, masks, products and drift, as a learner has them done."""
+    weights = [floats(*shape) for shape in shapes]
+    z = floats(sum(w.numel() for w in weights))
+    masked = [True] * (len(shapes) - 1) + [False]
+    return partial(masks_of_all, weights, z, 30.0, masked, floats(z.numel()))
+
+
 LAUNCHES = {
     f"{direction}-{name}": Launch(
         partial(_make, direction, shapes, dtype, everything),
@@ -42,4 +51,8 @@ LAUNCHES = {
         ("bfloat16", _WIDE, torch.bfloat16, True),
         ("many", _MANY, torch.float32, True),
     )
+}
+ROUTES = {
+    name: route("mask_weights", partial(_whole, shapes))
+    for name, shapes in (("wide", _WIDE), ("many", _MANY))
 }

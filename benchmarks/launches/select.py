@@ -6,7 +6,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches import Launch, Run, floats, route
+from hypermask_fast.functional import mask_threshold
 from hypermask_fast.kernels import select
 
 
@@ -21,6 +22,11 @@ def _make(sizes: tuple[int, ...], has_histogram: bool) -> Run:
     return partial(select.thresholds, z, sizes, 30.0, masked, histogram)
 
 
+def _one(entries: int) -> Run:
+    """The percentile of one tensor, as a layer has it done."""
+    return partial(mask_threshold, floats(entries), 30.0)
+
+
 _WIDE = (784_000, 1000, 1_000_000, 1000, 10_000, 10)
 _MANY = (2304, 16) * 30
 
@@ -28,4 +34,8 @@ LAUNCHES = {
     "wide": Launch(partial(_make, _WIDE, False), "select", select.CONFIGS),
     "many": Launch(partial(_make, _MANY, False), "select", select.CONFIGS),
     "many-histogram": Launch(partial(_make, _MANY, True), "select", select.CONFIGS),
+}
+ROUTES = {
+    f"one-{entries}": route("mask_threshold", partial(_one, entries))
+    for entries in (2_304, 100_000, 1_000_000, 16_777_216)
 }

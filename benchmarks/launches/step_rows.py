@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches import Launch, Run, floats, route
 from benchmarks.launches.factored_adam import tenth_step
+from hypermask_fast import head_ops
 from hypermask_fast.kernels import step_rows_products
 from hypermask_fast.kernels.step_rows import CONFIGS, earlier_logits, step_rows
 
@@ -38,6 +39,19 @@ def _logits(rows: int, width: int, earlier: int) -> Run:
     return partial(earlier_logits, *head, processors=_PROCESSORS)
 
 
+def _whole(rows: int, width: int, earlier: int) -> Run:
+    """The logits and the step, as a learner has them done."""
+    moments = [floats(rows, width), floats(rows, width, positive=True)]
+    bias_moments = [floats(rows), floats(rows, positive=True)]
+    weight, bias, hidden = floats(rows, width), floats(rows), floats(earlier + 1, width)
+    tensors = [weight, bias, *moments, *bias_moments, floats(rows), hidden]
+    rest: dict[str, Any] = {"coefficient": 1e-6 * floats(), "lr": 1e-3, "step": 10.0}
+    rest |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False}
+    passes: Any = head_ops.step_rows
+    step = partial(passes, *tensors, floats(earlier, rows), **rest)
+    return lambda: (head_ops.logits(weight, bias, hidden[:1]), step())
+
+
 _MAKES = {
     "permuted-0": partial(_step, 2_036_010, 100, 0),
     "permuted-9": partial(_step, 2_036_010, 100, 9),
@@ -59,4 +73,8 @@ _PRODUCTS = {
 LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()} | {
     name: Launch(make, "step_rows_products", step_rows_products.CONFIGS)
     for name, make in _PRODUCTS.items()
+}
+ROUTES = {
+    "permuted": route("head", partial(_whole, 2_036_010, 100, 9)),
+    "split": route("head", partial(_whole, 477_010, 25, 4)),
 }
