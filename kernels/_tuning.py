@@ -4,7 +4,8 @@ A kernel file lists the configurations it ships in ``CONFIGS``, the default firs
 ``python -m benchmarks tune`` measured is in tuned_configs.json: for each device and kernel a list
 of entries ``{"sizes": {...}, "config": {...}, "ms": float, "alternative_ms": float}``, of which the
 one with the nearest sizes is used, by ratio, of those with the same bits and layout. Nothing is
-measured when a kernel runs.
+measured when a kernel runs. Ways over several kernels ("head", "mask_weights", "mask_threshold")
+have entries too, which say whether to take them.
 """
 
 from __future__ import annotations
