@@ -74,9 +74,13 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
     return None
 
 
+def _cannot_look_up() -> bool:
+    """Whether this is compiled code: what was measured is in a file, and holds for eager code."""
+    return torch.compiler.is_compiling()
+
+
 def _was_slower(op: str, tensor: Tensor, sizes: dict[str, int]) -> bool:
-    # Compiled code cannot look it up.
-    if not sizes or torch.compiler.is_compiling():
+    if not sizes or _cannot_look_up():
         return False
     from hypermask_fast.kernels import _tuning
 
@@ -105,6 +109,7 @@ def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int)
     why = _why_no_kernel(op, tensor)
     if why is not None and wanted == "triton":
         raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
+    # Looked up for a forced kernel too: so the tuner learns the sizes.
     if why is None and _was_slower(op, tensor, sizes) and wanted == "auto":
         why = "it was measured to be slower than PyTorch here"
     note(f"{op}: Triton kernel" if why is None else f"{op}: no kernel, for {why}")
@@ -121,13 +126,14 @@ def resolve(
         tensor: Its input.
         name: The backend asked for, or None.
         faster: With "auto", whether the kernel was measured to be faster; by default it was not.
+            Not asked in compiled code.
 
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
     """
     if not uses_kernels(op, tensor, name):
         return "reference"
-    if requested(name) == "triton" or faster():
+    if requested(name) == "triton" or (not _cannot_look_up() and faster()):
         return "triton"
     note(f"{op}: not taken, as it was not measured to be faster than W * mask and PyTorch here")
     return "reference"

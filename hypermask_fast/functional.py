@@ -74,13 +74,10 @@ def check_mask(
 
 
 def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels were measured to be faster than ``W * mask`` and a plain product.
-
-    They were not in compiled code, which cannot look them up either.
-    """
+    """Whether the kernels were measured to be faster than ``W * mask`` and a plain product."""
     from hypermask_fast.kernels import _tuning
 
-    if torch.compiler.is_compiling() or not _tuning.knows(x.device):
+    if not _tuning.knows(x.device):
         return False
     from hypermask_fast.kernels.masked_linear import masked_linear_route
 
@@ -92,7 +89,7 @@ def _conv2d_is_faster(
 ) -> bool:
     from hypermask_fast.kernels import _tuning
 
-    if torch.compiler.is_compiling() or not _tuning.knows(x.device):
+    if not _tuning.knows(x.device):
         return False
     from hypermask_fast.kernels._layouts import in_channels_last
     from hypermask_fast.kernels.masked_conv2d import masked_conv2d_route

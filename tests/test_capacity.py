@@ -64,15 +64,10 @@ def test_a_task_that_is_being_learned_goes_on(in_backward: bool) -> None:
         torch.manual_seed(1)
         for task in range(2):
             learner.train().begin_task(task)
-            optimizer = FactoredAdam(
-                [
-                    {"params": [p for p in learner.parameters() if p is not table]}
-                    for table in [learner.hypernetwork.embeddings]
-                ]
-                + [{"params": [learner.hypernetwork.embeddings], "row_sparse": True}],
-                lr=0.05,
-                step_in_backward=in_backward,
-            )
+            table = learner.hypernetwork.embeddings
+            others = [p for p in learner.parameters() if p is not table]
+            groups = [{"params": others}, {"params": [table], "row_sparse": True}]
+            optimizer = FactoredAdam(groups, lr=0.05, step_in_backward=in_backward)
             for step in range(4):
                 if task == 1 and step == 2:
                     learner.add_task()
