@@ -3,7 +3,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
 TRITONS := 3.6.0 3.7.1 3.9.0
-KERNEL_TESTS := $(wildcard tests/test_*_kernel.py)
+KERNEL_TESTS := $(sort $(shell find tests -name 'test_*_kernel.py'))
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -32,7 +32,7 @@ kernel-compat: $(TRITONS:%=.compat/%/.ready)
 	  echo "Triton $$version"; \
 	  export PYTHONPATH=.compat/$$version; \
 	  $(BIN)/python -m pytest -q $(KERNEL_TESTS) && \
-	  $(BIN)/python tests/compile_gate.py > .compat/$$version/compiled.jsonl || exit 1; \
+	  $(BIN)/python tests/kernels/compile_gate.py > .compat/$$version/compiled.jsonl || exit 1; \
 	done
 
 .compat/%/.ready: $(READY)

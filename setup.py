@@ -13,12 +13,14 @@ setup(
     packages=[
         *find_packages(include=["hypermask_fast*"], exclude=[KERNELS, f"{KERNELS}.*"]),
         KERNELS,
+        *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"hypermask_fast": "hypermask_fast", KERNELS: "kernels"},
     package_data={
-        "hypermask_fast": ["py.typed", "presets/*.toml"],
+        "hypermask_fast": ["py.typed"],
         "hypermask_fast.native": ["*.cpp"],
         "hypermask_fast.scenarios": ["*.npz", "*.txt"],
+        "hypermask_fast.settings.presets": ["*.toml"],
         KERNELS: ["*.json"],
     },
 )

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import SIZES, SUITES
-from benchmarks.engines import VARIANTS
 from benchmarks.gpu import PARTS, run_parts
 from benchmarks.report import render
+from benchmarks.steps.cases import SIZES, SUITES
+from benchmarks.steps.engines import VARIANTS
 from benchmarks.suite import run_suite
-from benchmarks.tune import TABLE, tune
+from benchmarks.tuning.tune import TABLE, tune
 from hypermask_fast.errors import ConfigError
 
 

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from benchmarks.ahead import log
-from benchmarks.tune import TABLE
+from benchmarks.harness.ahead import log
+from benchmarks.tuning.tune import TABLE
 from hypermask_fast.errors import ConfigError, nearest
 
 _ROOT = Path(__file__).parents[1]
 _RECORDED = Path(__file__).with_name("results") / "gpu.json"
 _TAIL = 12
 _PYTEST = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider")
-_SAME = ("tests/test_benchmarks.py", "-k", "compute_the_same")
+_SAME = ("tests/benchmarks/test_benchmarks.py", "-k", "compute_the_same")
 # Memory that the allocator does not keep, so that each tensor has bounds that are watched; there
 # are no graphs then.
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 def _kernel_tests(*options: str, graphs: bool = True) -> list[list[str]]:
     """Return a command for each file of kernels' tests: a fault in one leaves the others alive."""
     some = [] if graphs else ["-k", "not graph and not captured"]
-    files = sorted(Path("tests", path.name) for path in (_ROOT / "tests").glob("test_*_kernel.py"))
+    files = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("tests/**/test_*_kernel.py"))
     commands = [[*_PYTEST, *options, str(file), *some] for file in files]
     return [*commands, [*_PYTEST, *options, *_SAME]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.cases import find_cases
-from benchmarks.kernel_cases import find_kernel_cases
+from benchmarks.kernels.case import find_kernel_cases
+from benchmarks.steps.cases import find_cases
 
 ERROR_FACTOR = 2.0
 """How much larger than the published, or eager, error a right one may be."""
@@ -189,8 +189,8 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     kernels, prints no speed-up.
 
     Args:
-        rows: As :func:`benchmarks.runner.run_steps` and
-            :meth:`benchmarks.kernel_runner.KernelBench.run_case` make them, with machine, versions
+        rows: As :func:`benchmarks.steps.runner.run_steps` and
+            :meth:`benchmarks.kernels.runner.KernelBench.run_case` make them, with machine, versions
             and commit; or of a case that was not measured, with the reason as ``skipped``.
     """
     everything, rows = rows, [row for row in rows if "skipped" not in row]

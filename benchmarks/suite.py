@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import hypnettorch
-from benchmarks.ahead import in_a_line, log
-from benchmarks.cases import Case, find_cases
-from benchmarks.engines import VARIANTS
-from benchmarks.files import write_json
-from benchmarks.kernel_cases import KernelCase, find_kernel_cases
-from benchmarks.kernel_runner import KernelBench, compile_ahead
-from benchmarks.machine import environment
-from benchmarks.runner import run_steps
-from benchmarks.sizes import batches, room_of, start_seconds
+from benchmarks.harness.ahead import in_a_line, log
+from benchmarks.harness.files import write_json
+from benchmarks.harness.machine import environment
+from benchmarks.kernels.case import KernelCase, find_kernel_cases
+from benchmarks.kernels.runner import KernelBench, compile_ahead
+from benchmarks.steps import hypnettorch
+from benchmarks.steps.cases import Case, find_cases
+from benchmarks.steps.engines import VARIANTS
+from benchmarks.steps.runner import run_steps
+from benchmarks.steps.sizes import batches, room_of, start_seconds
 from hypermask_fast.errors import ConfigError
 
 _MINUTES = 7.5

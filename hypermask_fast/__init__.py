@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
-    from hypermask_fast._backend import backend, explain
-    from hypermask_fast.conversion import export_subnet, unconvert
-    from hypermask_fast.distributed import DistributedDataParallel
-    from hypermask_fast.hypernetwork import ChunkedHypernetwork, Hypernetwork
-    from hypermask_fast.layers import MaskedConv2d, MaskedLinear
-    from hypermask_fast.methods.hypermask import HyperMask
-    from hypermask_fast.optim import FactoredAdam
-    from hypermask_fast.training.plan import plan
+    from hypermask_fast.backends.choice import backend, explain
+    from hypermask_fast.conversion.convert import export_subnet, unconvert
+    from hypermask_fast.hypernetworks.full import ChunkedHypernetwork, Hypernetwork
+    from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
+    from hypermask_fast.methods.hypermask.learner import HyperMask
+    from hypermask_fast.optim.factored_adam import FactoredAdam
+    from hypermask_fast.planning.plan import plan
+    from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -44,19 +44,19 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "ChunkedHypernetwork": "hypernetwork",
-    "DistributedDataParallel": "distributed",
-    "FactoredAdam": "optim",
-    "HyperMask": "methods.hypermask",
-    "Hypernetwork": "hypernetwork",
-    "MaskedConv2d": "layers",
-    "MaskedLinear": "layers",
+    "ChunkedHypernetwork": "hypernetworks.full",
+    "DistributedDataParallel": "training.distributed",
+    "FactoredAdam": "optim.factored_adam",
+    "HyperMask": "methods.hypermask.learner",
+    "Hypernetwork": "hypernetworks.full",
+    "MaskedConv2d": "layers.masked",
+    "MaskedLinear": "layers.masked",
     "Trainer": "training.trainer",
-    "backend": "_backend",
-    "explain": "_backend",
-    "export_subnet": "conversion",
-    "plan": "training.plan",
-    "unconvert": "conversion",
+    "backend": "backends.choice",
+    "explain": "backends.choice",
+    "export_subnet": "conversion.convert",
+    "plan": "planning.plan",
+    "unconvert": "conversion.convert",
 }
 _SUBMODULES = frozenset({"functional", "networks", "reference", "scenarios"})
 

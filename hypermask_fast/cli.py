@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hypermask_fast.errors import ConfigError, HypermaskError
-from hypermask_fast.training import config as run_config
+from hypermask_fast.settings import config as run_config
 
 _DEFAULT_PRESET = "split-digits"
 
@@ -84,7 +84,7 @@ def _config(options: argparse.Namespace) -> run_config.RunConfig:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from hypermask_fast.training import run
+    from hypermask_fast.runs import run
 
     config, memory = _config(options), _memory_bytes(options)
     name = config.preset or config.scenario
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
 def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int, memory: int | None) -> int:
     import numpy as np
 
-    from hypermask_fast.training import metrics, run
+    from hypermask_fast.runs import metrics, run
 
     summaries = []
     for seed in range(config.seed, config.seed + seeds):
@@ -115,7 +115,7 @@ def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int, memory: in
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from hypermask_fast.training.plan import plan
+    from hypermask_fast.planning.plan import plan
 
     found = plan(_config(options), memory=_memory_bytes(options))
     print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
@@ -124,14 +124,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from hypermask_fast.training import run
+    from hypermask_fast.runs import run
 
     _show(run.resume(options.run, memory=_memory_bytes(options)))
     return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from hypermask_fast.training import run
+    from hypermask_fast.runs import run
 
     trainer = run.load(options.run, device=options.device, data_dir=options.data_dir)
     accuracies = [trainer.evaluate(task) for task in trainer.learner.learned]
@@ -153,8 +153,8 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _show(result: object) -> None:
-    from hypermask_fast.training.report import format_matrix
-    from hypermask_fast.training.run import RunResult
+    from hypermask_fast.runs.report import format_matrix
+    from hypermask_fast.runs.run import RunResult
 
     assert isinstance(result, RunResult)
     print(format_matrix(result.accuracy, result.task_names))

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 import hypermask_fast
-from hypermask_fast import _backend, compiled, native, reference
+from hypermask_fast import reference
+from hypermask_fast.backends import choice, compiled
+from hypermask_fast.native import library as native
 from hypermask_fast.training import graph
 
 
@@ -30,7 +32,7 @@ def _kernels() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device, so no kernels"
     probe = torch.empty(0, device="cuda")
-    return "Triton kernels on CUDA" if _backend.uses_kernels("head", probe) else "PyTorch on CUDA"
+    return "Triton kernels on CUDA" if choice.uses_kernels("head", probe) else "PyTorch on CUDA"
 
 
 def _facts() -> list[tuple[str, str]]:
@@ -53,7 +55,7 @@ def _facts() -> list[tuple[str, str]]:
     facts.append(("CUDA graph", graph.trial()))
     facts.append(("torch.compile", compiled.trial()))
     facts.append(("head passes", native.status()))
-    wanted = _backend.requested()
+    wanted = choice.requested()
     facts.append(("backend", f"{wanted}: {_kernels()}"))
     return facts
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast._backend import backend, resolve, uses_kernels
+from hypermask_fast.backends.choice import backend, resolve, uses_kernels
 from hypermask_fast.reference import Size2
 
 __all__ = ["backend", "mask_threshold", "masked_conv2d", "masked_linear", "semi_binary_mask"]
@@ -75,11 +75,11 @@ def check_mask(
 
 def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels were measured to be faster than ``W * mask`` and a plain product."""
-    from hypermask_fast.kernels import _tuning
+    from hypermask_fast.kernels import tuning
 
-    if not _tuning.knows(x.device):
+    if not tuning.knows(x.device):
         return False
-    from hypermask_fast.kernels.masked_linear import masked_linear_route
+    from hypermask_fast.kernels.layers.linear import masked_linear_route
 
     return masked_linear_route(x.shape, weight.shape, x.dtype, x.device) == "fused"
 
@@ -87,12 +87,12 @@ def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
 def _conv2d_is_faster(
     x: Tensor, weight: Tensor, geometry: tuple[Size2, Size2 | str, Size2, int]
 ) -> bool:
-    from hypermask_fast.kernels import _tuning
+    from hypermask_fast.kernels import tuning
 
-    if not _tuning.knows(x.device):
+    if not tuning.knows(x.device):
         return False
-    from hypermask_fast.kernels._layouts import in_channels_last
-    from hypermask_fast.kernels.masked_conv2d import masked_conv2d_route
+    from hypermask_fast.kernels.layers.conv2d import masked_conv2d_route
+    from hypermask_fast.kernels.layouts import in_channels_last
 
     shape, last = (x if x.dim() == 4 else x[None]).shape, x.dim() == 4 and in_channels_last(x)
     route = masked_conv2d_route(shape, weight.shape, *geometry, x.dtype, x.device, last)
@@ -177,7 +177,7 @@ def masked_linear(
     check_mask(weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
     args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
     if resolve("masked_linear", x, backend, lambda: _linear_is_faster(x, weight)) == "triton":
-        from hypermask_fast import masked_layers
+        from hypermask_fast.layers import fused as masked_layers
 
         return masked_layers.masked_linear(*args)
     return reference.masked_linear(*args)
@@ -211,7 +211,7 @@ def masked_conv2d(
         return _conv2d_is_faster(x, weight, geometry)
 
     if resolve("masked_conv2d", x, backend, faster) == "triton":
-        from hypermask_fast import masked_layers
+        from hypermask_fast.layers import fused as masked_layers
 
         return masked_layers.masked_conv2d(*args, *geometry)
     return reference.masked_conv2d(*args, *geometry)

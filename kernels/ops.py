@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.kernels import _plain
-from hypermask_fast.kernels._layouts import format_of, in_channels_last
+from hypermask_fast.kernels import plain
+from hypermask_fast.kernels.layouts import format_of, in_channels_last
 
 _LIBRARY = torch.library.Library("hypermask_fast", "DEF")
 
@@ -51,31 +51,31 @@ def _no_logits(grads: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
 
 
 def _linear_kernel(*args: Any) -> Tensor:
-    from hypermask_fast.kernels.masked_linear import masked_linear_forward
+    from hypermask_fast.kernels.layers.linear import masked_linear_forward
 
     return masked_linear_forward(*args)
 
 
 def _linear_input_kernel(*args: Any) -> Tensor:
-    from hypermask_fast.kernels.masked_linear import masked_linear_backward_input
+    from hypermask_fast.kernels.layers.linear import masked_linear_backward_input
 
     return masked_linear_backward_input(*args)
 
 
 def _linear_weight_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from hypermask_fast.kernels.masked_linear_backward import masked_linear_backward_weight
+    from hypermask_fast.kernels.layers.linear_backward import masked_linear_backward_weight
 
     return masked_linear_backward_weight(*args)
 
 
 def _linear_bias_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from hypermask_fast.kernels.masked_linear_backward import masked_linear_backward_bias
+    from hypermask_fast.kernels.layers.linear_backward import masked_linear_backward_bias
 
     return _no_logits(masked_linear_backward_bias(*args))
 
 
 def _conv2d_kernel(*args: Any) -> Tensor:
-    from hypermask_fast.kernels.masked_conv2d import masked_conv2d_forward
+    from hypermask_fast.kernels.layers.conv2d import masked_conv2d_forward
 
     return masked_conv2d_forward(*args)
 
@@ -91,26 +91,26 @@ def _conv2d_input_kernel(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    from hypermask_fast.kernels.masked_conv2d import masked_conv2d_backward_input
+    from hypermask_fast.kernels.layers.conv2d import masked_conv2d_backward_input
 
     geometry = (stride, padding, dilation, groups, in_channels_last(x))
     return masked_conv2d_backward_input(grad, weight, logits, threshold, x.shape, *geometry)
 
 
 def _conv2d_weight_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from hypermask_fast.kernels.masked_conv2d_backward import masked_conv2d_backward_weight
+    from hypermask_fast.kernels.layers.conv2d_backward import masked_conv2d_backward_weight
 
     return masked_conv2d_backward_weight(*args)
 
 
 def _conv2d_bias_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    from hypermask_fast.kernels.masked_conv2d_backward import masked_conv2d_backward_bias
+    from hypermask_fast.kernels.layers.conv2d_backward import masked_conv2d_backward_bias
 
     return _no_logits(masked_conv2d_backward_bias(*args))
 
 
 def _hidden_grad_kernel(weight: Tensor, dz: Tensor) -> Tensor:
-    from hypermask_fast.kernels.mask_logits import hidden_grad
+    from hypermask_fast.kernels.head.logits import hidden_grad
 
     return hidden_grad(weight, dz)
 
@@ -118,7 +118,7 @@ def _hidden_grad_kernel(weight: Tensor, dz: Tensor) -> Tensor:
 def _thresholds_kernel(
     logits: Tensor, sizes: Sequence[int], sparsity: Tensor, masked: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    from hypermask_fast.kernels.select import thresholds
+    from hypermask_fast.kernels.masks.select import thresholds
 
     found = thresholds(logits, sizes, sparsity, masked)
     if found is None:
@@ -129,14 +129,14 @@ def _thresholds_kernel(
 def _mask_weights_kernel(
     weights: Sequence[Tensor], logits: Tensor, *args: Any
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    from hypermask_fast.kernels.mask_weights import forward
+    from hypermask_fast.kernels.masks.weights import forward
 
     products, masks, drift = forward(weights, logits, *args)
     return [p for p in products if p is not None], masks, drift
 
 
 def _mask_weights_backward_kernel(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    from hypermask_fast.kernels.mask_weights import backward
+    from hypermask_fast.kernels.masks.weights import backward
 
     return backward(*args)
 
@@ -174,63 +174,63 @@ def _conv2d_input_fake(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 masked_linear = _operator(
     f"masked_linear({_LAYER}) -> Tensor",
-    _plain.masked_linear,
+    plain.masked_linear,
     _linear_kernel,
     lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight.shape[0]),
 )
 masked_linear_input = _operator(
     f"masked_linear_input(Tensor grad, Tensor weight, {_MASK}) -> Tensor",
-    _plain.masked_linear_input,
+    plain.masked_linear_input,
     _linear_input_kernel,
     lambda grad, weight, *_: grad.new_empty(*grad.shape[:-1], weight.shape[1]),
 )
 masked_linear_weight = _operator(
     f"masked_linear_weight(Tensor grad, Tensor x, Tensor weight, {_MASK}) -> (Tensor, Tensor)",
-    _plain.masked_linear_weight,
+    plain.masked_linear_weight,
     _linear_weight_kernel,
     _new_like_weight,
 )
 masked_linear_bias = _operator(
     f"masked_linear_bias({_BIAS}) -> (Tensor, Tensor)",
-    _plain.masked_linear_bias,
+    plain.masked_linear_bias,
     _linear_bias_kernel,
     _like_bias,
 )
 masked_conv2d = _operator(
     f"masked_conv2d({_LAYER}, {_GEOMETRY}) -> Tensor",
-    _plain.masked_conv2d,
+    plain.masked_conv2d,
     _conv2d_kernel,
     _conv2d_fake,
 )
 masked_conv2d_input = _operator(
     f"masked_conv2d_input(Tensor grad, Tensor x, Tensor weight, {_MASK}, {_GEOMETRY}) -> Tensor",
-    _plain.masked_conv2d_input,
+    plain.masked_conv2d_input,
     _conv2d_input_kernel,
     _conv2d_input_fake,
 )
 masked_conv2d_weight = _operator(
     f"masked_conv2d_weight(Tensor grad, Tensor x, Tensor weight, {_MASK}, {_GEOMETRY}) "
     "-> (Tensor, Tensor)",
-    _plain.masked_conv2d_weight,
+    plain.masked_conv2d_weight,
     _conv2d_weight_kernel,
     _with_strides_of_weight,
 )
 masked_conv2d_bias = _operator(
     f"masked_conv2d_bias({_BIAS}) -> (Tensor, Tensor)",
-    _plain.masked_conv2d_bias,
+    plain.masked_conv2d_bias,
     _conv2d_bias_kernel,
     _like_bias,
 )
 hidden_grad = _operator(
     "hidden_grad(Tensor weight, Tensor dz) -> Tensor",
-    _plain.hidden_grad,
+    plain.hidden_grad,
     _hidden_grad_kernel,
     lambda weight, dz: dz.new_empty(dz.shape[0], weight.shape[1]),
 )
 mask_thresholds = _operator(
     "mask_thresholds(Tensor logits, int[] sizes, Tensor sparsity, bool[] masked) "
     "-> (Tensor, Tensor)",
-    _plain.mask_thresholds,
+    plain.mask_thresholds,
     _thresholds_kernel,
     lambda logits, sizes, sparsity, masked: (
         logits.new_empty(len(sizes)),
@@ -240,7 +240,7 @@ mask_thresholds = _operator(
 mask_weights = _operator(
     "mask_weights(Tensor[] weights, Tensor logits, Tensor? thresholds, bool[] masked, "
     "Tensor? previous, bool masked_drift) -> (Tensor[], Tensor, Tensor)",
-    _plain.mask_weights,
+    plain.mask_weights,
     _mask_weights_kernel,
     lambda weights, logits, thresholds, masked, *_: (
         [w.new_empty(w.shape) for w, is_masked in zip(weights, masked, strict=True) if is_masked],
@@ -251,7 +251,7 @@ mask_weights = _operator(
 mask_weights_backward = _operator(
     "mask_weights_backward(Tensor[] weights, Tensor logits, Tensor? thresholds, Tensor?[] grads, "
     "Tensor? previous, bool masked_drift, Tensor? drift_grad) -> (Tensor, Tensor[])",
-    _plain.mask_weights_backward,
+    plain.mask_weights_backward,
     _mask_weights_backward_kernel,
     lambda weights, logits, *_: (
         logits.new_empty(logits.shape),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hypermask_fast import cli
-from hypermask_fast.training.config import RunConfig
+from hypermask_fast.settings.config import RunConfig
 
 QUICK = ["--tasks", "2", "--steps", "5", "--mlp-hidden", "8", "--device", "cpu"]
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hypermask_fast as hmf
-from hypermask_fast import _backend, functional, head_ops, reference
+from hypermask_fast import functional, reference
+from hypermask_fast.backends import choice
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.kernels import _tuning
+from hypermask_fast.head import passes
+from hypermask_fast.kernels import tuning
 
 VARIABLE = "HYPERMASK_FAST_BACKEND"
 
@@ -202,7 +204,7 @@ class TestBackend:
         self, op: str, call: Callable[[str | None], Tensor], name: str | None
     ) -> None:
         assert torch.equal(call(name), call("reference"))
-        assert _backend.resolve(op, W, name, faster=lambda: True) == "reference"
+        assert choice.resolve(op, W, name, faster=lambda: True) == "reference"
 
     @each_operation
     def test_forced_kernel_that_cannot_run(
@@ -226,7 +228,7 @@ class TestBackend:
     ) -> None:
         with FakeTensorMode():
             x = torch.empty(2, 3, device="cuda")
-            assert _backend.resolve("masked_linear", x, name, lambda: measured) == expected
+            assert choice.resolve("masked_linear", x, name, lambda: measured) == expected
 
     @pytest.mark.parametrize(
         ("name", "alternative_ms", "expected"),
@@ -248,11 +250,11 @@ class TestBackend:
             assert (kernel, sizes) == ("head", {"rows": 2, "width": 3})
             return None if alternative_ms is None else {"ms": 1.0, "alternative_ms": alternative_ms}
 
-        monkeypatch.setattr(_tuning, "measured", measured)
+        monkeypatch.setattr(tuning, "measured", measured)
         with FakeTensorMode():
             weight = torch.empty(2, 3, device="cuda")
             with functional.backend(name):
-                assert head_ops._takes_kernels(weight) is expected
+                assert passes._takes_kernels(weight) is expected
 
     @pytest.mark.parametrize(
         ("op", "dtype", "triton", "why"),
@@ -276,12 +278,12 @@ class TestBackend:
         why: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(_backend, "_HAS_TRITON", triton)
+        monkeypatch.setattr(choice, "_HAS_TRITON", triton)
         with FakeTensorMode():
             x = torch.empty(2, 3, device="cuda", dtype=dtype)
-            assert not _backend.uses_kernels(op, x, "auto")
+            assert not choice.uses_kernels(op, x, "auto")
             with pytest.raises(ConfigError, match=why):
-                _backend.uses_kernels(op, x, "triton")
+                choice.uses_kernels(op, x, "triton")
 
     @each_operation
     def test_unknown_name(self, op: str, call: Callable[[str | None], Tensor]) -> None:
@@ -305,38 +307,38 @@ class TestBackend:
     def test_argument_before_context_before_environment(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert _backend.requested() == "auto"
+        assert choice.requested() == "auto"
         monkeypatch.setenv(VARIABLE, "")
-        assert _backend.requested() == "auto"
+        assert choice.requested() == "auto"
         monkeypatch.setenv(VARIABLE, "triton")
-        assert _backend.requested() == "triton"
+        assert choice.requested() == "triton"
         with functional.backend("auto"):
-            assert _backend.requested() == "auto"
-            assert _backend.requested("reference") == "reference"
-        assert _backend.requested() == "triton"
+            assert choice.requested() == "auto"
+            assert choice.requested("reference") == "reference"
+        assert choice.requested() == "triton"
 
     def test_contexts_nest_and_end_with_an_exception(self) -> None:
         def fail() -> None:
             with functional.backend("reference"), functional.backend("triton"):
-                assert _backend.requested() == "triton"
+                assert choice.requested() == "triton"
                 functional.semi_binary_mask(W)
 
         with functional.backend("auto"):
             with functional.backend("reference"):
-                assert _backend.requested() == "reference"
-            assert _backend.requested() == "auto"
+                assert choice.requested() == "reference"
+            assert choice.requested() == "auto"
             with pytest.raises(ConfigError):
                 fail()
-            assert _backend.requested() == "auto"
+            assert choice.requested() == "auto"
 
     def test_a_context_acts_in_its_own_thread(self) -> None:
         inside, done = threading.Event(), threading.Event()
         seen: list[str] = []
 
         def other() -> None:
-            seen.append(_backend.requested())
+            seen.append(choice.requested())
             with functional.backend("triton"):
-                seen.append(_backend.requested())
+                seen.append(choice.requested())
                 inside.set()
                 done.wait(10)
 
@@ -344,8 +346,8 @@ class TestBackend:
         with functional.backend("reference"):
             thread.start()
             assert inside.wait(10)
-            assert _backend.requested() == "reference"
-        assert _backend.requested() == "auto"
+            assert choice.requested() == "reference"
+        assert choice.requested() == "auto"
         done.set()
         thread.join(10)
         assert seen == ["auto", "triton"]
@@ -365,5 +367,5 @@ class TestBackend:
         with FakeTensorMode():
             x = torch.empty(2, 3, device="cuda")
             probe = torch.nn.Module()
-            probe.forward = lambda: _backend.resolve("masked_linear", x)
+            probe.forward = lambda: choice.resolve("masked_linear", x)
             assert "not measured to be faster" in hmf.explain(probe)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import backend
-from hypermask_fast.kernels._tuning import Config
+from hypermask_fast.kernels.tuning import Config
 
 Run = Callable[[], object]
 

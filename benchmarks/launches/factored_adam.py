@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.launches import Launch, Run, floats
-from hypermask_fast.kernels.factored_adam import CONFIGS, adam_scalars, factored_adam
+from hypermask_fast.kernels.head.adam import CONFIGS, adam_scalars, factored_adam
 
 _ADAM: dict[str, Any] = {
     **{"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},

@@ -8,15 +8,15 @@ import torch
 
 from benchmarks.launches import Launch, Run, floats
 from benchmarks.launches.factored_adam import tenth_step
-from hypermask_fast.kernels.mask_logits import (
+from hypermask_fast.kernels.head.logits import (
     CONFIGS,
     hidden_grad,
     mask_logits,
     residual_factors,
     target_logits,
 )
-from hypermask_fast.kernels.mask_logits_histogram import CONFIGS as HISTOGRAM_CONFIGS
-from hypermask_fast.kernels.mask_logits_histogram import mask_logits_histogram
+from hypermask_fast.kernels.head.logits_histogram import CONFIGS as HISTOGRAM_CONFIGS
+from hypermask_fast.kernels.head.logits_histogram import mask_logits_histogram
 
 
 def _logits(rows: int, width: int, count: int) -> Run:

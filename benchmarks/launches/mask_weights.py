@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from benchmarks.launches import Launch, Run, floats, route
-from hypermask_fast.kernels import mask_weights
-from hypermask_fast.mask_weights import mask_weights as masks_of_all
+from hypermask_fast.kernels.masks import weights as mask_weights
+from hypermask_fast.masks.weights import mask_weights as masks_of_all
 
 _WIDE = ((1000, 784), (1000,), (1000, 1000), (1000,), (10, 1000), (10,))
 _MANY = ((16, 16, 3, 3), (16,)) * 30

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.launches import Launch, Run, floats
-from hypermask_fast.kernels import mask_weights
-from hypermask_fast.kernels import masked_conv2d_backward as backward
-from hypermask_fast.kernels._conv2d import Geometry, geometry
-from hypermask_fast.kernels.masked_conv2d import (
+from hypermask_fast.kernels.layers import conv2d_backward as backward
+from hypermask_fast.kernels.layers.conv2d import (
     CONFIGS,
     masked_conv2d_backward_input,
     masked_conv2d_forward,
 )
+from hypermask_fast.kernels.layers.conv2d_geometry import Geometry, geometry
+from hypermask_fast.kernels.masks import weights as mask_weights
 
 BATCH = 32
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.launches import Launch, Run, floats
-from hypermask_fast.kernels import mask_weights
-from hypermask_fast.kernels import masked_linear as forward
-from hypermask_fast.kernels import masked_linear_backward as backward
+from hypermask_fast.kernels.layers import linear as forward
+from hypermask_fast.kernels.layers import linear_backward as backward
+from hypermask_fast.kernels.masks import weights as mask_weights
 
 FLOAT, BRAIN = torch.float32, torch.bfloat16
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.launches import Launch, Run, floats, route
 from hypermask_fast.functional import mask_threshold
-from hypermask_fast.kernels import select
+from hypermask_fast.kernels.masks import select
 
 
 def _make(sizes: tuple[int, ...], has_histogram: bool) -> Run:

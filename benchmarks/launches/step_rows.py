@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.launches import Launch, Run, floats, route
 from benchmarks.launches.factored_adam import tenth_step
-from hypermask_fast import head_ops
-from hypermask_fast.kernels import step_rows_products
-from hypermask_fast.kernels.step_rows import CONFIGS, earlier_logits, step_rows
+from hypermask_fast.head import passes
+from hypermask_fast.kernels.head import step_products as step_rows_products
+from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 
 # The device knows its own; where there is none, those of an H100.
 _PROCESSORS = None if torch.cuda.is_available() else 132
@@ -47,9 +47,9 @@ def _whole(rows: int, width: int, earlier: int) -> Run:
     tensors = [weight, bias, *moments, *bias_moments, floats(rows), hidden]
     rest: dict[str, Any] = {"coefficient": 1e-6 * floats(), "lr": 1e-3, "step": 10.0}
     rest |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False}
-    passes: Any = head_ops.step_rows
-    step = partial(passes, *tensors, floats(earlier, rows), **rest)
-    return lambda: (head_ops.logits(weight, bias, hidden[:1]), step())
+    step_rows: Any = passes.step_rows
+    step = partial(step_rows, *tensors, floats(earlier, rows), **rest)
+    return lambda: (passes.logits(weight, bias, hidden[:1]), step())
 
 
 _MAKES = {

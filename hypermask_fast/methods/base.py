@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.compiled import Compiler
-from hypermask_fast.hypernetwork import Hypernetwork
+from hypermask_fast.backends.compiled import Compiler
+from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 

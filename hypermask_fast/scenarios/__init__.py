@@ -17,7 +17,7 @@ from hypermask_fast.scenarios.datasets import (
     load_mnist,
 )
 from hypermask_fast.scenarios.preprocess import Preprocess
-from hypermask_fast.scenarios.presets import (
+from hypermask_fast.scenarios.published import (
     SCENARIO_NAMES,
     make_scenario,
     permuted_digits,

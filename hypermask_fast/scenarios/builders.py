@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hypermask_fast.counter import PERMUTATION, counter_permutation
+from hypermask_fast.counters import PERMUTATION, counter_permutation
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.scenarios.datasets import ImageDataset, ImageSet
 from hypermask_fast.scenarios.preprocess import Preprocess

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, DataError, nearest
-from hypermask_fast.scenarios._torchvision import import_torchvision
 from hypermask_fast.scenarios.files import fetch_missing, read_idx, read_pickle
 from hypermask_fast.scenarios.moving import Movable
+from hypermask_fast.scenarios.vision import import_torchvision
 
 _DIGITS = tuple("0123456789")
 _FASHION = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypermask_fast.counter import AUGMENT, counter_randint
+from hypermask_fast.counters import AUGMENT, counter_randint
 from hypermask_fast.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hypermask_fast.counter import ORDER, counter_permutation
+from hypermask_fast.counters import ORDER, counter_permutation
 
 if TYPE_CHECKING:
     from hypermask_fast.scenarios.scenario import Task

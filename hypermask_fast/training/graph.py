@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.base import Losses
-from hypermask_fast.optim import FactoredAdam
+from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.scenarios import BatchStream
 from hypermask_fast.training.step import TrainingStep
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from hypermask_fast.compiled import Compiler
+from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.methods._checks import check_choice
 from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.methods.checks import check_choice
+from hypermask_fast.runs.checkpoint import check_manifest
 from hypermask_fast.scenarios import BatchStream, Task
-from hypermask_fast.training import _optimizer
-from hypermask_fast.training.checkpoint import check_manifest
+from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
@@ -209,7 +209,7 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
     def _make_optimizer(self) -> None:
-        optimizer = _optimizer.make_optimizer(
+        optimizer = optimizers.make_optimizer(
             self.learner,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -218,7 +218,7 @@ class Trainer:
         self._step_fn = TrainingStep(self.learner, optimizer)
         self._scheduler = None
         if self.schedule == "plateau":
-            self._scheduler = _optimizer.make_plateau(optimizer)
+            self._scheduler = optimizers.make_plateau(optimizer)
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
@@ -293,15 +293,15 @@ class Trainer:
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
         groups: list[dict[str, Any]] = []
         if self._step_fn is not None:
-            of_optimizer, groups = _optimizer.optimizer_state(self._step_fn.optimizer)
+            of_optimizer, groups = optimizers.optimizer_state(self._step_fn.optimizer)
             tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
         state = {
             "manifest": self.learner.manifest(),
             "task": task_state,
             "step": self.step,
             "optimizer": groups,
-            "plateau": _optimizer.plateau_state(self._scheduler),
-            "best_accuracy": _optimizer.finite_or_none(self._best_accuracy),
+            "plateau": optimizers.plateau_state(self._scheduler),
+            "best_accuracy": optimizers.finite_or_none(self._best_accuracy),
             "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
         }
         return tensors, state
@@ -330,14 +330,14 @@ class Trainer:
         if self.learner.current is not None:
             self._make_optimizer()
             assert self._step_fn is not None
-            _optimizer.load_optimizer_state(
+            optimizers.load_optimizer_state(
                 self._step_fn.optimizer, parts["optimizer"], state["optimizer"]
             )
         if self._scheduler is not None:
-            _optimizer.load_plateau_state(self._scheduler, state["plateau"])
+            optimizers.load_plateau_state(self._scheduler, state["plateau"])
         device = self._device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
-        self._best_accuracy = _optimizer.or_minus_infinity(state["best_accuracy"])
+        self._best_accuracy = optimizers.or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]
         self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
         torch.set_rng_state(parts["rng"]["cpu"].cpu())

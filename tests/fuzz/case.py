@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypermask_fast.kernels import _tuning
-from tests.kernel_checks import assert_as_exact, poisoned
+from hypermask_fast.kernels import tuning
+from tests.support.kernel_checks import assert_as_exact, poisoned
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -140,7 +140,7 @@ def any_config(case: Case, kernels: Mapping[str, Sequence[Any]]) -> Iterator[Non
     """Launch the interpreter with one of several configurations, a GPU with its own."""
     with ExitStack() as stack:
         for name, configs in kernels.items() if DEVICE.type == "cpu" else ():
-            stack.enter_context(_tuning.forced(name, case.one(f"{name} has", configs)))
+            stack.enter_context(tuning.forced(name, case.one(f"{name} has", configs)))
         stack.enter_context(poisoned())
         yield
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast.kernels import (
-    _plain,
-    factored_adam,
-    mask_logits,
-    mask_logits_histogram,
-    step_rows,
-    step_rows_products,
-)
+from hypermask_fast.kernels import plain
+from hypermask_fast.kernels.head import adam as factored_adam
+from hypermask_fast.kernels.head import logits as mask_logits
+from hypermask_fast.kernels.head import logits_histogram as mask_logits_histogram
+from hypermask_fast.kernels.head import step as step_rows
+from hypermask_fast.kernels.head import step_products as step_rows_products
 from tests.fuzz.case import (
     BRAIN,
     DEVICE,
@@ -95,7 +93,7 @@ def fuzz_hidden_grad(case: Case) -> None:
     dz = case.normals("dz", count, rows, layouts=GRADIENTS)
     with any_config(case, head_configs("grad")):
         found = mask_logits.hidden_grad(weight, dz)
-    check(_plain.hidden_grad, found, weight=weight, dz=dz)
+    check(plain.hidden_grad, found, weight=weight, dz=dz)
 
 
 def some_options(case: Case) -> dict[str, Any]:

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.kernels import (
-    _plain,
-    masked_conv2d,
-    masked_conv2d_backward,
-    masked_linear,
-    masked_linear_backward,
-)
+from hypermask_fast.kernels import plain
+from hypermask_fast.kernels.layers import conv2d as masked_conv2d
+from hypermask_fast.kernels.layers import conv2d_backward as masked_conv2d_backward
+from hypermask_fast.kernels.layers import linear as masked_linear
+from hypermask_fast.kernels.layers import linear_backward as masked_linear_backward
 from tests.fuzz.case import (
     DEVICE,
     DTYPES,
@@ -27,7 +25,7 @@ from tests.fuzz.case import (
     of_logits,
     of_task,
 )
-from tests.kernel_checks import poisoned
+from tests.support.kernel_checks import poisoned
 
 LINEAR = [c for configs in masked_linear.CONFIGS.values() for c in configs]
 LINEAR += [{"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 2, "SPLIT": 0}] * len(LINEAR)
@@ -54,9 +52,9 @@ def fuzz_linear_forward(case: Case) -> None:
     with any_config(case, {"masked_linear": LINEAR}):
         y = masked_linear.masked_linear_forward(x, **arguments)
     for task in range(tasks):
-        check(_plain.masked_linear, y[task], x=x, **of_task(arguments, task))
+        check(plain.masked_linear, y[task], x=x, **of_task(arguments, task))
     if not tasks:
-        check(_plain.masked_linear, y, x=x, **arguments)
+        check(plain.masked_linear, y, x=x, **arguments)
 
 
 def fuzz_linear_mixed(case: Case) -> None:
@@ -68,7 +66,7 @@ def fuzz_linear_mixed(case: Case) -> None:
     with any_config(case, {"masked_linear": LINEAR}):
         y = masked_linear.masked_linear_mixed(x, ids, **arguments)
     for task in range(tasks):
-        check(_plain.masked_linear, y[ids == task], x=x[ids == task], **of_task(arguments, task))
+        check(plain.masked_linear, y[ids == task], x=x[ids == task], **of_task(arguments, task))
 
 
 def some_gradient(case: Case, x: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -81,7 +79,7 @@ def fuzz_linear_input(case: Case) -> None:
     grad, arguments = some_gradient(case, x, arguments), weight_only(arguments)
     with any_config(case, {"masked_linear_input": LINEAR}):
         found = masked_linear.masked_linear_backward_input(grad, **arguments)
-    check(_plain.masked_linear_input, found, grad=grad, **arguments)
+    check(plain.masked_linear_input, found, grad=grad, **arguments)
 
 
 def fuzz_linear_weight(case: Case) -> None:
@@ -89,7 +87,7 @@ def fuzz_linear_weight(case: Case) -> None:
     grad, arguments = some_gradient(case, x, arguments), weight_only(arguments)
     with any_config(case, {"masked_linear_weight": LINEAR_WEIGHT}):
         found = masked_linear_backward.masked_linear_backward_weight(grad, x, **arguments)
-    check(_plain.masked_linear_weight, found, grad=grad, x=x, **arguments)
+    check(plain.masked_linear_weight, found, grad=grad, x=x, **arguments)
 
 
 def bias_case(case: Case, kernel: Any, plain: Any, *shape: int) -> None:
@@ -107,13 +105,13 @@ def bias_case(case: Case, kernel: Any, plain: Any, *shape: int) -> None:
 def fuzz_linear_bias(case: Case) -> None:
     rows = case.size("rows", 300, empty=0.03) * case.one("times", (1, 1, 3))
     kernel = masked_linear_backward.masked_linear_backward_bias
-    bias_case(case, kernel, _plain.masked_linear_bias, rows, case.size("width", 131, empty=0.03))
+    bias_case(case, kernel, plain.masked_linear_bias, rows, case.size("width", 131, empty=0.03))
 
 
 def fuzz_conv2d_bias(case: Case) -> None:
     shape = [case.size(name, 17, empty=0.03) for name in ("images", "channels", "height", "width")]
     kernel = masked_conv2d_backward.masked_conv2d_backward_bias
-    bias_case(case, kernel, _plain.masked_conv2d_bias, *shape)
+    bias_case(case, kernel, plain.masked_conv2d_bias, *shape)
 
 
 def conv2d_layer(case: Case) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
@@ -158,7 +156,7 @@ def fuzz_conv2d_forward(case: Case) -> None:
     x, arguments, geometry = conv2d_layer(case)
     with any_config(case, {"masked_conv2d": CONV}):
         y = masked_conv2d.masked_conv2d_forward(x, **arguments, **geometry)
-    check(_plain.masked_conv2d, y, x=x, **arguments, **geometry)
+    check(plain.masked_conv2d, y, x=x, **arguments, **geometry)
 
 
 def fuzz_conv2d_input(case: Case) -> None:
@@ -169,7 +167,7 @@ def fuzz_conv2d_input(case: Case) -> None:
         found = masked_conv2d.masked_conv2d_backward_input(
             grad, **arguments, x_shape=x.shape, **geometry, channels_last=last
         )
-    check(_plain.masked_conv2d_input, found, grad=grad, x=x, **arguments, **geometry)
+    check(plain.masked_conv2d_input, found, grad=grad, x=x, **arguments, **geometry)
 
 
 def fuzz_conv2d_weight(case: Case) -> None:
@@ -179,7 +177,7 @@ def fuzz_conv2d_weight(case: Case) -> None:
         found = masked_conv2d_backward.masked_conv2d_backward_weight(
             grad, x, **arguments, **geometry
         )
-    check(_plain.masked_conv2d_weight, found, grad=grad, x=x, **arguments, **geometry)
+    check(plain.masked_conv2d_weight, found, grad=grad, x=x, **arguments, **geometry)
 
 
 KERNELS = {

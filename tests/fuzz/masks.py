@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from hypermask_fast.kernels import _plain, mask_weights, select
+from hypermask_fast.kernels import plain
+from hypermask_fast.kernels.masks import select
+from hypermask_fast.kernels.masks import weights as mask_weights
 from tests.fuzz.case import (
     BRAIN,
     DEVICE,
@@ -133,23 +135,23 @@ def fuzz_mask_weights(case: Case) -> None:
     assert [p is not None for p in products] == masked
     kept = [p for p in products if p is not None]
 
-    def plain(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def changed(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
         def each(tensors: Sequence[Tensor | None]) -> list[Any]:
             return [None if t is None else change(t) for t in tensors]
 
         w, g = each(weights), each(grads)
         z_, q, old, along = each((z, thresholds, previous, drift_grad))
-        forward = _plain.mask_weights(w, z_, q, masked, old, masked_drift)
-        backward = _plain.mask_weights_backward(w, z_, q, g, old, masked_drift, along)
+        forward = plain.mask_weights(w, z_, q, masked, old, masked_drift)
+        backward = plain.mask_weights_backward(w, z_, q, g, old, masked_drift, along)
         return [*forward[0], *forward[1:], backward[0], *backward[1]]
 
-    exact = plain(Tensor.double)
+    exact = changed(Tensor.double)
     largest = max(
         float(t.double().abs().max()) for t in (*weights, *(g for g in grads if g is not None))
     )
     largest += 0 if previous is None else float(previous.double().abs().max())
     for mine, theirs, right in zip(
-        [*kept, masks, drift, dz, *dweights], plain(Tensor.clone), exact, strict=True
+        [*kept, masks, drift, dz, *dweights], changed(Tensor.clone), exact, strict=True
     ):
         # dz may cancel: it is a sum of two products.
         judge(mine, theirs, right, torch.full((1,), largest**2) if mine is dz else right.abs())

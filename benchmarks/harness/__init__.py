@@ -1,0 +1,1 @@
+"""Processes, clocks and files: what every benchmark needs."""

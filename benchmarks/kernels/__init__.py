@@ -1,0 +1,1 @@
+"""Kernels by themselves beside what they replace."""

@@ -1,0 +1,222 @@
+"""Kernel cases of the head of Permuted MNIST, and of the masks of three networks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.kernels.case import KernelCase, Output, Problem
+from benchmarks.launches import floats
+from benchmarks.steps.cases import find_cases
+from hypermask_fast import backend
+from hypermask_fast.head import passes
+from hypermask_fast.masks.weights import mask_weights
+
+_LR, _BETA1, _BETA2, _EPS, _STEP = 1e-3, 0.9, 0.999, 1e-8, 10
+_COEFFICIENT = 1e-3
+
+
+class _Head:
+    """A head within a step after t others, whose logits are near their targets."""
+
+    def __init__(self, rows: int, width: int, earlier: int) -> None:
+        self.weight, self.bias = floats(rows, width), floats(rows)
+        self.hidden, self.dz = floats(earlier + 1, width), floats(rows)
+        self.targets = torch.addmm(self.bias, self.hidden[1:], self.weight.t())
+        self.targets += 0.1 * floats(earlier, rows)
+        self.coefficient = torch.full((), _COEFFICIENT)
+        self.moments = (0.1 * floats(rows, width), floats(rows, width, positive=True))
+        self.bias_moments = (0.1 * floats(rows), floats(rows, positive=True))
+        self.step = torch.full((), float(_STEP))
+
+    def changed(self, grad: Tensor, squares: Tensor) -> Output:
+        """Return what a step gives and changes, of the large tensors some rows."""
+        some = slice(None, None, max(1, len(self.weight) // 1000))
+        large = (self.weight, *self.moments, self.bias, *self.bias_moments)
+        return (grad, squares, *(t[some] for t in large))
+
+    def logits_kernel(self) -> Output:
+        from hypermask_fast.kernels.head.logits import mask_logits
+
+        return (mask_logits(self.weight, self.bias, self.hidden[:1]),)
+
+    def logits_eager(self) -> Output:
+        return (torch.addmv(self.bias, self.weight, self.hidden[0])[None],)
+
+    def step_kernel(self) -> Output:
+        from hypermask_fast.kernels.head.adam import adam_scalars
+        from hypermask_fast.kernels.head.step import step_rows
+
+        options: dict[str, Any] = {
+            "beta1": _BETA1,
+            "beta2": _BETA2,
+            "eps": _EPS,
+            "weight_decay": 0.0,
+        }
+        scalars = adam_scalars(
+            self.weight.device, lr=_LR, step=self.step, decoupled=False, **options
+        )
+        moments = (*self.moments, *self.bias_moments)
+        rest = (self.dz, self.hidden, self.targets)
+        return self.changed(
+            *step_rows(
+                *(self.weight, self.bias, *moments, *rest),
+                coefficient=self.coefficient,
+                scalars=scalars,
+            )
+        )
+
+    def step_eager(self) -> Output:
+        tensors = [self.weight, self.bias, *self.moments, *self.bias_moments, self.dz, self.hidden]
+        step_rows: Any = passes.step_rows
+        options: dict[str, Any] = {
+            "lr": _LR,
+            "beta1": _BETA1,
+            "beta2": _BETA2,
+            "eps": _EPS,
+            "weight_decay": 0.0,
+        }
+        options |= {"decoupled": False, "step": _STEP, "coefficient": self.coefficient}
+        with backend("reference"):
+            return self.changed(*step_rows(*tensors, self.targets, **options))
+
+    def step_dense(self) -> Output:
+        """The gradient as a tensor, and PyTorch's fused Adam."""
+        residuals = torch.addmm(self.bias, self.hidden[1:], self.weight.t()) - self.targets
+        dz = torch.cat((self.dz[None], self.coefficient * residuals))
+        grad, dense = dz @ self.weight, dz.t() @ self.hidden
+        exp_avgs, exp_avg_sqs = zip(self.moments, self.bias_moments, strict=True)
+        torch._fused_adam_(
+            *([self.weight, self.bias], [dense, dz.sum(0)], exp_avgs, exp_avg_sqs),
+            *([], [self.step, self.step]),
+            lr=_LR,
+            beta1=_BETA1,
+            beta2=_BETA2,
+            weight_decay=0.0,
+            eps=_EPS,
+            amsgrad=False,
+            maximize=False,
+        )
+        return self.changed(grad, residuals.double().square().sum())
+
+    def step_exact(self) -> Output:
+        weight, hidden = self.weight.double(), self.hidden.double()
+        residuals = hidden[1:] @ weight.t() + self.bias - self.targets
+        dz = torch.cat((self.dz.double()[None], self.coefficient.double() * residuals))
+        some = slice(None, None, max(1, len(weight) // 1000))
+        results: list[list[Tensor]] = [[], []]
+        for kind, (p, (m, v), g) in enumerate(
+            (
+                (self.weight, self.moments, dz[:, some].t() @ hidden),
+                (self.bias, self.bias_moments, dz[:, some].sum(0)),
+            )
+        ):
+            m1 = _BETA1 * m[some].double() + (1 - _BETA1) * g
+            v1 = _BETA2 * v[some].double() + (1 - _BETA2) * g * g
+            down = (v1 / (1 - _BETA2**_STEP)).sqrt() + _EPS
+            p1 = p[some].double() - _LR * m1 / (1 - _BETA1**_STEP) / down
+            results[kind] = [p1, m1, v1]
+        return (dz @ weight, residuals.square().sum(), *results[0], *results[1])
+
+    def logits_exact(self) -> Output:
+        return ((self.weight.double() @ self.hidden[0].double() + self.bias)[None],)
+
+
+def _logits(rows: int, width: int) -> Problem:
+    head = _Head(rows, width, 0)
+    return Problem({"kernel": head.logits_kernel, "eager": head.logits_eager}, head.logits_exact)
+
+
+def _step(rows: int, width: int, earlier: int, with_logits: bool) -> Problem:
+    head = _Head(rows, width, earlier)
+    if not with_logits:
+        runs = {"kernel": head.step_kernel, "dense": head.step_dense, "eager": head.step_eager}
+        return Problem(runs, head.step_exact)
+
+    def both(first: Any, second: Any) -> Output:
+        return (*first(), *second())
+
+    return Problem(
+        {
+            "kernel": partial(both, head.logits_kernel, head.step_kernel),
+            "dense": partial(both, head.logits_eager, head.step_dense),
+            "eager": partial(both, head.logits_eager, head.step_eager),
+        },
+        partial(both, head.logits_exact, head.step_exact),
+    )
+
+
+def _shapes(name: str, size: str) -> list[torch.Size]:
+    """Return the shapes of a network's tensors that have masks."""
+    (case,) = find_cases("gpu", [name], size)
+    with torch.device("meta"):
+        modules = list(case.make_network().modules())
+    norm = nn.modules.batchnorm._BatchNorm
+    plain = [m for m in modules if not isinstance(m, norm)]
+    return [p.shape for m in plain for p in m.parameters(recurse=False)]
+
+
+def _masks(shapes: list[torch.Size], sparsity: float) -> Problem:
+    weights = [floats(*shape) for shape in shapes]
+    logits = floats(sum(w.numel() for w in weights))
+    previous = torch.cat([w.flatten() for w in weights]) + 0.1 * floats(logits.numel())
+    masked = [True] * (len(weights) - 1) + [False]
+    grads = [floats(*shape) for shape in shapes[:-1]]
+    drift_grad = torch.ones(())
+
+    def kernel() -> Output:
+        from hypermask_fast.kernels.masks import select
+        from hypermask_fast.kernels.masks import weights as passes
+
+        sizes = [w.numel() for w in weights]
+        found = select.thresholds(logits, sizes, sparsity, masked)
+        values = None if found is None else found.values
+        products, masks, drift = passes.forward(weights, logits, values, masked, previous)
+        of_logits, of_weights = passes.backward(
+            weights, logits, values, [*grads, None], previous, drift_grad=drift_grad
+        )
+        kept = [p for p in products if p is not None]
+        return (*kept, masks, drift, of_logits, *of_weights)
+
+    def reference(dtype: torch.dtype = torch.float32) -> Output:
+        thetas = [w.to(dtype).requires_grad_() for w in weights]
+        z = logits.to(dtype).requires_grad_()
+        with backend("reference"):
+            products, masks, drift = mask_weights(thetas, z, sparsity, masked, previous.to(dtype))
+        upstream = [*(g.to(dtype) for g in grads), drift_grad.to(dtype)]
+        of_logits, *of_weights = torch.autograd.grad(
+            [*products[:-1], drift], [z, *thetas], upstream
+        )
+        kept = [p.detach() for p in products[:-1]]
+        flat = torch.cat([m.detach().flatten() for m in masks])
+        return (*kept, flat, drift.detach(), of_logits, *of_weights)
+
+    exact = partial(reference, torch.float64)
+    return Problem({"kernel": kernel, "eager": reference}, exact)
+
+
+def cases(size: str) -> list[KernelCase]:
+    """Return the cases of the head and of masks."""
+    rows, width, tasks = (2_036_010, 100, (9, 0, 99)) if size == "full" else (70, 8, (2, 0))
+    parameters = rows * width
+    found = []
+    for t in tasks:
+        for name, with_logits, each in (("passes", True, 28), ("step", False, 24)):
+            make = partial(_step, rows, width, t, with_logits)
+            floor = each * parameters + 4 * t * rows
+            variants = ("kernel", "dense", "eager")
+            found.append(KernelCase(f"head-{name}-t{t}", make, floor, variants))
+    logits = partial(_logits, rows, width)
+    floor = 4 * parameters + 8 * rows
+    found.append(KernelCase("head-logits", logits, floor, ("kernel", "eager")))
+    for name in ("permuted-mnist", "split-mnist", "resnet"):
+        shapes = _shapes(f"{name}-t0", size)
+        entries = sum(shape.numel() for shape in shapes)
+        for p in (0, 30):
+            floor = entries * (44 + (12 if p else 0))
+            make_masks = partial(_masks, shapes, float(p))
+            found.append(KernelCase(f"masks-{name}-p{p}", make_masks, floor, ("kernel", "eager")))
+    return found

@@ -1,0 +1,1 @@
+"""Training steps of the variants side by side."""

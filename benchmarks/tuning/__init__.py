@@ -1,0 +1,1 @@
+"""Times the configurations that the kernels ship."""

@@ -1,0 +1,183 @@
+"""The choice between the kernels and the reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypermask_fast.errors import ConfigError, nearest
+
+BACKENDS = ("auto", "triton", "reference")
+_VARIABLE = "HYPERMASK_FAST_BACKEND"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_FLOAT32 = (torch.float32,)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_KERNELS = {
+    "head": _FLOAT32,
+    "mask_threshold": _FLOAT32,
+    "mask_weights": _FLOAT32,
+    "masked_linear": _FLOATS,
+    "masked_conv2d": _FLOATS,
+}
+"""What dtypes the kernels take: of the head, the logits, or the layers' inputs."""
+
+
+class _Chosen(threading.local):
+    # Dynamo ends the graph at a ContextVar, and guards no default of a thread-local class.
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.notes: list[str] | None = None
+
+
+_chosen = _Chosen()
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ConfigError(
+            f"{source} is {name!r}{nearest(name, BACKENDS)}; choose one of {', '.join(BACKENDS)}"
+        )
+    return name
+
+
+def requested(name: str | None = None) -> str:
+    """Return the backend asked for: the argument, else the context's, else the environment's.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name is not None:
+        return _checked(name, "backend")
+    if _chosen.name is not None:
+        return _chosen.name
+    return _checked(os.environ.get(_VARIABLE) or "auto", _VARIABLE)
+
+
+def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
+    """Return why the kernel of ``op`` cannot run on this tensor; None where it can."""
+    if op not in _KERNELS:
+        return f"there is no kernel for {op}"
+    if tensor.device.type != "cuda":
+        return f"the kernel of {op} runs on CUDA tensors and this one is on {tensor.device}"
+    if tensor.dtype not in _KERNELS[op]:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _KERNELS[op])
+        return f"the kernel of {op} takes {names}, not {tensor.dtype}"
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    return None
+
+
+def _cannot_look_up() -> bool:
+    """Whether this is compiled code: what was measured is in a file, and holds for eager code."""
+    return torch.compiler.is_compiling()
+
+
+def _was_slower(op: str, tensor: Tensor, sizes: dict[str, int]) -> bool:
+    if not sizes or _cannot_look_up():
+        return False
+    from hypermask_fast.kernels import tuning
+
+    return tuning.was_slower(op, tensor.device, **sizes)
+
+
+def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
+    """Return whether a kernel is to run ``op``, wherever one can; a forced one that cannot raises.
+
+    For operations whose kernel is the way to do them on CUDA, unless it was measured to be slower.
+    Those that need to be measured first ask :func:`resolve`.
+
+    Args:
+        op: Name of the operation.
+        tensor: Its input.
+        name: The backend asked for, or None.
+        **sizes: By which "auto" looks up what was measured. Default: it does not.
+
+    Raises:
+        ConfigError: The name is unknown, or "triton" was forced and cannot run.
+    """
+    wanted = requested(name)
+    if wanted == "reference":
+        note(f"{op}: PyTorch, as backend 'reference' asks")
+        return False
+    why = _why_no_kernel(op, tensor)
+    if why is not None and wanted == "triton":
+        raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
+    # Looked up for a forced kernel too: so the tuner learns the sizes.
+    if why is None and _was_slower(op, tensor, sizes) and wanted == "auto":
+        why = "it was measured to be slower than PyTorch here"
+    note(f"{op}: Triton kernel" if why is None else f"{op}: no kernel, for {why}")
+    return why is None
+
+
+def resolve(
+    op: str, tensor: Tensor, name: str | None = None, faster: Callable[[], bool] = lambda: False
+) -> str:
+    """Return the backend that runs ``op`` on a tensor: "triton" or "reference".
+
+    Args:
+        op: Name of the operation.
+        tensor: Its input.
+        name: The backend asked for, or None.
+        faster: With "auto", whether the kernel was measured to be faster; by default it was not.
+            Not asked in compiled code.
+
+    Raises:
+        ConfigError: The name is unknown, or "triton" was forced and cannot run.
+    """
+    if not uses_kernels(op, tensor, name):
+        return "reference"
+    if requested(name) == "triton" or (not _cannot_look_up() and faster()):
+        return "triton"
+    note(f"{op}: not taken, as it was not measured to be faster than W * mask and PyTorch here")
+    return "reference"
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the backend inside a ``with`` block, for this thread.
+
+    A function of ``torch.compile`` is compiled again for it.
+
+    Args:
+        name: "auto" (the fastest that was measured), "triton" or "reference".
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    before, _chosen.name = _chosen.name, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _chosen.name = before
+
+
+def note(what: str) -> None:
+    """Tell :func:`explain` of a choice."""
+    if _chosen.notes is not None:
+        _chosen.notes.append(what)
+
+
+@torch.no_grad()
+def explain(module: nn.Module, *args: Any, **kwargs: Any) -> str:
+    """Run a module once without gradients, and tell what its masks and products ran on, and why.
+
+    Args:
+        module: A masked layer, a network with masks on, or a learner.
+        *args, **kwargs: Of its forward.
+
+    Returns:
+        A line for each choice that was made, in order.
+    """
+    before, _chosen.notes = _chosen.notes, []
+    try:
+        module(*args, **kwargs)
+        return "\n".join(dict.fromkeys(_chosen.notes))
+    finally:
+        _chosen.notes = before

@@ -1,0 +1,251 @@
+"""A converted network under a learner: its mask entries, and masks put on and taken off again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from hypermask_fast.conversion.convert import Entry, MaskedLayer, convert, is_converted
+from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.hypernetworks.full import Target
+from hypermask_fast.layers.masked import MaskedWeights
+from hypermask_fast.layers.norms import NormState, TaskNorm
+from hypermask_fast.masks.weights import MaskedTensors, mask_weights
+
+_EXEMPT = "exempt: last bias"
+
+
+@contextmanager
+def _attributes_set(values: Iterable[tuple[nn.Module, str, object]]) -> Iterator[None]:
+    """Set attributes of module instances inside a ``with`` block, and restore them."""
+    before: list[tuple[nn.Module, str, bool, object]] = []
+    try:
+        for module, name, value in values:
+            before.append((module, name, name in vars(module), vars(module).get(name)))
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, had, value in reversed(before):
+            if had:
+                setattr(module, name, value)
+            else:
+                delattr(module, name)
+
+
+def _stand_in(name: str, layer: MaskedLayer, weights: Mapping[str, Tensor]) -> MaskedWeights:
+    prefix = f"{name}." if name else ""
+    bias = layer.bias
+    return MaskedWeights(
+        weights.get(f"{prefix}weight", layer.weight),
+        None if bias is None else weights.get(f"{prefix}bias", bias),
+    )
+
+
+class MaskedNetwork:
+    """The entries of a network's masks, and the means to run it with masked weights.
+
+    It converts the network in place and holds it; it has no parameters of its own.
+
+    Args:
+        net: The network.
+        exclude: As in :func:`hypermask_fast.conversion.convert.convert`.
+        source: What the layers' repr shows as the source of their masks.
+
+    Attributes:
+        net: The network.
+        entries: All its parameters.
+        exempt: Name of the bias that is not masked; None before it is known, or if there is none.
+        traced: Whether ``exempt`` is known.
+
+    Raises:
+        ConfigError: The network cannot be converted.
+    """
+
+    def __init__(self, net: nn.Module, exclude: Sequence[str], source: str) -> None:
+        self.entries = convert(net, tuple(exclude))
+        self.net = net
+        self.exempt: str | None = None
+        self.traced = False
+        self._layers = [(name, m) for name, m in net.named_modules() if isinstance(m, MaskedLayer)]
+        self._dropouts = [m for m in net.modules() if isinstance(m, _DropoutNd)]
+        for _, layer in self._layers:
+            layer.mask_source = source
+        self._owners = [
+            (net.get_submodule(entry.name.rpartition(".")[0]), entry.name.rpartition(".")[2])
+            for entry in self.tensors
+        ]
+
+    @property
+    def tensors(self) -> list[Entry]:
+        """The parameters with mask logits, in the order of the logits."""
+        return [entry for entry in self.entries if entry.offset >= 0]
+
+    @property
+    def size(self) -> int:
+        """N, the number of mask logits."""
+        return sum(entry.size for entry in self.tensors)
+
+    def weights(self) -> list[Tensor]:
+        """Return the parameters with mask logits, in the order of the logits."""
+        return [getattr(module, key) for module, key in self._owners]
+
+    @torch.no_grad()
+    def flat_weights(self) -> Tensor:
+        """Return a copy of the parameters with mask logits, (N,)."""
+        return torch.cat([w.flatten() for w in self.weights()])
+
+    def hyperfan_targets(self) -> list[Target]:
+        """Return what the hyperfan initialisation must know of each tensor."""
+        targets = []
+        for entry, (module, key) in zip(self.tensors, self._owners, strict=True):
+            assert isinstance(module, MaskedLayer)
+            fan_in = module.weight[0].numel()
+            targets.append(Target(entry.size, fan_in, key == "bias", module.bias is not None))
+        return targets
+
+    def set_exempt(self, name: str | None) -> None:
+        """Choose the bias that is not masked.
+
+        Raises:
+            ConfigError: It has no mask.
+        """
+        names = [entry.name for entry in self.tensors]
+        if name is not None and name not in names:
+            raise ConfigError(
+                f"exempt is {name!r}{nearest(name, names)}; give a masked parameter of the network"
+            )
+        for i, entry in enumerate(self.entries):
+            if entry.offset >= 0:
+                reason = _EXEMPT if entry.name == name else ""
+                self.entries[i] = replace(entry, masked=not reason, reason=reason)
+        self.exempt, self.traced = name, True
+
+    def find_exempt(self, run: Callable[[], object]) -> None:
+        """Exempt the bias of the masked layer that runs last in ``run()``.
+
+        Layers that do not run are warned of.
+
+        Raises:
+            ConfigError: None runs.
+        """
+        order: list[str] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+            for name, layer in self._layers
+        ]
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not order:
+            raise ConfigError(
+                f"no masked layer of {type(self.net).__name__} ran in a forward, so its masks "
+                "would have no effect; call the layers, not functions of their weights"
+            )
+        idle = [name for name, _ in self._layers if name not in order]
+        if idle:
+            warnings.warn(
+                f"{', '.join(idle)} did not run in a forward, so masks have no effect there; pass "
+                f"exclude={idle} to leave {'them' if len(idle) > 1 else 'it'} out",
+                stacklevel=2,
+            )
+        bias = f"{order[-1]}.bias".lstrip(".")
+        self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
+
+    def masked(
+        self,
+        logits: Tensor,
+        sparsity: float | Tensor,
+        previous: Tensor | None = None,
+        *,
+        masked_drift: bool = True,
+    ) -> tuple[dict[str, Tensor], MaskedTensors]:
+        """Return what stands in for each of :meth:`tensors`, by name, with masks and L1 drift.
+
+        The exempt bias comes back unmasked; its mask is ``|tanh z|`` without a threshold.
+
+        Args:
+            logits, sparsity, previous, masked_drift: As in
+                :func:`hypermask_fast.masks.weights.mask_weights`.
+        """
+        tensors = self.tensors
+        result = mask_weights(
+            self.weights(), logits, sparsity, [e.masked for e in tensors], previous, masked_drift
+        )
+        return dict(zip([e.name for e in tensors], result.products, strict=True)), result
+
+    @contextmanager
+    def applied(
+        self,
+        weights: Mapping[str, Tensor],
+        norms: Iterable[tuple[TaskNorm, NormState]] = (),
+        *,
+        dropout: bool = True,
+    ) -> Iterator[nn.Module]:
+        """Run the network with other weights inside a ``with`` block.
+
+        Args:
+            weights: What stands in for each of :meth:`tensors`, by name.
+            norms: What stands in for normalisation layers' states.
+            dropout: False turns dropout layers off, whatever their mode.
+
+        Raises:
+            ValueError: The names are not those of the tensors.
+            RuntimeError: The network was unconverted.
+        """
+        if not is_converted(self.net):
+            raise RuntimeError(
+                f"the {type(self.net).__name__} was unconverted and takes no masks any more; "
+                "build a new learner"
+            )
+        names = {entry.name for entry in self.tensors}
+        if weights.keys() != names:
+            raise ValueError(
+                f"weights lack {sorted(names - weights.keys())} and have "
+                f"{sorted(weights.keys() - names)} too many; give those of masked_weights()"
+            )
+        changes: list[tuple[nn.Module, str, object]] = [
+            (layer, "active", _stand_in(name, layer, weights)) for name, layer in self._layers
+        ]
+        changes += [(norm, "active", state) for norm, state in norms]
+        changes += [(layer, "training", False) for layer in self._dropouts if not dropout]
+        with _attributes_set(changes):
+            yield self.net
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return name, shape, offset, masked and reason of every parameter, for JSON."""
+        return [{**asdict(entry), "shape": list(entry.shape)} for entry in self.entries]
+
+    def table(self, reasons: Mapping[str, str]) -> list[str]:
+        """Return a line for each parameter (name, shape, size, why it is not masked), and a sum.
+
+        Args:
+            reasons: What to print in place of a reason.
+        """
+        rows = [
+            (
+                entry.name,
+                "x".join(map(str, entry.shape)),
+                f"{entry.size:,}",
+                reasons.get(entry.reason, entry.reason) or "masked",
+            )
+            for entry in self.entries
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        masked = sum(entry.size for entry in self.entries if entry.masked)
+        total = sum(entry.size for entry in self.entries)
+        return [
+            *(
+                f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {size:>{widths[2]}}  {status}"
+                for name, shape, size, status in rows
+            ),
+            f"{masked:,} of {total:,} target parameters are masked",
+        ]

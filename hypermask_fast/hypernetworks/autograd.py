@@ -1,0 +1,178 @@
+"""The head of the hypernetwork: a gradient of low rank, or an update in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hypermask_fast.backends.choice import backend, requested
+from hypermask_fast.head import passes
+from hypermask_fast.head.passes import Targets
+from hypermask_fast.head.tiles import SampledTargets
+from hypermask_fast.optim import in_backward
+from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.optim.factored_grad import FactoredGrad
+from hypermask_fast.optim.factors import dense_is_smaller, full_precision
+
+
+class _HeadLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None
+    ) -> Tensor:
+        ctx.save_for_backward(weight, hidden)
+        ctx.backend = requested()
+        return passes.logits(weight, bias, hidden, sampled=sampled)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "head_logits has only a first derivative and create_graph=True asks for a second; "
+                "use hypermask_fast.reference.mask_logits instead"
+            )
+        weight, hidden = ctx.saved_tensors
+        dz = grads[0].contiguous()
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
+        of_hidden: Tensor | None = None
+        with backend(ctx.backend), full_precision(dz.device):
+            if ctx.needs_input_grad[0]:
+                dense = dense_is_smaller(len(dz), *weight.shape)
+                of_weight = dz.t() @ hidden if dense else FactoredGrad(dz, hidden)
+            if ctx.needs_input_grad[1]:
+                of_bias = dz.sum(0)
+            if ctx.needs_input_grad[2]:
+                of_hidden = passes.hidden_grad(weight, dz)
+        return of_weight, of_bias, of_hidden, None
+
+
+class _UpdateInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        update: HeadUpdate,
+        head: nn.Linear,
+        targets: Targets | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.update, ctx.head, ctx.targets = update, head, targets
+        ctx.backend = requested()
+        ctx.save_for_backward(hidden)
+        logits = passes.logits(head.weight, head.bias, hidden[:1])
+        return logits[0], hidden.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden,) = ctx.saved_tensors
+        with backend(ctx.backend):
+            hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.targets, *grads)
+        return hidden_grad, None, None, None, None
+
+
+class HeadUpdate:
+    """The head's regulariser, gradients and Adam step in one pass, in the backward pass.
+
+    Between forward and backward the head is read once, for the current task's logits; everything
+    else is done row by row where the backward pass reaches the head, which moves 28 bytes a float32
+    parameter in all (24 of them in the one pass that updates it). One backward pass is one update:
+    there is no gradient left to clip, scale or accumulate.
+
+    Args:
+        optimizer: Holds the head's weight and bias.
+    """
+
+    def __init__(self, optimizer: FactoredAdam) -> None:
+        self.optimizer = optimizer
+        self._awaiting: list[tuple[Tensor, float]] = []
+
+    def logits(
+        self, head: nn.Linear, hidden: Tensor, targets: Targets | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the current task's logits (N,), and 0 in place of the regulariser.
+
+        The backward pass reads the regulariser's weight from the gradient of that 0, and then
+        writes the regulariser there.
+
+        Args:
+            head: The linear head.
+            hidden: (t + 1, H), the current embedding's first.
+            targets: As in :func:`~hypermask_fast.head.passes.step_rows`, or None where t is 0.
+        """
+        # The weight is an argument so that autograd comes here also where the trunk is frozen.
+        logits, output_reg = _UpdateInBackward.apply(hidden, head.weight, self, head, targets)
+        self.completes(output_reg, 1.0)
+        return logits, output_reg
+
+    def completes(self, loss: Tensor, factor: float) -> None:
+        """Let the backward pass add the regulariser, times a factor, to a 0-d loss in place."""
+        self._awaiting.append((loss.detach(), factor))
+
+    def apply(
+        self,
+        head: nn.Linear,
+        hidden: Tensor,
+        targets: Targets | None,
+        dz: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        """Update the head and return the gradient of ``hidden``."""
+        earlier = max(1, len(hidden) - 1)
+        hidden_grad, squares = self.optimizer.update_in_backward(
+            head.weight,
+            head.bias,
+            dz,
+            hidden,
+            dz.new_empty(0, len(dz)) if targets is None else targets,
+            coefficient=2 * weight.double() / earlier,
+        )
+        output_reg = (squares / earlier).to(dz.dtype)
+        for loss, factor in self._awaiting:
+            loss.add_(output_reg, alpha=factor)
+        return hidden_grad
+
+
+def head_update(head: nn.Linear) -> HeadUpdate | None:
+    """Return the update that a head's optimizer makes in the backward pass, if it does that.
+
+    None without an optimizer of ``step_in_backward=True``, and where the head does not train.
+    """
+    optimizer = in_backward.owner(head.weight) if head.bias.requires_grad else None
+    return HeadUpdate(optimizer) if isinstance(optimizer, FactoredAdam) else None
+
+
+def head_logits(
+    weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None = None
+) -> Tensor:
+    """Return the mask logits of several tasks, z = hidden A^T + b.
+
+    As :func:`hypermask_fast.reference.mask_logits`, but the gradient of A is a
+    :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`, unless a dense one takes no more memory; and
+    there is no second derivative. Runs in the dtype of A, also under autocast.
+
+    Args:
+        weight: A (N, H), the hypernetwork's linear head.
+        bias: b (N,).
+        hidden: (k, H), the trunk's output for k task embeddings.
+        sampled: As in :func:`hypermask_fast.head.passes.logits`.
+
+    Returns:
+        (k, N).
+
+    Raises:
+        ValueError: ``hidden`` is not (k, H), or A is not contiguous.
+        TypeError: A is neither float32 nor float64.
+        RuntimeError: In a backward pass with ``create_graph=True``.
+    """
+    if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)}; give (k, {weight.shape[1]}) for a head of "
+            f"shape {tuple(weight.shape)}"
+        )
+    with full_precision(weight.device):
+        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sampled)

@@ -1,0 +1,189 @@
+"""What the output regulariser keeps of earlier tasks, and which of them a step looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypermask_fast.counters import REGULARIZED, counter_permutation
+from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.functional import backend
+from hypermask_fast.hypernetworks.frozen import FrozenHead
+from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.methods.checks import check_choice
+
+_FORMS = ("full", "bfloat16", "frozen_head")
+_FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
+
+
+class OutputTargets(nn.Module):
+    """The earlier tasks of a hypernetwork's output regulariser, as the current task found them.
+
+    Its tensors are buffers that are in no state_dict: they move with the learner.
+
+    Args:
+        form: "full": the logits (t, N) of t earlier tasks in the head's dtype. "bfloat16": the
+            logits in half of float32's memory; one that rounds to its target leaves no residual.
+            "frozen_head": a copy of the head (N, H), from which residuals are computed by products
+            of sizes that do not depend on t; smaller than the logits where t > H, and faster where
+            t is more than about 2 H.
+        count: Earlier tasks in each step's regulariser, drawn without replacement, the same ones
+            for the same seed, task and step: their mean is an unbiased estimate of the mean over
+            all. None: all.
+
+    Attributes:
+        ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
+
+    Raises:
+        ConfigError: The form is unknown, or count is below 1.
+    """
+
+    ids: Tensor | None
+    logits: Tensor | None
+
+    def __init__(self, form: str = "full", count: int | None = None) -> None:
+        super().__init__()
+        check_choice("targets", form, _FORMS)
+        if count is not None and count < 1:
+            raise ConfigError(
+                f"regularized_tasks is {count}; give at least 1, or None for all earlier tasks"
+            )
+        self.form, self.count = form, count
+        self._seed = torch.initial_seed()
+        self._task = 0
+        for name in ("ids", "logits", *_FROZEN):
+            self.register_buffer(name, None, persistent=False)
+
+    @property
+    def earlier(self) -> int:
+        """t, the number of earlier tasks."""
+        return 0 if self.ids is None else len(self.ids) - 1
+
+    def check(self, hypernetwork: Hypernetwork) -> None:
+        """Raise ConfigError where the form needs another head."""
+        if self.form == "frozen_head" and not hypernetwork.can_update:
+            raise ConfigError(
+                f"targets='frozen_head' and the hypernetwork is a {type(hypernetwork).__name__} of "
+                f"{hypernetwork.head.weight.dtype}; use head='full' with float32 or float64, or "
+                "targets='bfloat16'"
+            )
+
+    def record(self, hypernetwork: Hypernetwork, task: int, earlier: Sequence[int]) -> None:
+        """Keep what the hypernetwork emits for the earlier tasks."""
+        self.clear()
+        self._set_ids([task, *earlier], hypernetwork.embeddings.device)
+        assert self.ids is not None
+        if self.form == "frozen_head":
+            for name, value in zip(_FROZEN, hypernetwork.frozen(self.ids) or (), strict=False):
+                setattr(self, name, value)
+        else:
+            dtype = torch.bfloat16 if self.form == "bfloat16" else None
+            # Steps with a sample run in PyTorch, whose logits a kernel's do not equal to the bit.
+            samples = self.count is not None and self.count < self.earlier
+            with backend("reference") if samples else nullcontext():
+                self.logits = hypernetwork.targets(self.ids, dtype)
+
+    def clear(self) -> None:
+        """Forget the earlier tasks."""
+        for name in self._buffers:
+            setattr(self, name, None)
+
+    def _set_ids(self, ids: Sequence[int], device: torch.device) -> None:
+        self.ids, self._task = torch.tensor(ids, device=device), ids[0]
+
+    def _frozen(self) -> FrozenHead | None:
+        frozen = FrozenHead(*(getattr(self, name) for name in _FROZEN))
+        return None if frozen.gram is None else frozen
+
+    def _sample(self, step: int | Tensor) -> Tensor | None:
+        """Return the places in :attr:`ids` of a step's earlier tasks, ascending; None for all."""
+        if self.count is None or self.count >= self.earlier:
+            return None
+        assert self.ids is not None
+        words = (self._seed, self._task, REGULARIZED, step)
+        order = counter_permutation(self.earlier, *words, device=self.ids.device)
+        return order[: self.count].sort().values + 1
+
+    def at(self, step: int | Tensor) -> tuple[Tensor, Tensor | FrozenHead | None, Tensor | None]:
+        """Return what :meth:`Hypernetwork.forward` takes in a step: ids, targets and rows.
+
+        Args:
+            step: Its number; an integer tensor is not read back to the host.
+
+        Raises:
+            RuntimeError: Nothing was recorded.
+        """
+        if self.ids is None:
+            raise RuntimeError("no targets were recorded; call record() first")
+        targets = self._frozen() if self.logits is None else self.logits
+        sample = self._sample(step)
+        if sample is None or targets is None:
+            return self.ids, targets, None
+        if isinstance(targets, FrozenHead):
+            targets = targets._replace(hidden=targets.hidden[sample - 1])
+        else:
+            targets = targets[sample - 1]
+        return self.ids, targets, F.pad(sample, (1, 0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move everything, but keep the dtype of what has one of its own."""
+        names = ("frozen_gram", "logits") if self.form == "bfloat16" else ("frozen_gram",)
+        kept = {name: getattr(self, name) for name in names}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            if value is not None and self.ids is not None:
+                setattr(self, name, value.to(self.ids.device))
+        return self
+
+    def describe(self, hypernetwork: Hypernetwork) -> str:
+        """Return a line about the memory it takes while a task is learned."""
+        size, each = hypernetwork.num_outputs, hypernetwork.head.weight.element_size()
+        width = hypernetwork.head.in_features
+        bytes_of, per = {
+            "full": (size * each, "for each earlier task"),
+            "bfloat16": (size * 2, "for each earlier task, in bfloat16"),
+            "frozen_head": (
+                size * (width + 1) * each + 8 * width**2,
+                "for a frozen head, whatever the number of earlier tasks",
+            ),
+        }[self.form]
+        line = f"targets while training: {bytes_of / 2**20:,.1f} MiB {per}"
+        return line if self.count is None else f"{line}; {self.count} of them in each step"
+
+    def extra_repr(self) -> str:
+        return f"form={self.form!r}, count={self.count}"
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values for :meth:`load`."""
+        names = {"targets": "logits", **dict(zip(_FROZEN, _FROZEN, strict=True))}
+        tensors = {key: getattr(self, name) for key, name in names.items()}
+        ids = None if self.ids is None else self.ids.tolist()
+        state = {"ids": ids, "targets": self.form, "sampling_seed": self._seed}
+        return {key: value for key, value in tensors.items() if value is not None}, state
+
+    def load(
+        self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], device: torch.device
+    ) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            CheckpointError: It was saved within a task, by a learner with another form.
+        """
+        form = state.get("targets", "full")
+        if len(state["ids"] or ()) > 1 and form != self.form:
+            raise CheckpointError(
+                f"the checkpoint keeps its targets as {form!r} and the learner as {self.form!r}; "
+                f"build it with targets={form!r}"
+            )
+        self.clear()
+        self._seed = state.get("sampling_seed", self._seed)
+        if state["ids"] is not None:
+            self._set_ids(state["ids"], device)
+        for key in ("targets", *_FROZEN):
+            if key in tensors:
+                setattr(self, "logits" if key == "targets" else key, tensors[key].to(device))

@@ -1,0 +1,1 @@
+"""HyperMask: a hypernetwork emits a semi-binary mask for each task."""

@@ -1,0 +1,380 @@
+"""HyperMask: a hypernetwork emits a semi-binary mask over one shared network for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypermask_fast.backends.compiled import CompiledModule, Compiler
+from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.conversion.network import MaskedNetwork
+from hypermask_fast.hypernetworks.full import ChunkedHypernetwork, Hypernetwork
+from hypermask_fast.hypernetworks.kept import OutputTargets
+from hypermask_fast.layers.norms import TaskNorms
+from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.methods.checks import check_choice, check_factors, check_sparsity
+from hypermask_fast.methods.steps import Steps
+
+_NORM_REASONS = {
+    "batch": "normalisation: shared",
+    "per_task": "normalisation: a copy for each task",
+    "frozen": "normalisation: frozen",
+}
+
+
+class HyperMask(Learner):
+    """HyperMask (Książek and Spurek), over any network of linear, conv and normalisation layers.
+
+    For task t, z = h(e_t) holds a logit for each target parameter; the mask of a tensor is
+    ``|tanh z|`` where that is at least its ``sparsity``-th percentile, else 0; the last layer's
+    bias is not masked. The loss is ``CE + beta / max(1, t) * output_reg + lam * weight_reg``, where
+    output_reg is the mean over the t earlier tasks of ``||z_j - z_j*||^2`` (so its factor on the
+    sum is beta / t^2) and weight_reg the L1 drift of the target weights since the last task, both
+    absent for the first task. All embeddings train. Use a new optimizer, or reset it, for each
+    task.
+
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
+
+    Args:
+        net: The target network.
+        embedding_dim: Length of a task embedding.
+        hidden: Widths of the hypernetwork's hidden layers.
+        sparsity: Percent of each tensor's mask entries that are 0, in [0, 100]. Default 0: the
+            mask only scales.
+        beta: Weight of the output regulariser. Default 0.01.
+        lam: Weight of the L1 drift, a sum over all weights. Default 1e-3.
+        masked_l1: Multiply the drift by the mask. Default True.
+        train_target: Train the target's parameters; False keeps them as they are. Default True.
+        bn: "per_task" (default): normalisation layers have parameters and statistics for each
+            task; the statistics move only while that task is learned. "batch" (published): shared
+            parameters, and the batch's statistics also in evaluation. "frozen": as they are.
+        dropout: "always" (default), "first_step" (published: only in the first step of a task) or
+            "off". It applies to dropout modules, not to calls of ``F.dropout``.
+        head: "full" (default) or "chunked".
+        chunk_size, chunk_embedding_dim: For the chunked head.
+        init: "default" (published: PyTorch's) or "hyperfan".
+        activation: Of the hypernetwork, "elu" by default.
+        capacity: Tasks that there are rows of embeddings and normalisation for at first. More tasks
+            double it: a ``torch.optim`` optimizer with a state must then be made anew, a
+            FactoredAdam goes on. Default 128.
+        targets: How the earlier tasks' z_j* are kept while a task is learned. "full" (default): N
+            logits each. "bfloat16": in half the memory; a logit that rounds to its target counts as
+            unchanged. "frozen_head": as a copy of the full head, whose memory and time do not grow
+            with t; less memory than "full" where t exceeds ``hidden[-1]``, and less time on a CPU
+            where it exceeds about twice that.
+        regularized_tasks: How many of the t earlier tasks each step's output_reg looks at, drawn
+            anew by the step and torch's seed at construction. It is then an unbiased estimate of
+            the mean over all, and the other tasks' embeddings get no gradient in that step. Default
+            None: all. Saves time where the head's passes are compiled or with a frozen head; else
+            the logits of all tasks are still computed, for their bits.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        exempt: Name of the bias that is not masked; default: that of the masked layer which runs
+            last, found by a dry forward.
+        example_input: A batch for that dry forward; default: the first batch that comes.
+
+    Raises:
+        ConfigError: A setting is wrong, or the network has a part that cannot be masked; the
+            network is left as it was.
+    """
+
+    # The weights (N,) at the end of the last task: a buffer, so that it moves with the learner.
+    _previous: Tensor | None
+    _compiled_net: CompiledModule | None = None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        embedding_dim: int,
+        hidden: Sequence[int] = (100,),
+        sparsity: float = 0.0,
+        beta: float = 0.01,
+        lam: float = 1e-3,
+        masked_l1: bool = True,
+        train_target: bool = True,
+        bn: str = "per_task",
+        dropout: str = "always",
+        head: str = "full",
+        chunk_size: int = 8000,
+        chunk_embedding_dim: int = 32,
+        init: str = "default",
+        activation: str = "elu",
+        capacity: int = 128,
+        targets: str = "full",
+        regularized_tasks: int | None = None,
+        exclude: str | Sequence[str] = (),
+        exempt: str | None = None,
+        example_input: Tensor | None = None,
+    ) -> None:
+        check_sparsity(sparsity)
+        check_choice("bn", bn, tuple(_NORM_REASONS))
+        check_choice("dropout", dropout, ("always", "first_step", "off"))
+        check_choice("head", head, ("full", "chunked"))
+        check_choice("init", init, ("default", "hyperfan"))
+        check_factors(beta=beta, lam=lam)
+        output_targets = OutputTargets(targets, regularized_tasks)
+        super().__init__(net, capacity)
+        self._targets = output_targets
+        self.sparsity, self.beta, self.lam = sparsity, beta, lam
+        self.masked_l1, self.train_target = masked_l1, train_target
+        self.bn, self.dropout = bn, dropout
+        self.register_buffer("_previous", None, persistent=False)
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self._network = MaskedNetwork(net, patterns, f"hyper(p={sparsity:g})")
+        try:
+            first = self._network.weights()[0]
+            self._steps = Steps(first.device)
+            options: dict[str, Any] = {
+                "embedding_dim": embedding_dim,
+                "hidden": hidden,
+                "capacity": capacity,
+                "activation": activation,
+                "device": first.device,
+                "dtype": first.dtype,
+            }
+            if head == "chunked":
+                options |= {"chunk_size": chunk_size, "chunk_embedding_dim": chunk_embedding_dim}
+            make = ChunkedHypernetwork if head == "chunked" else Hypernetwork
+            self.hypernetwork = make(self._network.size, **options)
+            output_targets.check(self.hypernetwork)
+            if init == "hyperfan":
+                self.hypernetwork.hyperfan_(self._network.hyperfan_targets())
+            self.norms = TaskNorms(net, bn, capacity)
+            if exempt is not None:
+                self._network.set_exempt(exempt)
+            elif example_input is not None:
+                self._prepare(example_input)
+        except BaseException:
+            unconvert(net)
+            raise
+        if not train_target:
+            freeze(net, [name for name, _ in net.named_parameters()])
+        elif bn != "batch":
+            freeze(net, self.norms.parameter_names())
+
+    @property
+    def exempt(self) -> str | None:
+        """Name of the bias that is not masked; None before the first batch, or if there is none."""
+        return self._network.exempt
+
+    def _prepare(self, x: Tensor) -> None:
+        """Find the bias to exempt, that of the masked layer which runs last, in a dry forward."""
+        if self._network.traced:
+            return
+
+        def run() -> None:
+            with evaluating(self.net):
+                self.net(x[:2])
+
+        try:
+            self._network.find_exempt(run)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
+                f"{type(self.net).__name__}: {error}"
+            ) from error
+
+    def _require_trace(self) -> None:
+        if not self._network.traced:
+            raise RuntimeError(
+                "the bias that is not masked is still unknown; run learner(x, task) or losses() "
+                "once, or build HyperMask with example_input= or exempt="
+            )
+
+    def _check_mixing(self) -> None:
+        if self.norms.mixes_rows:
+            raise ValueError(
+                f"rows of several tasks in a batch, in training mode with bn={self.bn!r}: each "
+                "task's few rows would be their own batch statistics; give one task at a time, or "
+                "call eval() first"
+            )
+
+    def updatable_hypernetwork(self) -> Hypernetwork | None:
+        return self.hypernetwork if self.hypernetwork.can_update else None
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.hypernetwork.embeddings, *self.norms.parameters()]
+
+    def _grow(self, capacity: int) -> None:
+        self.hypernetwork.grow(capacity)
+        self.norms.grow(capacity)
+
+    def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
+        """Start learning a task: record the earlier tasks' logits and the weights to stay near.
+
+        Args:
+            task: A task that was added.
+            ramp_steps: In the first task, raise the sparsity linearly from 0 over this many calls
+                of :meth:`losses` (published: all of the task's steps). Default 0: no ramp.
+
+        Raises:
+            ValueError: The task was not added, or ramp_steps is negative.
+            RuntimeError: Another task has not been ended.
+        """
+        task = self._checked_beginning(task, ramp_steps)
+        earlier = [j for j in self._learned if j != task]
+        self._targets.record(self.hypernetwork, task, earlier)
+        self._previous = None
+        if earlier and self.train_target and self.lam > 0:
+            self._previous = self._network.flat_weights()
+        self._steps.start(0 if earlier else ramp_steps)
+        super().begin_task(task)
+
+    def end_task(self) -> None:
+        super().end_task()
+        self._targets.clear()
+        self._previous = None
+
+    @property
+    def step_sparsity(self) -> float:
+        return float(self._steps.sparsity(self.sparsity, self._steps.taken))
+
+    @property
+    def steps_taken(self) -> int:
+        return self._steps.taken
+
+    @steps_taken.setter
+    def steps_taken(self, count: int) -> None:
+        self._steps.taken = count
+
+    def compile_steps(self, compiler: Compiler) -> None:
+        enabled = compiler.enabled(self.hypernetwork.embeddings.device)
+        before = None if self._compiled_net is None else self._compiled_net.compiler
+        if before is not (compiler if enabled else None):
+            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
+            self.hypernetwork.compile_trunk(compiler if enabled else None)
+
+    def fixed_in_graph(self) -> tuple[object, ...]:
+        settings = (self.sparsity, self.beta, self.lam, self.masked_l1, self.dropout)
+        return *super().fixed_in_graph(), *settings, self._steps.ramp
+
+    def _masked(
+        self, task: int, sparsity: float | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return a task's masked weights and its masks, by name."""
+        self._require_trace()
+        ids = [self._tasks.checked(task)]
+        logits, _ = self.hypernetwork(torch.tensor(ids, device=self.hypernetwork.embeddings.device))
+        p = self.sparsity if sparsity is None else sparsity
+        weights, tensors = self._network.masked(logits, p)
+        return weights, dict(zip(weights, tensors.masks, strict=True))
+
+    @contextmanager
+    def activated(
+        self, task: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        task = self._tasks.checked(task)
+        if weights is None:
+            weights, _ = self._masked(task, None)
+        norms = self.norms.states(task, learning=task == self._current)
+        with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
+            yield net
+
+    @torch.no_grad()
+    def masked_weights(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
+        weights, _ = self._masked(task, sparsity)
+        return {name: w.detach().clone() for name, w in weights.items()}
+
+    @torch.no_grad()
+    def masks(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
+        """Return the masks of a task by parameter name; the exempt bias has none.
+
+        Args and errors: as in :meth:`masked_weights`.
+        """
+        _, masks = self._masked(task, sparsity)
+        return {name: mask for name, mask in masks.items() if name != self.exempt}
+
+    def losses(self, x: Tensor, y: Tensor, task: int) -> Losses:
+        """Return the losses of a batch of the current task; call ``.total.backward()``.
+
+        Each call counts as a step of the sparsity ramp and of ``dropout="first_step"``.
+
+        Args:
+            x: Inputs (batch, ...), of the network's dtype.
+            y: Local labels int64 (batch,).
+            task: The id given to :meth:`begin_task`.
+
+        Raises:
+            RuntimeError: The task was not begun.
+            ValueError: Shapes, dtypes, devices or labels do not fit.
+        """
+        task = self._checked_batch(x, y, task)
+        self._prepare(x)
+        step = self._steps.next()
+        with self.hypernetwork.updating() as update:
+            logits, output_reg = self.hypernetwork(*self._targets.at(step))
+        sparsity = self._steps.sparsity(self.sparsity, step)
+        weights, (_, _, weight_reg) = self._network.masked(
+            logits, sparsity, self._previous, masked_drift=self.masked_l1
+        )
+        is_special = self.dropout == "first_step" and self._steps.taken == 0
+        dropout = self.dropout == "always" or is_special
+        norms = self.norms.states(task, learning=True)
+        with self._network.applied(weights, norms, dropout=dropout) as net:
+            run = net if is_special else self._compiled_net or net
+            outputs = self._tasks.own_outputs(run(x), task)
+        self._tasks.check_labels(y, task, outputs.shape[-1])
+        task_loss = F.cross_entropy(outputs, y)
+        factor = self.beta / max(1, self._targets.earlier)
+        total = task_loss + factor * output_reg + self.lam * weight_reg
+        if update is not None:
+            update.completes(total, factor)
+        self._steps.count()
+        return Losses(total, task_loss, output_reg, weight_reg, outputs)
+
+    def install_norms(self, net: nn.Module, task: int) -> None:
+        """Copy the task's normalisation into a plain copy of the target network."""
+        self.norms.install(net, task)
+
+    def manifest(self) -> list[dict[str, Any]]:
+        return self._network.manifest()
+
+    def report(self) -> str:
+        """Return a table of the target's parameters: which are masked, which are not and why."""
+        count = sum(p.numel() for p in self.hypernetwork.parameters())
+        bytes_each = self.hypernetwork.head.weight.element_size()
+        mib = count * bytes_each / 2**20
+        lines = [
+            *self._network.table({"normalisation": _NORM_REASONS[self.bn]}),
+            f"sparsity: {self.sparsity:g} % of each mask"
+            + ("" if self.train_target else "; the target does not train"),
+            f"hypernetwork: {count:,} parameters, {mib:,.1f} MiB; with gradients and Adam's "
+            f"moments {4 * mib:,.1f} MiB",
+            self._targets.describe(self.hypernetwork),
+        ]
+        if not self._network.traced:
+            lines.append("the last layer's bias will be exempt: found at the first batch")
+        return "\n".join(lines)
+
+    def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, state = super().task_state()
+        of_targets = self._targets.state()
+        tensors |= of_targets[0]
+        state |= of_targets[1]
+        if self._previous is not None:
+            tensors["previous"] = self._previous
+        state |= {
+            "step": self._steps.taken,
+            "ramp_steps": self._steps.ramp,
+            "exempt": self.exempt,
+            "traced": self._network.traced,
+        }
+        return tensors, state
+
+    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super().load_task_state(tensors, state)
+        device = self.hypernetwork.embeddings.device
+        self._targets.load(tensors, state, device)
+        previous = tensors.get("previous")
+        self._previous = None if previous is None else previous.to(device)
+        self._steps.start(state["ramp_steps"], state["step"])
+        if state["traced"]:
+            self._network.set_exempt(state["exempt"])

@@ -1,0 +1,1 @@
+"""Gradients of low rank that are kept as factors, and the optimizer that takes them."""

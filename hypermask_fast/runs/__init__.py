@@ -1,0 +1,1 @@
+"""Runs in a folder: checkpoints that can be resumed, logs, metrics and reports."""

@@ -1,0 +1,265 @@
+"""The folder of one training run: its files, an exclusive lock, and atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hypermask_fast.errors import ConfigError
+
+TEMPORARY = ".tmp-"  # how the name of a file or folder that is not finished begins
+
+_fcntl: Any
+try:
+    _fcntl = importlib.import_module("fcntl")
+except ImportError:
+    _fcntl = None
+
+_CONFIG = "config.toml"
+_LOCK = ".lock"
+_held_locks: set[int] = set()
+
+
+def _drop_locks_after_fork() -> None:
+    # A forked data loader worker would keep the lock alive for a while after its parent was killed.
+    for descriptor in _held_locks:
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks_after_fork)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk, so that a rename survives a power failure."""
+    if os.name == "nt":  # Windows cannot open a folder, and writes its names through
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader, or a crash, finds the old content or the new.
+
+    Raises:
+        ConfigError: The file cannot be written; the old content is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; "
+            "free space, correct the permissions, or choose another --out"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already after the rename
+            temporary.unlink()
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically; see `write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode())
+
+
+def _require_vacant(path: Path) -> None:
+    """Raise ConfigError unless a new run may be made in ``path``."""
+    try:
+        names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {path} for a run: {error.strerror}; choose another --out"
+        ) from error
+    if _CONFIG in names:
+        raise ConfigError(
+            f"{path} holds a run already; continue it with `hypermask resume {path}` or choose "
+            "another --out"
+        )
+    foreign = [name for name in names if name != _LOCK and not name.startswith(TEMPORARY)]
+    if foreign:
+        raise ConfigError(
+            f"{path} is not empty, it holds {foreign[0]!r}, expected a new or an empty folder; "
+            "choose another --out"
+        )
+
+
+def _require_run(path: Path) -> None:
+    """Raise ConfigError unless ``path`` holds a run."""
+    parent = None
+    try:
+        if (path / _CONFIG).is_file():
+            return
+        if not path.exists():
+            seen = "it does not exist"
+        elif not path.is_dir():
+            seen = "it is a file"
+        else:
+            names = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            seen = f"it holds {', '.join(names[:5])}{more}" if names else "it is empty"
+        parent = next((up for up in path.absolute().parents if (up / _CONFIG).is_file()), None)
+    except OSError as error:
+        seen = f"it cannot be read ({error.strerror})"
+    meant = f" (did you mean {str(parent)!r}?)" if parent else ""
+    raise ConfigError(
+        f"{path} is not a run folder: {seen}, expected a {_CONFIG}{meant}; "
+        "give the folder that was the --out of `hypermask train`"
+    )
+
+
+def _lock(path: Path) -> int | None:
+    """Lock the run in ``path``; the system frees the lock however this process ends."""
+    if _fcntl is None:
+        warnings.warn(
+            f"this platform has no file locks: do not start a second process in {path}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write in {path}: {error.strerror}; correct its permissions or choose "
+            "another --out"
+        ) from error
+    try:
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "(unknown)"
+        os.close(descriptor)
+        raise ConfigError(
+            f"{path} is in use by process {holder}; wait until it ends, stop it, or choose "
+            "another --out"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"cannot lock {path}: {error.strerror}; choose an --out on a disk that supports file "
+            "locks"
+        ) from error
+    _held_locks.add(descriptor)
+    return descriptor
+
+
+class RunFolder:
+    """Paths in the folder of one run. `create` and `open` also hold its lock, until `close`.
+
+    Args:
+        path: The folder. The constructor itself touches nothing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._descriptor: int | None = None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config_text: str) -> RunFolder:
+        """Make the folder of a new run, lock it, and write ``config_text`` to its ``config.toml``.
+
+        Raises:
+            ConfigError: The folder holds a run or other files, is in use, or cannot be written.
+        """
+        run = cls(path)
+        _require_vacant(run.path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run folder {run.path}: {error.strerror}; "
+                "correct the permissions or choose another --out"
+            ) from error
+        run._descriptor = _lock(run.path)
+        try:
+            _require_vacant(run.path)  # another process may have come first
+            write_text_atomic(run.config_path, config_text)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, lock: bool = True) -> RunFolder:
+        """Open the folder of an existing run.
+
+        Args:
+            path: The folder that `create` made.
+            lock: Hold the lock; pass False only to read, for instance to plot a run in progress.
+
+        Raises:
+            ConfigError: There is no run, or another process holds the lock.
+        """
+        run = cls(path)
+        _require_run(run.path)
+        if lock:
+            run._descriptor = _lock(run.path)
+        return run
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def config_path(self) -> Path:
+        """The settings of the run, ``config.toml``."""
+        return self.path / _CONFIG
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; see `hypermask_fast.runs.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def accuracy_npz(self) -> Path:
+        """The accuracy matrix as numpy arrays."""
+        return self.path / "accuracy.npz"
+
+    @property
+    def accuracy_csv(self) -> Path:
+        """The accuracy matrix as text."""
+        return self.path / "accuracy.csv"
+
+    @property
+    def accuracy_png(self) -> Path:
+        """The accuracy matrix as a picture."""
+        return self.path / "accuracy.png"
+
+    def close(self) -> None:
+        """Free the lock; calling it again does nothing."""
+        # A forked child holds no lock: its descriptor number may belong to another file by now.
+        if self._descriptor in _held_locks:
+            _held_locks.remove(self._descriptor)
+            os.close(self._descriptor)
+        self._descriptor = None

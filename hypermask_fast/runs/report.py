@@ -1,0 +1,203 @@
+"""Files and tables of a run's accuracy matrix, whose layout `metrics` gives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hypermask_fast.errors import DataError
+from hypermask_fast.runs.folder import write_bytes_atomic, write_text_atomic
+from hypermask_fast.runs.metrics import summary
+
+_Array = NDArray[np.float64]
+_BEFORE = "before training"
+_MAX_NAME = 16
+_MAX_CELLS_WITH_VALUES = 20
+_SUMMARY_LABELS = {
+    "acc_final": "ACC",
+    "aia": "AIA",
+    "learning_acc": "learning",
+    "bwt_gem": "BWT",
+    "fwt_gem": "FWT",
+    "forgetting_max": "forgetting",
+}
+
+
+def _table(accuracy: ArrayLike, task_names: Sequence[str]) -> tuple[_Array, list[str], list[str]]:
+    """Return R as float64, the labels of its rows and of its columns."""
+    matrix = np.asarray(accuracy, dtype=np.float64)
+    columns = [str(name) for name in task_names]
+    if matrix.shape != (len(columns) + 1, len(columns)) or not columns:
+        raise ValueError(
+            f"accuracy has the shape {matrix.shape} for {len(columns)} task names; give (T + 1, T) "
+            "and T names"
+        )
+    return matrix, [_BEFORE, *columns], columns
+
+
+def _measured_rows(matrix: _Array) -> list[int]:
+    return np.flatnonzero(~np.isnan(matrix).all(axis=1)).tolist()
+
+
+def _cell(value: float, digits: int = 2) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 3] + "..." for name in names]
+
+
+def _csv_text(matrix: _Array, rows: Sequence[str], columns: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["after_task", *columns])
+    for i in _measured_rows(matrix):
+        writer.writerow([rows[i], *map(_cell, matrix[i])])
+    return buffer.getvalue()
+
+
+def read_accuracy(path: str | Path) -> tuple[_Array, list[str]]:
+    """Return R (T + 1, T) in percent and the T task names of an ``accuracy.npz``.
+
+    Raises:
+        DataError: The file is missing or is not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            matrix, _, names = _table(data["accuracy"], data["task_names"].tolist())
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as an accuracy matrix ({error}); give the accuracy.npz of a run"
+        ) from error
+    return matrix, names
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+
+
+def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
+    """Return R as a table for the terminal, and a line with its metrics.
+
+    The columns are numbered like the rows. With more than 20 tasks there is a row for each task
+    instead: its accuracy before it was learned, just after, and now.
+
+    Args:
+        accuracy: R, (T + 1, T), percent; rows without a value are left out.
+        task_names: Names of the T tasks; long ones are cut.
+
+    Raises:
+        ValueError: The shape and the names do not fit.
+    """
+    matrix, _, columns = _table(accuracy, task_names)
+    names = [f"{i} {name}" for i, name in enumerate(_shortened(columns), start=1)]
+    measured = _measured_rows(matrix)
+    if len(columns) <= _MAX_CELLS_WITH_VALUES:
+        labels = [_BEFORE, *names]
+        table = [["after task", *(str(i) for i in range(1, len(columns) + 1))]]
+        table += [[labels[i], *(_cell(value) or "-" for value in matrix[i])] for i in measured]
+    else:
+        last = max(measured, default=0)
+        table = [["task", "before", "learned", "now"]]
+        for j in range(last):
+            values = matrix[j, j], matrix[j + 1, j], matrix[last, j]
+            table.append([names[j], *(_cell(value) or "-" for value in values)])
+    metrics = summary(matrix)
+    parts = [
+        f"{label} {_cell(metrics[name])}"
+        for name, label in _SUMMARY_LABELS.items()
+        if not math.isnan(metrics[name])
+    ]
+    return "\n".join(_lines(table) + ([f"{', '.join(parts)} (percent)"] if parts else []))
+
+
+def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[str]) -> None:
+    """Draw R as a PNG: a row after each task, a column for each task, blank where not measured.
+
+    Args:
+        path: The PNG file.
+        accuracy: R, (T + 1, T), percent.
+        task_names: Names of the T tasks.
+
+    Raises:
+        ValueError: The shape and the names do not fit.
+    """
+    from matplotlib.figure import Figure
+
+    matrix, rows, columns = _table(accuracy, task_names)
+    # A dollar sign would start a formula.
+    rows, columns = ([name.replace("$", r"\$") for name in _shortened(x)] for x in (rows, columns))
+    count = len(columns)
+    side = min(max(0.62 * count, 2.4), 11.0)
+    figure = Figure(figsize=(side + 3.2, side * (count + 1) / count + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(matrix), cmap="viridis", vmin=0, vmax=100)
+
+    every = math.ceil(count / 40)
+    axes.set_xticks(range(0, count, every), columns[::every], rotation=45, ha="right")
+    axes.set_yticks(range(0, count + 1, every), rows[::every])
+    axes.set_xlabel("accuracy on task")
+    axes.set_ylabel("after training on task")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(count) + 0.5, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color="white", linewidth=min(1.5, 30 / count))
+    if count <= _MAX_CELLS_WITH_VALUES:
+        for (i, j), value in np.ndenumerate(matrix):
+            # Viridis is dark below about two thirds of its range.
+            color = "black" if value > 65 else "white"
+            axes.text(j, i, _cell(value, 1), ha="center", va="center", fontsize=8, color=color)
+    bar = figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8)
+    bar.outline.set_visible(False)
+    final = summary(matrix)
+    shown = [("ACC", final["acc_final"]), ("BWT", final["bwt_gem"])]
+    axes.set_title(
+        "   ".join(f"{name} {value:.2f} %" for name, value in shown if not math.isnan(value)),
+        fontsize=10,
+    )
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    write_bytes_atomic(Path(path), buffer.getvalue())
+
+
+def write_accuracy(
+    folder: str | Path, accuracy: ArrayLike, task_names: Sequence[str]
+) -> tuple[Path, Path]:
+    """Write R to ``accuracy.npz`` and ``accuracy.csv`` in ``folder``, each atomically.
+
+    The npz holds ``accuracy`` (T + 1, T) float64 and ``task_names`` (T,) and loads without pickle.
+    The csv has two decimals, and leaves out rows without a value.
+
+    Args:
+        folder: An existing folder.
+        accuracy: R, (T + 1, T), percent.
+        task_names: Names of the T tasks.
+
+    Returns:
+        The paths of the npz and of the csv.
+
+    Raises:
+        ValueError: The shape and the names do not fit.
+    """
+    matrix, rows, columns = _table(accuracy, task_names)
+    npz_path, csv_path = Path(folder) / "accuracy.npz", Path(folder) / "accuracy.csv"
+    buffer = io.BytesIO()
+    np.savez(buffer, accuracy=matrix, task_names=np.array(columns, dtype=np.str_))
+    write_bytes_atomic(npz_path, buffer.getvalue())
+    write_text_atomic(csv_path, _csv_text(matrix, rows, columns))
+    return npz_path, csv_path

@@ -1,0 +1,1 @@
+"""The settings of a run: names, types, checks, TOML, presets, and what is built from them."""

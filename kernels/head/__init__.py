@@ -1,0 +1,1 @@
+"""Kernels of the passes over a hypernetwork's head."""

@@ -1,0 +1,1 @@
+"""Kernels of masked linear and convolutional layers."""

@@ -1,0 +1,1 @@
+"""Kernels of thresholds and masked weights of all tensors of a network."""

@@ -1,0 +1,338 @@
+"""Percentiles of |tanh z| of all tensors of a network at once, by a radix selection on |z|.
+
+Of n magnitudes two neighbours are needed, those of the ranks floor(x) and ceil(x) with
+x = p (n - 1) / 100 in float64; tanh keeps their order. The 31 bits of a float32 magnitude order as
+the number does, and are settled in three passes of 11, 10 and 10: count the entries in the bin of
+each rank by their next bits, then pick the bins that hold the ranks. Counts are integers, so the
+order of their sums does not matter.
+
+z is (N,), the entries of all T tensors one after another. A first histogram is (T, 2048) int32: row
+i counts the entries of tensor i by ``_blocks.histogram_bin(z)``, the bits of |z| from 20 on. Who
+forms z may fill it (zeros, then ``tl.atomic_add``) and so save the first pass.
+
+A pass reads 4 N bytes, of the tensors that have a threshold in the second and third, from the
+second-level cache where z fits; histograms are 24 KiB a tensor, of which few bins are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hypermask_fast.kernels.device import abs_tanh, on_device
+from hypermask_fast.kernels.masks.blocks import (
+    HISTOGRAM_BINS,
+    blocks,
+    histogram_bin,
+    magnitude_bits,
+    this_block,
+)
+from hypermask_fast.kernels.tuning import choose
+
+CONFIGS = (
+    {"BLOCK": 4096, "num_warps": 8},
+    {"BLOCK": 2048, "num_warps": 4},
+    {"BLOCK": 2048, "num_warps": 8},
+    {"BLOCK": 4096, "num_warps": 16},
+    {"BLOCK": 8192, "num_warps": 16},
+)
+
+_BITS = 10
+_BINS = 1 << _BITS
+WINDOW = {"WINDOW": (127 - 26) * 8, "WINDOW_BINS": 256}
+"""Bins that most entries are expected in: magnitudes from 2^-26 to 2^6."""
+
+
+@triton.jit
+def _add_each(row_ptr, bins, valid):
+    """Count entries one by one, or all at once where they fall into one bin."""
+    first = tl.min(tl.where(valid, bins, 0x7FFFFFFF), 0)
+    last = tl.max(tl.where(valid, bins, -1), 0)
+    ones = valid.to(tl.int32)
+    if first == last:
+        tl.atomic_add(row_ptr + first, tl.sum(ones, 0), sem="relaxed")
+    elif first < last:
+        tl.atomic_add(row_ptr + bins, ones, mask=valid, sem="relaxed")
+
+
+@triton.jit
+def add_to_histogram(row_ptr, z, valid, WINDOW: tl.constexpr, WINDOW_BINS: tl.constexpr):
+    """Count the valid z into their tensor's row of a first histogram.
+
+    A histogram costs a warp BINS / 32 population counts an entry, so only a window is one.
+    """
+    bins = histogram_bin(z)
+    inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
+    counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
+    window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
+    tl.atomic_add(window_ptr, counts, mask=counts > 0, sem="relaxed")
+    _add_each(row_ptr, bins, valid & ~inside)
+
+
+@triton.jit
+def _select_histogram_kernel(
+    z_ptr,
+    histogram_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    BINS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    WINDOW_BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count a block (BLOCK,) by the leading 11 bits into the row of its tensor."""
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
+    add_to_histogram(histogram_ptr + tensor * BINS, z, valid, WINDOW, WINDOW_BINS)
+
+
+@triton.jit
+def _select_refine_kernel(
+    z_ptr,
+    picked_ptr,
+    histogram_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count those of a block that begin as the lower rank's value does, and as the upper's does.
+
+    They are few and spread over the bins, or else equal: atomics on them do not collide much.
+    """
+    BINS: tl.constexpr = 1 << BITS
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    bits = magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
+    leading = bits >> (SHIFT + BITS)
+    bins = (bits >> SHIFT) & (BINS - 1)
+    low = tl.load(picked_ptr + 4 * tensor)
+    high = tl.load(picked_ptr + 4 * tensor + 1)
+    row_ptr = histogram_ptr + 2 * tensor * BINS
+    _add_each(row_ptr, bins, valid & (leading == low))
+    if low != high:
+        _add_each(row_ptr + BINS, bins, valid & (leading == high))
+
+
+@triton.jit
+def _place(p_ptr, tensor_start_ptr, tensor):
+    """Where the percentile is among a tensor's order statistics: the rank below, and the rest."""
+    start = tl.load(tensor_start_ptr + tensor)
+    last = tl.load(tensor_start_ptr + tensor + 1) - start - 1
+    p = tl.minimum(tl.maximum(tl.load(p_ptr), 0.0), 100.0)
+    place = p * last.to(tl.float64) / 100.0
+    rank = place.to(tl.int32)
+    return rank, place - rank.to(tl.float64)
+
+
+@triton.jit
+def _bin_of_rank(row_ptr, rank, BINS: tl.constexpr):
+    """The bin that holds the entry of a rank, and its rank among those of the bin."""
+    up_to = tl.cumsum(tl.load(row_ptr + tl.arange(0, BINS)), 0)
+    passed = up_to <= rank
+    return tl.sum(passed.to(tl.int32), 0), rank - tl.max(tl.where(passed, up_to, 0), 0)
+
+
+@triton.jit
+def _store_picked(row_ptr, low, high, low_rank, high_rank):
+    tl.store(row_ptr, low)
+    tl.store(row_ptr + 1, high)
+    tl.store(row_ptr + 2, low_rank)
+    tl.store(row_ptr + 3, high_rank)
+
+
+@triton.jit
+def _select_begin_kernel(
+    histogram_ptr,
+    p_ptr,
+    picked_ptr,
+    has_nan_ptr,
+    tensor_start_ptr,
+    tensors,
+    BINS: tl.constexpr,
+    BLOCK_TENSORS: tl.constexpr,
+):
+    """Pick the bins of a tensor's two ranks; the first program also looks for NaN in all rows."""
+    tensor = tl.program_id(0)
+    rank, part = _place(p_ptr, tensor_start_ptr, tensor)
+    row_ptr = histogram_ptr + tensor * BINS
+    low, low_rank = _bin_of_rank(row_ptr, rank, BINS)
+    high, high_rank = _bin_of_rank(row_ptr, rank + (part > 0).to(tl.int32), BINS)
+    _store_picked(picked_ptr + 4 * tensor, low, high, low_rank, high_rank)
+    if tensor == 0:
+        # Arithmetic makes quiet NaNs only, whose bins are the last four; infinity is below.
+        rows = tl.arange(0, BLOCK_TENSORS)[:, None]
+        tail = histogram_ptr + rows * BINS + BINS - 4 + tl.arange(0, 4)[None, :]
+        counts = tl.load(tail, mask=rows < tensors, other=0)
+        tl.store(has_nan_ptr, tl.max(tl.max(counts, 1), 0) > 0)
+
+
+@triton.jit
+def _refined(histogram_ptr, picked_ptr, tensor, BITS: tl.constexpr):
+    """The leading bits of the two values, longer by BITS, and their ranks among such values."""
+    BINS: tl.constexpr = 1 << BITS
+    low = tl.load(picked_ptr + 4 * tensor)
+    high = tl.load(picked_ptr + 4 * tensor + 1)
+    row_ptr = histogram_ptr + 2 * tensor * BINS
+    upper_ptr = row_ptr + tl.where(low == high, 0, BINS)
+    low_bin, low_rank = _bin_of_rank(row_ptr, tl.load(picked_ptr + 4 * tensor + 2), BINS)
+    high_bin, high_rank = _bin_of_rank(upper_ptr, tl.load(picked_ptr + 4 * tensor + 3), BINS)
+    return (low << BITS) + low_bin, (high << BITS) + high_bin, low_rank, high_rank
+
+
+@triton.jit
+def _select_pick_kernel(histogram_ptr, picked_ptr, refined_ptr, BITS: tl.constexpr):
+    """Pick the bins of a tensor's two ranks among those that were picked before."""
+    tensor = tl.program_id(0)
+    low, high, low_rank, high_rank = _refined(histogram_ptr, picked_ptr, tensor, BITS)
+    _store_picked(refined_ptr + 4 * tensor, low, high, low_rank, high_rank)
+
+
+@triton.jit
+def _select_end_kernel(
+    histogram_ptr,
+    picked_ptr,
+    p_ptr,
+    statistics_ptr,
+    thresholds_ptr,
+    tensor_start_ptr,
+    chosen_ptr,
+    BITS: tl.constexpr,
+):
+    """Write a tensor's two order statistics of |z|, and the percentile between their tanh."""
+    tensor = tl.program_id(0)
+    chosen = tl.load(chosen_ptr + tensor) != 0
+    low_bits, high_bits, _, _ = _refined(histogram_ptr, picked_ptr, tensor, BITS)
+    low = low_bits.to(tl.float32, bitcast=True)
+    high = high_bits.to(tl.float32, bitcast=True)
+    tl.store(statistics_ptr + 2 * tensor, tl.where(chosen, low, float("-inf")))
+    tl.store(statistics_ptr + 2 * tensor + 1, tl.where(chosen, high, float("-inf")))
+    _, part = _place(p_ptr, tensor_start_ptr, tensor)
+    low = abs_tanh(low).to(tl.float64)
+    high = abs_tanh(high).to(tl.float64)
+    # As torch.lerp: the result stays between the two.
+    up = low + part * (high - low)
+    down = high - (high - low) * (1 - part)
+    value = tl.where(part < 0.5, up, down).to(tl.float32)
+    tl.store(thresholds_ptr + tensor, tl.where(chosen, value, float("-inf")))
+
+
+class Thresholds(NamedTuple):
+    """What :func:`thresholds` returns.
+
+    Attributes:
+        values: (T,) float32, the percentile of |tanh z|: entries below it are removed. Minus
+            infinity, which removes nothing, for a tensor without a threshold.
+        has_nan: 0-d bool, whether any entry of any tensor is NaN. A percentile that falls among
+            NaNs is NaN, and removes nothing.
+    """
+
+    values: Tensor
+    has_nan: Tensor
+
+
+def _select(
+    z: Tensor,
+    sizes: tuple[int, ...],
+    p: float | Tensor,
+    masked: tuple[bool, ...],
+    histogram: Tensor | None,
+) -> tuple[Tensor, Thresholds]:
+    z, device, tensors = z.contiguous(), z.device, len(sizes)
+    if not isinstance(p, Tensor):
+        p = torch.full((), p, dtype=torch.float64, device=device)
+    p = p.to(device, torch.float64)
+    config = choose("select", CONFIGS, device, entries=z.numel())
+    table = blocks(sizes, config["BLOCK"], device, masked)
+    bins = (0 if histogram is not None else HISTOGRAM_BINS, 2 * _BINS, 2 * _BINS)
+    # One buffer: one launch fills it.
+    counts = torch.zeros(tensors * sum(bins), dtype=torch.int32, device=device)
+    first, second, third = counts.split([tensors * count for count in bins])
+    begun, picked = torch.empty((2, tensors, 4), dtype=torch.int32, device=device).unbind()
+    statistics = torch.empty((tensors, 2), dtype=torch.float32, device=device)
+    values = torch.empty(tensors, dtype=torch.float32, device=device)
+    has_nan = torch.empty((), dtype=torch.bool, device=device)
+
+    with on_device(z):
+        if histogram is None:
+            every = blocks(sizes, config["BLOCK"], device)
+            histogram = first
+            _select_histogram_kernel[every.grid](
+                *(z, histogram, *every[:3]),
+                BINS=HISTOGRAM_BINS,
+                **WINDOW,
+                **config,
+            )
+        _select_begin_kernel[(tensors,)](
+            *(histogram, p, begun, has_nan, table.tensor_start, tensors),
+            BINS=HISTOGRAM_BINS,
+            BLOCK_TENSORS=triton.next_power_of_2(tensors),
+        )
+        _select_refine_kernel[table.grid](
+            z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config
+        )
+        _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
+        _select_refine_kernel[table.grid](
+            z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config
+        )
+        _select_end_kernel[(tensors,)](
+            *(third, picked, p, statistics, values, table.tensor_start, table.chosen),
+            BITS=_BITS,
+        )
+    return statistics, Thresholds(values, has_nan)
+
+
+def order_statistics(
+    z: Tensor,
+    sizes: Sequence[int],
+    p: float | Tensor,
+    masked: Sequence[bool],
+    histogram: Tensor | None = None,
+) -> Tensor:
+    """Return the order statistics of |z| below and above each percentile, with their bits.
+
+    Arguments as of :func:`thresholds`, but some tensor must be masked.
+
+    Returns:
+        (T, 2) float32; minus infinity for a tensor without a threshold.
+    """
+    return _select(z, tuple(sizes), p, tuple(masked), histogram)[0]
+
+
+def thresholds(
+    z: Tensor,
+    sizes: Sequence[int],
+    p: float | Tensor,
+    masked: Sequence[bool],
+    histogram: Tensor | None = None,
+) -> Thresholds | None:
+    """Return the smallest mask value that survives, of every tensor of a network.
+
+    Nothing is read back to the host, so it can be captured in a CUDA graph.
+
+    Args:
+        z: (N,) float32, the mask logits of all tensors.
+        sizes: Numbers of entries of the T tensors, each at least 1 and less than 2^31.
+        p: Percent of each mask that is removed: a number, or a 0-d float64 tensor on z's device;
+            outside of [0, 100] it acts as the nearer end.
+        masked: For each tensor whether it has a threshold.
+        histogram: (T, 2048) int32, contiguous, of every tensor, as in the module's docstring; None
+            to count here.
+
+    Returns:
+        None, without a launch, where nothing is removed: p is the number 0, or no tensor is masked.
+    """
+    if not any(masked) or (not isinstance(p, Tensor) and p == 0):
+        return None
+    return _select(z, tuple(sizes), p, tuple(masked), histogram)[1]

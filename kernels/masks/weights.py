@@ -1,0 +1,279 @@
+"""Masked weights of all tensors of a network, their L1 drift, and the gradients of both.
+
+    m = |tanh z| where it is not below its tensor's threshold, else 0
+    forward    product = theta m,     drift = sum |theta - theta'| (m)
+    backward   dtheta = g m + d sign(theta - theta') (m)
+               dz = (g theta + (d |theta - theta'|)) m'(z),  m'(z) = sign(z) (1 - m^2), 0 where m is
+
+with theta' the previous weights, g the gradient of the product and d that of the drift; what stands
+in brackets is there where the drift is masked. z, masks and theta' are (N,), the entries of all T
+tensors one after another, theta and its products T tensors. One launch a direction and dtype of
+weights, of at most 64 tensors: they come as tuples of pointers, of which a program takes its own.
+
+Bytes an entry, w of them a weight: forward 8 + 2 w, backward 8 + 3 w, with drift 4 more in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hypermask_fast.kernels.device import cast, mask_slope, on_device, only_if, semi_binary, sign
+from hypermask_fast.kernels.masks.blocks import Blocks, blocks, this_block
+from hypermask_fast.kernels.tuning import Config, choose
+
+CONFIGS = (
+    {"BLOCK": 2048, "num_warps": 8},
+    {"BLOCK": 1024, "num_warps": 4},
+    {"BLOCK": 1024, "num_warps": 8},
+    {"BLOCK": 512, "num_warps": 4},
+)
+
+_GROUP = 64
+
+
+@triton.jit
+def _address(pointers, tensor):
+    """The address of one of several tensors, as int64."""
+    address = pointers[0].to(tl.int64)
+    for i in tl.static_range(1, len(pointers)):
+        address = tl.where(tensor == i, pointers[i].to(tl.int64), address)
+    return address
+
+
+@triton.jit
+def _load_block(
+    weights,
+    like_ptr,
+    z_ptr,
+    thresholds_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    HAS_THRESHOLDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """This program's block: its tensor and where it begins, among all entries and in the tensor.
+
+    And the offsets of its entries, which of them there are, and their logits, masks and weights.
+    """
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
+    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
+    within = start - tl.load(tensor_start_ptr + tensor)
+    weight_ptr = _address(weights, tensor).to(like_ptr.dtype) + within
+    weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
+    mask = semi_binary(z, threshold, HAS_THRESHOLDS)
+    return tensor, start, within, offsets, valid, z, mask, weight
+
+
+@triton.jit
+def _mask_weights_forward_kernel(
+    weights,
+    like_ptr,
+    z_ptr,
+    thresholds_ptr,
+    previous_ptr,
+    products,
+    masks_ptr,
+    drift_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    HAS_THRESHOLDS: tl.constexpr,
+    HAS_DRIFT: tl.constexpr,
+    MASKED_DRIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Masks, products and the drift's part of one block (BLOCK,)."""
+    tensor, start, within, offsets, valid, _, mask, weight = _load_block(
+        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
+        *(HAS_THRESHOLDS, BLOCK),
+    )
+    tl.store(masks_ptr + start + offsets, mask, mask=valid)
+    product = _address(products, tensor)
+    product_ptr = product.to(like_ptr.dtype) + within
+    kept = cast(weight * mask, like_ptr.dtype.element_ty)
+    tl.store(product_ptr + offsets, kept, mask=only_if(valid, product != 0))
+
+    if HAS_DRIFT:
+        previous = tl.load(previous_ptr + start + offsets, mask=valid, other=0.0).to(tl.float32)
+        away = tl.abs(weight - previous)
+        if MASKED_DRIFT:
+            away *= mask
+        tl.store(drift_ptr + tl.program_id(0), tl.sum(away, 0))
+
+
+@triton.jit
+def _mask_weights_backward_kernel(
+    weights,
+    like_ptr,
+    z_ptr,
+    thresholds_ptr,
+    previous_ptr,
+    grads,
+    drift_grad_ptr,
+    weight_grads,
+    logit_grad_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    HAS_THRESHOLDS: tl.constexpr,
+    HAS_DRIFT: tl.constexpr,
+    MASKED_DRIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The gradients of one block's weights and logits (BLOCK,); the mask is formed again."""
+    tensor, start, within, offsets, valid, z, mask, weight = _load_block(
+        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
+        *(HAS_THRESHOLDS, BLOCK),
+    )
+    grad = _address(grads, tensor)
+    grad_ptr = grad.to(like_ptr.dtype) + within
+    given = only_if(valid, grad != 0)
+    upstream = tl.load(grad_ptr + offsets, mask=given, other=0.0).to(tl.float32)
+    of_weight = upstream * mask
+    of_mask = upstream * weight
+
+    if HAS_DRIFT:
+        drift_grad = tl.load(drift_grad_ptr)
+        previous = tl.load(previous_ptr + start + offsets, mask=valid, other=0.0).to(tl.float32)
+        away = weight - previous
+        along = drift_grad * sign(away)
+        if MASKED_DRIFT:
+            of_weight += along * mask
+            of_mask += drift_grad * tl.abs(away)
+        else:
+            of_weight += along
+
+    weight_grad_ptr = _address(weight_grads, tensor).to(like_ptr.dtype) + within
+    tl.store(weight_grad_ptr + offsets, cast(of_weight, like_ptr.dtype.element_ty), mask=valid)
+    tl.store(logit_grad_ptr + start + offsets, of_mask * mask_slope(z, mask), mask=valid)
+
+
+class _Group(NamedTuple):
+    """Tensors that one launch processes: the first of them, which they are, and their blocks."""
+
+    first: int
+    chosen: tuple[bool, ...]
+    table: Blocks
+
+    def only(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | int, ...]:
+        """Return the tensors, with the address 0 for None and for those of other launches."""
+        pairs = zip(tensors, self.chosen, strict=True)
+        return tuple(t if c and t is not None else 0 for t, c in pairs)
+
+
+@lru_cache(maxsize=256)
+def _groups(
+    sizes: tuple[int, ...], dtypes: tuple[torch.dtype, ...], block: int, device: torch.device
+) -> tuple[_Group, ...]:
+    groups = []
+    for dtype in dict.fromkeys(dtypes):
+        places = [place for place, other in enumerate(dtypes) if other == dtype]
+        for i in range(0, len(places), _GROUP):
+            chosen = tuple(place in places[i : i + _GROUP] for place in range(len(sizes)))
+            groups.append(_Group(places[i], chosen, blocks(sizes, block, device, chosen)))
+    return tuple(groups)
+
+
+def _groups_of(weights: Sequence[Tensor], z: Tensor, config: Config) -> tuple[_Group, ...]:
+    sizes, dtypes = tuple(w.numel() for w in weights), tuple(w.dtype for w in weights)
+    return _groups(sizes, dtypes, config["BLOCK"], z.device)
+
+
+def forward(
+    weights: Sequence[Tensor],
+    z: Tensor,
+    thresholds: Tensor | None,
+    masked: Sequence[bool],
+    previous: Tensor | None = None,
+    masked_drift: bool = True,
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """Return the masked weights of a network, its masks and its L1 drift.
+
+    Args:
+        weights: The T target tensors, float32, float16 or bfloat16, of N entries together.
+        z: (N,) float32, the mask logits, in the order of the tensors' entries.
+        thresholds: (T,) float32 of :func:`select.thresholds`, minus infinity for a tensor that is
+            not masked; None where nothing is removed.
+        masked: For each tensor whether there is a product.
+        previous: (N,), the weights to measure the drift from, or None.
+        masked_drift: Multiply the drift by the masks.
+
+    Returns:
+        The products, contiguous, None where a tensor is not masked; the masks (N,) float32, of the
+        tensors that are not masked |tanh z|; the drift, 0-d float32, 0 without ``previous``.
+    """
+    weights, z = [w.contiguous() for w in weights], z.contiguous()
+    config = choose("mask_weights_forward", CONFIGS, z.device, entries=z.numel())
+    groups = _groups_of(weights, z, config)
+    products = [
+        torch.empty_like(w) if is_masked else None
+        for w, is_masked in zip(weights, masked, strict=True)
+    ]
+    masks = torch.empty_like(z)
+    counts = [group.table.grid[0] if previous is not None else 0 for group in groups]
+    drifts = torch.empty(sum(counts), dtype=torch.float32, device=z.device)
+    if previous is not None:
+        previous = previous.contiguous()
+    with on_device(z):
+        for group, partial_drifts in zip(groups, drifts.split(counts), strict=True):
+            _mask_weights_forward_kernel[group.table.grid](
+                *(group.only(weights), weights[group.first], z, thresholds, previous),
+                *(group.only(products), masks, partial_drifts, *group.table[:3]),
+                HAS_THRESHOLDS=thresholds is not None,
+                HAS_DRIFT=previous is not None,
+                MASKED_DRIFT=masked_drift,
+                **config,
+            )
+    return products, masks, drifts.sum()
+
+
+def backward(
+    weights: Sequence[Tensor],
+    z: Tensor,
+    thresholds: Tensor | None,
+    grads: Sequence[Tensor | None],
+    previous: Tensor | None = None,
+    masked_drift: bool = True,
+    drift_grad: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of the logits and of the weights.
+
+    Args:
+        weights, z, thresholds, previous, masked_drift: As of :func:`forward`.
+        grads: The gradient of each product, of its shape and dtype and any strides; None for 0.
+        drift_grad: 0-d float32, the gradient of the drift; None for 0.
+
+    Returns:
+        dz (N,) float32, and a tensor like each of the weights, contiguous.
+    """
+    weights, z = [w.contiguous() for w in weights], z.contiguous()
+    grads = [None if grad is None else grad.contiguous() for grad in grads]
+    config = choose("mask_weights_backward", CONFIGS, z.device, entries=z.numel())
+    weight_grads = [torch.empty_like(w) for w in weights]
+    logit_grad = torch.empty_like(z)
+    has_drift = previous is not None and drift_grad is not None
+    if previous is not None:
+        previous = previous.contiguous()
+    with on_device(z):
+        for group in _groups_of(weights, z, config):
+            _mask_weights_backward_kernel[group.table.grid](
+                *(group.only(weights), weights[group.first], z, thresholds, previous),
+                *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad),
+                *group.table[:3],
+                HAS_THRESHOLDS=thresholds is not None,
+                HAS_DRIFT=has_drift,
+                MASKED_DRIFT=masked_drift,
+                **config,
+            )
+    return logit_grad, weight_grads

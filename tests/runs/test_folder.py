@@ -1,0 +1,205 @@
+"""Run folder: what it accepts, its lock, and atomic writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.runs import folder as run_folder
+from hypermask_fast.runs.folder import RunFolder, write_bytes_atomic, write_text_atomic
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_create_then_open(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    with RunFolder.create(path, "lr = 0.1  # é\n") as run:
+        assert run.config_path.read_text(encoding="utf-8") == "lr = 0.1  # é\n"
+    with RunFolder.open(path) as run:
+        files = [
+            run.config_path,
+            run.checkpoints,
+            run.metrics_path,
+            run.accuracy_npz,
+            run.accuracy_csv,
+            run.accuracy_png,
+        ]
+    assert [str(file.relative_to(path)) for file in files] == [
+        "config.toml",
+        "checkpoints",
+        "metrics.jsonl",
+        "accuracy.npz",
+        "accuracy.csv",
+        "accuracy.png",
+    ]
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "config.toml"]
+
+
+def test_constructor_touches_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "a").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_create_over_what_a_killed_create_left(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("1")
+    (tmp_path / ".tmp-config.toml-1").write_text("half")
+    RunFolder.create(tmp_path, "a = 1").close()
+    assert (tmp_path / "config.toml").read_text() == "a = 1"
+
+
+def _with(*names: str) -> Callable[[Path], Path]:
+    def make(root: Path) -> Path:
+        for name in names:
+            (root / name).write_text("")
+        return root
+
+    return make
+
+
+def _under_a_file(root: Path) -> Path:
+    (root / "file").write_text("")
+    return root / "file" / "run"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(
+            _with("config.toml"),
+            r"holds a run already; continue it with `hypermask resume .*` or choose another --out",
+            id="a-run",
+        ),
+        pytest.param(_with("thesis.tex"), "not empty, it holds 'thesis.tex'", id="foreign"),
+        pytest.param(_under_a_file, "Not a directory", id="parent-is-a-file"),
+        pytest.param(
+            lambda root: _under_a_file(root).parent, "Not a directory", id="path-is-a-file"
+        ),
+    ],
+)
+def test_create_refuses(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    path = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        RunFolder.create(path, "")
+    assert str(path) in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda root: root / "absent", "it does not exist", id="absent"),
+        pytest.param(_with(".lock"), "it is empty", id="empty"),
+        pytest.param(lambda root: _under_a_file(root).parent, "it is a file", id="file"),
+        pytest.param(_with("b.txt", "a.txt"), "it holds a.txt, b.txt, expected a config", id="few"),
+        pytest.param(_with(*"abcdefg"), "it holds a, b, c, d, e and 2 more", id="many"),
+    ],
+)
+def test_open_refuses(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunFolder.open(make(tmp_path))
+
+
+def test_open_of_a_folder_inside_a_run_names_the_run(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "").close()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        RunFolder.open(tmp_path / "checkpoints")
+    assert f"(did you mean {str(tmp_path)!r}?)" in str(caught.value)
+
+
+def test_lock_within_one_process(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "")
+    with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()};"):
+        RunFolder.open(tmp_path)
+    RunFolder.open(tmp_path, lock=False).close()
+    with pytest.raises(ConfigError, match="in use"):
+        RunFolder.open(tmp_path)
+    run.close()
+    run.close()
+    RunFolder.open(tmp_path).close()
+
+
+_HOLDER = """
+import os, sys, time
+from hypermask_fast.runs.folder import RunFolder
+
+run = RunFolder.open(sys.argv[1])
+if os.fork() == 0:
+    run.close()
+    print(os.getppid(), flush=True)
+    time.sleep(30)
+    os._exit(0)
+time.sleep(30)
+"""
+
+
+def test_lock_of_another_process_ends_with_kill_9(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "").close()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(tmp_path)],
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert holder.stdout is not None
+        pid = int(holder.stdout.readline())
+        assert pid == holder.pid
+        with pytest.raises(ConfigError, match=f"is in use by process {pid}; wait until it ends"):
+            RunFolder.open(tmp_path)
+        holder.kill()  # its forked child lives on, as a data loader worker would
+        holder.wait()
+        RunFolder.open(tmp_path).close()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.communicate()
+
+
+def test_platform_without_locks_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_fcntl", None)
+    with pytest.warns(RuntimeWarning, match="no file locks"):
+        RunFolder.create(tmp_path / "a", "x = 1").close()
+    assert (tmp_path / "a" / "config.toml").read_text() == "x = 1"
+
+
+def test_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunFolder.create(tmp_path, "").close()
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_folder._fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match=r"cannot lock .*No locks available"):
+        RunFolder.open(tmp_path)
+
+
+def test_atomic_write_replaces_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.csv"
+    write_text_atomic(path, "old é")
+    assert path.read_bytes() == b"old \xc3\xa9"
+    with open(path, "rb") as reader:
+        write_bytes_atomic(path, b"new\r\n\x00")
+        assert reader.read() == b"old \xc3\xa9"
+    assert path.read_bytes() == b"new\r\n\x00"
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ConfigError, match=r"result.csv \(5 bytes\): No space left on device"):
+        write_bytes_atomic(path, b"third")
+    assert path.read_bytes() == b"new\r\n\x00"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.csv"]
