@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
     from hypermask_fast.backends.choice import backend, explain
     from hypermask_fast.conversion.convert import export_subnet, unconvert
-    from hypermask_fast.hypernetworks.full import ChunkedHypernetwork, Hypernetwork
+    from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+    from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "ChunkedHypernetwork": "hypernetworks.full",
+    "ChunkedHypernetwork": "hypernetworks.chunked",
     "DistributedDataParallel": "training.distributed",
     "FactoredAdam": "optim.factored_adam",
     "HyperMask": "methods.hypermask.learner",

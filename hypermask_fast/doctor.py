@@ -16,7 +16,7 @@ import torch
 import hypermask_fast
 from hypermask_fast import reference
 from hypermask_fast.backends import choice, compiled
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.training import graph
 
 
@@ -54,7 +54,7 @@ def _facts() -> list[tuple[str, str]]:
         facts.append(("cuda", "none"))
     facts.append(("CUDA graph", graph.trial()))
     facts.append(("torch.compile", compiled.trial()))
-    facts.append(("head passes", native.status()))
+    facts.append(("head passes", library.status()))
     wanted = choice.requested()
     facts.append(("backend", f"{wanted}: {_kernels()}"))
     return facts

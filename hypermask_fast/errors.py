@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -43,3 +43,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the candidate closest to ``name``, or ``""``."""
     match = difflib.get_close_matches(name, list(candidates), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ConfigError where a value is not one of the choices."""
+    if value not in choices:
+        raise ConfigError(
+            f"{name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
+        )

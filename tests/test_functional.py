@@ -16,7 +16,7 @@ import hypermask_fast as hmf
 from hypermask_fast import functional, reference
 from hypermask_fast.backends import choice
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda
 from hypermask_fast.kernels import tuning
 
 VARIABLE = "HYPERMASK_FAST_BACKEND"
@@ -254,7 +254,7 @@ class TestBackend:
         with FakeTensorMode():
             weight = torch.empty(2, 3, device="cuda")
             with functional.backend(name):
-                assert passes._takes_kernels(weight) is expected
+                assert cuda.takes(weight) is expected
 
     @pytest.mark.parametrize(
         ("op", "dtype", "triton", "why"),

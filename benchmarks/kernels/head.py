@@ -13,6 +13,8 @@ from benchmarks.launches import floats
 from benchmarks.steps.cases import find_cases
 from hypermask_fast import backend
 from hypermask_fast.head import passes
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.masks.weights import mask_weights
 
 _LR, _BETA1, _BETA2, _EPS, _STEP = 1e-3, 0.9, 0.999, 1e-8, 10
@@ -70,18 +72,12 @@ class _Head:
         )
 
     def step_eager(self) -> Output:
-        tensors = [self.weight, self.bias, *self.moments, *self.bias_moments, self.dz, self.hidden]
-        step_rows: Any = passes.step_rows
-        options: dict[str, Any] = {
-            "lr": _LR,
-            "beta1": _BETA1,
-            "beta2": _BETA2,
-            "eps": _EPS,
-            "weight_decay": 0.0,
-        }
-        options |= {"decoupled": False, "step": _STEP, "coefficient": self.coefficient}
+        moments, bias_moments = Moments(*self.moments), Moments(*self.bias_moments)
+        head = Head(self.weight, self.bias, moments, bias_moments)
+        adam = AdamOptions(_LR, _BETA1, _BETA2, _EPS, 0.0, decoupled=False, step=_STEP)
+        step = HeadStep(head, self.dz[None], self.hidden, self.targets, self.coefficient, adam)
         with backend("reference"):
-            return self.changed(*step_rows(*tensors, self.targets, **options))
+            return self.changed(*passes.step_rows(step))
 
     def step_dense(self) -> Output:
         """The gradient as a tensor, and PyTorch's fused Adam."""

@@ -151,7 +151,8 @@ def begin(spec: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return what answers requests.
 
     Args:
-        spec: size, device and threads, as of :func:`benchmarks.steps.worker.begin`, and seconds a case.
+        spec: size, device and threads, as of :func:`benchmarks.steps.worker.begin`, and seconds a
+            case.
     """
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])

@@ -10,6 +10,8 @@ import torch
 from benchmarks.launches import Launch, Run, floats, route
 from benchmarks.launches.factored_adam import tenth_step
 from hypermask_fast.head import passes
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.kernels.head import step_products as step_rows_products
 from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 
@@ -41,15 +43,13 @@ def _logits(rows: int, width: int, earlier: int) -> Run:
 
 def _whole(rows: int, width: int, earlier: int) -> Run:
     """The logits and the step, as a learner has them done."""
-    moments = [floats(rows, width), floats(rows, width, positive=True)]
-    bias_moments = [floats(rows), floats(rows, positive=True)]
-    weight, bias, hidden = floats(rows, width), floats(rows), floats(earlier + 1, width)
-    tensors = [weight, bias, *moments, *bias_moments, floats(rows), hidden]
-    rest: dict[str, Any] = {"coefficient": 1e-6 * floats(), "lr": 1e-3, "step": 10.0}
-    rest |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False}
-    step_rows: Any = passes.step_rows
-    step = partial(step_rows, *tensors, floats(earlier, rows), **rest)
-    return lambda: (passes.logits(weight, bias, hidden[:1]), step())
+    moments = Moments(floats(rows, width), floats(rows, width, positive=True))
+    bias_moments = Moments(floats(rows), floats(rows, positive=True))
+    head = Head(floats(rows, width), floats(rows), moments, bias_moments)
+    hidden, kept = floats(earlier + 1, width), floats(earlier, rows)
+    adam = AdamOptions(1e-3, 0.9, 0.999, 1e-8, weight_decay=0.0, decoupled=False, step=10.0)
+    step = HeadStep(head, floats(1, rows), hidden, kept, 1e-6 * floats(), adam)
+    return lambda: (passes.logits(head, hidden[:1]), passes.step_rows(step))
 
 
 _MAKES = {

@@ -227,7 +227,8 @@ def run_steps(
     Args:
         cases: The settings, of :func:`benchmarks.steps.sizes.batches`.
         variants: Names, in the order of the rows.
-        options: suite, size, device and threads, as :func:`benchmarks.steps.worker.begin` takes them.
+        options: suite, size, device and threads, as :func:`benchmarks.steps.worker.begin` takes
+            them.
         seconds: To measure a case for, after a warm-up of a tenth of it; each variant takes three
             steps at least.
         end: No variant is waited for after this value of ``time.monotonic()``.

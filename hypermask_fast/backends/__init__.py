@@ -1,1 +1,1 @@
-"""Which code an operation runs on: kernels, compiled code or the reference, and in what precision."""
+"""What an operation runs on: kernels, compiled code or the reference, and in what precision."""

@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hypermask_fast.conversion.convert import Entry, MaskedLayer, convert, is_converted
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.hypernetworks.full import Target
+from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.layers.masked import MaskedWeights
 from hypermask_fast.layers.norms import NormState, TaskNorm
 from hypermask_fast.masks.weights import MaskedTensors, mask_weights
@@ -101,14 +101,14 @@ class MaskedNetwork:
         """Return a copy of the parameters with mask logits, (N,)."""
         return torch.cat([w.flatten() for w in self.weights()])
 
-    def hyperfan_targets(self) -> list[Target]:
+    def fans(self) -> list[Fan]:
         """Return what the hyperfan initialisation must know of each tensor."""
-        targets = []
+        fans = []
         for entry, (module, key) in zip(self.tensors, self._owners, strict=True):
             assert isinstance(module, MaskedLayer)
             fan_in = module.weight[0].numel()
-            targets.append(Target(entry.size, fan_in, key == "bias", module.bias is not None))
-        return targets
+            fans.append(Fan(entry.size, fan_in, key == "bias", module.bias is not None))
+        return fans
 
     def set_exempt(self, name: str | None) -> None:
         """Choose the bias that is not masked.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class AdamOptions(TypedDict):
+class AdamOptions(NamedTuple):
     """Hyperparameters of one Adam step, as in ``torch.optim.Adam``.
 
     Attributes:
@@ -19,7 +19,7 @@ class AdamOptions(TypedDict):
         step: Number of this update, from 1; a number, or a 0-d tensor that nothing reads back.
         grad_scale: Multiplies the gradient of A and b, not the returned hidden gradient. Default 1.
         maximize: Ascend instead. Default False.
-        finite: 0-d bool tensor; False leaves parameters and moments as they are. Default True.
+        finite: 0-d bool tensor; False leaves parameters and moments as they are. Default: True.
     """
 
     lr: float | Tensor
@@ -29,9 +29,9 @@ class AdamOptions(TypedDict):
     weight_decay: float
     decoupled: bool
     step: float | Tensor
-    grad_scale: NotRequired[float]
-    maximize: NotRequired[bool]
-    finite: NotRequired[Tensor]
+    grad_scale: float = 1.0
+    maximize: bool = False
+    finite: Tensor | None = None
 
 
 class AdamStep(NamedTuple):
@@ -57,29 +57,28 @@ def adam_step(options: AdamOptions, dtype: torch.dtype) -> AdamStep:
     Raises:
         ValueError: The step is a number below 1.
     """
-    step, lr, finite = options["step"], options["lr"], options.get("finite")
+    step, lr, finite = options.step, options.lr, options.finite
     if isinstance(step, Tensor):
         # A step that is not taken does not count, and the first may not be.
         step = step.double().clamp_min(1)
     elif step < 1:
         raise ValueError(f"step is {step}; count the first update as 1")
-    root = (1 - options["beta2"] ** step) ** 0.5
-    scale = options.get("grad_scale", 1.0)
-    decay = lr * options["weight_decay"] if options["decoupled"] else 0.0
+    root = (1 - options.beta2**step) ** 0.5
+    decay = lr * options.weight_decay if options.decoupled else 0.0
     scalars = AdamStep(
-        scale=-scale if options.get("maximize") else scale,
+        scale=-options.grad_scale if options.maximize else options.grad_scale,
         decay=1 - decay,
-        l2=0.0 if options["decoupled"] else options["weight_decay"],
-        lerp=1 - options["beta1"],
-        lerp_square=1 - options["beta2"],
-        eps=options["eps"] * root,
-        step_size=lr * root / (1 - options["beta1"] ** step),
+        l2=0.0 if options.decoupled else options.weight_decay,
+        lerp=1 - options.beta1,
+        lerp_square=1 - options.beta2,
+        eps=options.eps * root,
+        step_size=lr * root / (1 - options.beta1**step),
     )
     if finite is None:
         return scalars
     taken = finite.double()
     return scalars._replace(
-        decay=1 - decay * taken if options["decoupled"] else 1.0,
+        decay=1 - decay * taken if options.decoupled else 1.0,
         # lerp_ takes a tensor of its own dtype only.
         lerp=(scalars.lerp * taken).to(dtype),
         lerp_square=(scalars.lerp_square * taken).to(dtype),

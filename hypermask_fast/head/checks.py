@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermask_fast.head.frozen import FrozenHead
-from hypermask_fast.head.tiles import Moments, SampledTargets
+from hypermask_fast.head.types import FrozenHead, KeptSample, Moments
 
 
 def check(
@@ -56,17 +55,17 @@ def check_moments(prefix: str, moments: Moments, like: Tensor, dtype: torch.dtyp
         check_contiguous(prefix + name, moment)
 
 
-def check_targets(targets: Tensor, count: int, like: Tensor) -> None:
+def check_kept(kept: Tensor, count: int, like: Tensor) -> None:
     """Check the logits to keep of ``count`` embeddings."""
-    narrow = targets.dtype == torch.bfloat16
-    check("targets", targets, (count, len(like)), like, targets.dtype if narrow else None)
-    check_contiguous("targets", targets)
+    narrow = kept.dtype == torch.bfloat16
+    check("kept", kept, (count, len(like)), like, kept.dtype if narrow else None)
+    check_contiguous("kept", kept)
 
 
-def check_sampled(sampled: SampledTargets, count: int, like: Tensor) -> None:
-    """Check a batch of which ``count`` embeddings are computed, but not the targets."""
-    check("the batch", sampled.hidden, ("m", like.shape[1]), like)
-    check("rows of the batch", sampled.rows, (count,), like, torch.int64)
+def check_sample(sample: KeptSample, count: int, like: Tensor) -> None:
+    """Check a batch of which ``count`` embeddings are computed, but not the logits to keep."""
+    check("the batch", sample.hidden, ("m", like.shape[1]), like)
+    check("rows of the batch", sample.rows, (count,), like, torch.int64)
 
 
 def check_frozen(frozen: FrozenHead, count: int, like: Tensor) -> None:

@@ -1,22 +1,29 @@
-"""The passes of :mod:`hypermask_fast.head.passes` on CUDA: what the kernels take, and how."""
+"""The passes over a float32 head on CUDA: the kernels' operators and launchers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from hypermask_fast.backends.choice import uses_kernels
 from hypermask_fast.head.adam import AdamOptions
-from hypermask_fast.head.tiles import Moments
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample
 from hypermask_fast.kernels import ops
+
+
+def takes(weight: Tensor) -> bool:
+    """Return whether the kernels are to run the passes over this head."""
+    rows, width = weight.shape
+    return weight.is_cuda and uses_kernels("head", weight, rows=rows, width=width)
 
 
 def _scalars(device: torch.device, options: AdamOptions) -> Tensor:
     from hypermask_fast.kernels.head.adam import adam_scalars
 
-    return adam_scalars(device, **options)
+    return adam_scalars(device, **options._asdict())
 
 
-def logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor) -> None:
+def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = None) -> None:
     """Write hidden A^T + b to ``out`` (k, N).
 
     The first embedding is read by itself, as the current one of a step is, and the others as
@@ -25,44 +32,42 @@ def logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor) -> None:
     from hypermask_fast.kernels.head.logits import mask_logits
     from hypermask_fast.kernels.head.step import earlier_logits
 
-    mask_logits(weight, bias, hidden[:1], out=out[:1])
+    assert head.bias is not None
+    mask_logits(head.weight, head.bias, hidden[:1], out=out[:1])
     if len(hidden) > 1:
-        out[1:] = earlier_logits(weight, bias, hidden[1:])
+        out[1:] = earlier_logits(head.weight, head.bias, hidden[1:])
 
 
 def hidden_grad(weight: Tensor, dz: Tensor) -> Tensor:
-    """Return dz A."""
-    return ops.hidden_grad(weight, dz.contiguous())
+    """Return dz A, (r, H)."""
+    return ops.hidden_grad(weight, dz)
 
 
-def adam_rows(
-    weight: Tensor, moments: Moments, dz: Tensor, hidden: Tensor, options: AdamOptions
-) -> None:
-    """Apply an Adam step with the gradient dz^T hidden."""
+def adam_rows(step: HeadStep) -> None:
+    """Apply an Adam step with the gradient dz^T hidden to A and its moments."""
     from hypermask_fast.kernels.head.adam import factored_adam
 
-    factored_adam(weight, *moments, dz, hidden, _scalars(weight.device, options))
+    weight, moments = step.head.weight, step.head.moments
+    assert moments is not None
+    scalars = _scalars(weight.device, step.options)
+    factored_adam(weight, *moments, step.dz, step.hidden, scalars)
 
 
-def step_rows(
-    weight: Tensor,
-    bias: Tensor,
-    moments: Moments,
-    bias_moments: Moments,
-    dz: Tensor,
-    hidden: Tensor,
-    targets: Tensor,
-    coefficient: float | Tensor,
-    options: AdamOptions,
-) -> tuple[Tensor, Tensor]:
-    """Do the rest of a training step in one pass; see :func:`hypermask_fast.head.passes.step_rows`."""
+def step_rows(step: HeadStep) -> HeadGrads:
+    """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
     from hypermask_fast.kernels.head.step import step_rows as kernel
 
+    weight, bias, moments, bias_moments = step.head
+    assert bias is not None
+    assert moments is not None
+    assert bias_moments is not None
+    kept, coefficient = step.kept_logits, step.coefficient
     if not isinstance(coefficient, Tensor):
         coefficient = torch.full((), coefficient, device=weight.device)
-    return kernel(
+    hidden_grad, squares = kernel(
         *(weight, bias, *moments, *bias_moments),
-        *(dz.contiguous(), hidden, targets),
+        *(step.dz[0], step.hidden, weight.new_empty(0, len(weight)) if kept is None else kept),
         coefficient=coefficient.float(),
-        scalars=_scalars(weight.device, options),
+        scalars=_scalars(weight.device, step.options),
     )
+    return HeadGrads(hidden_grad, squares)

@@ -1,4 +1,4 @@
-"""The output regulariser against a frozen copy of the head, at a cost that no task adds to.
+"""The output regularizer against a frozen copy of the head, at a cost that no task adds to.
 
 With E = A - A_old, e = b - b_old, u_j the hidden row of task j and w_j = u_j - u_old_j, a residual
 is ``r_j = E u_j + e + A_old w_j = V q_j`` for V = [E, e, A_old] and q_j = [u_j, 1, w_j]. Its sums
@@ -18,27 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head.adam import AdamStep
-from hypermask_fast.head.tiles import Moments, _adam, _tiles
-
-
-class FrozenHead(NamedTuple):
-    """A head and the hidden rows of earlier tasks as a task found them.
-
-    Attributes:
-        weight, bias: A_old (N, H) and b_old (N,).
-        hidden: (t, H), the trunk's outputs for the earlier tasks.
-        gram: A_old^T A_old, float64 (H, H).
-    """
-
-    weight: Tensor
-    bias: Tensor
-    hidden: Tensor
-    gram: Tensor
+from hypermask_fast.head.tiles import adam_tile, tiles_of
+from hypermask_fast.head.types import FrozenHead, Head, HeadGrads, HeadStep
 
 
 class Quadratic(NamedTuple):
-    """The regulariser as a quadratic form, once the products of V are there.
+    """The regularizer as a quadratic form, once the products of V are there.
 
     Attributes:
         squares: 0-d float64, the sum of all squared residuals.
@@ -53,7 +40,7 @@ class Quadratic(NamedTuple):
 def freeze(weight: Tensor, bias: Tensor, hidden: Tensor) -> FrozenHead:
     """Return copies of a head and of the hidden rows (t, H) that depend on nothing any more."""
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
-    for rows in _tiles(weight):
+    for rows in tiles_of(weight):
         gram += weight[rows].t() @ weight[rows]
     return FrozenHead(weight.clone(), bias.clone(), hidden.clone(), gram)
 
@@ -84,7 +71,7 @@ def empty_products(weight: Tensor) -> Tensor:
 
 
 def quadratic(q: Tensor, products: Tensor, frozen: FrozenHead) -> Quadratic:
-    """Return the regulariser from ``V^T [E, e]``."""
+    """Return the regularizer from ``V^T [E, e]``."""
     changed = products.shape[1]
     with_old = torch.cat((products[changed:].t(), frozen.gram.double()))
     all_products = torch.cat((products, with_old), 1)
@@ -94,8 +81,7 @@ def quadratic(q: Tensor, products: Tensor, frozen: FrozenHead) -> Quadratic:
 
 
 def frozen_tiles(
-    weight: Tensor,
-    bias: Tensor,
+    head: Head,
     frozen: FrozenHead,
     *,
     dz: Tensor | None = None,
@@ -104,24 +90,24 @@ def frozen_tiles(
     factors: Tensor | None = None,
     grads: tuple[Tensor, Tensor] | None = None,
     adam: AdamStep | None = None,
-    moments: Moments | None = None,
-    bias_moments: Moments | None = None,
 ) -> None:
     """Do in one pass what is asked for.
 
     Args:
-        weight, bias: A (N, H) and b (N,).
+        head: A (N, H) and b (N,).
         frozen: What they were.
         dz: (N,), the gradient to the current task's logits; for what follows ``products``.
         products: Of :func:`empty_products`, receives the sum.
         current_grad: float64 (H,), zeros, receives dz A.
         factors: Of :func:`head_factors`; gives the gradient of A and b, for:
         grads: like A and b, to be filled, or
-        adam, moments, bias_moments: which update A and b.
+        adam: which updates A and b.
     """
+    weight, bias, moments, bias_moments = head
+    assert bias is not None
     changed = weight.shape[1] + 1
     bias_grad = torch.empty_like(bias) if grads is None else grads[1]
-    for rows in _tiles(weight):
+    for rows in tiles_of(weight):
         a, old = weight[rows], frozen.weight[rows]
         columns = [a - old, (bias[rows] - frozen.bias[rows])[:, None], old]
         v = torch.cat(columns if dz is None else [*columns, dz[rows, None]], 1)
@@ -135,35 +121,27 @@ def frozen_tiles(
         if grads is not None:
             torch.mm(v, factors[:, :-1], out=grads[0][rows])
         elif adam and moments:
-            _adam(weight, moments, v @ factors[:, :-1], rows, adam)
+            adam_tile(weight, moments, v @ factors[:, :-1], rows, adam)
     if adam and bias_moments:
-        _adam(bias, bias_moments, bias_grad, slice(None), adam)
+        adam_tile(bias, bias_moments, bias_grad, slice(None), adam)
 
 
-def step_frozen(
-    weight: Tensor,
-    bias: Tensor,
-    dz: Tensor,
-    hidden: Tensor,
-    frozen: FrozenHead,
-    *,
-    coefficient: float | Tensor,
-    adam: AdamStep,
-    moments: Moments,
-    bias_moments: Moments,
-) -> tuple[Tensor, Tensor]:
-    """Do in one pass what :func:`hypermask_fast.head.passes.step_rows` does, and return the same."""
-    q, products = task_rows(hidden[1:], frozen), empty_products(weight)
-    current_grad = products.new_zeros(len(hidden[0]))
-    frozen_tiles(
-        *(weight, bias, frozen),
-        dz=dz,
-        products=products,
-        current_grad=current_grad,
-        factors=head_factors(q, coefficient, hidden[0]),
-        adam=adam,
-        moments=moments,
-        bias_moments=bias_moments,
-    )
-    squares, sums = quadratic(q, products, frozen)
-    return torch.cat((current_grad[None], coefficient * sums)).to(weight.dtype), squares
+def step_rows(step: HeadStep) -> HeadGrads:
+    """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
+    frozen, dz = step.kept, step.taken_dz[0]
+    assert isinstance(frozen, FrozenHead)
+    weight, hidden = step.head.weight, step.hidden
+    with full_precision(weight.device):
+        q, products = task_rows(hidden[1:], frozen), empty_products(weight)
+        current_grad = products.new_zeros(len(hidden[0]))
+        frozen_tiles(
+            *(step.head, frozen),
+            dz=dz,
+            products=products,
+            current_grad=current_grad,
+            factors=head_factors(q, step.coefficient, hidden[0]),
+            adam=step.scalars(),
+        )
+        squares, sums = quadratic(q, products, frozen)
+        grads = torch.cat((current_grad[None], step.coefficient * sums))
+    return HeadGrads(grads.to(weight.dtype), squares)

@@ -1,42 +1,23 @@
-"""The passes of :mod:`hypermask_fast.head.passes` in PyTorch, a tile of rows of A at a time."""
+"""The passes over a head in PyTorch, a tile of rows of A at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head.adam import AdamStep
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample, Moments
 from hypermask_fast.reference import output_residuals
 
 # On a CPU the tiles of A, m, v and the gradient share a cache; a GPU wants few launches instead.
 _TILE_BYTES = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
-class Moments(NamedTuple):
-    """Adam's running means of the gradient and of its square."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
-class SampledTargets(NamedTuple):
-    """Targets of some embeddings of a larger batch.
-
-    Attributes:
-        logits: (k, N), the logits to keep.
-        hidden: (m, H), the whole batch.
-        rows: int64 (k + 1,), the places in it of the current embedding and of those of ``logits``.
-    """
-
-    logits: Tensor
-    hidden: Tensor
-    rows: Tensor
-
-
-def _tiles(weight: Tensor) -> Iterator[slice]:
+def tiles_of(weight: Tensor) -> Iterator[slice]:
+    """Return the rows of A, tile by tile."""
     rows, width = weight.shape
     size = _TILE_BYTES.get(weight.device.type, _TILE_BYTES["cuda"])
     if weight.is_meta:
@@ -47,7 +28,7 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
     return (slice(low, min(low + step, rows)) for low in range(0, rows, step))
 
 
-def _adam(weight: Tensor, moments: Moments, grad: Tensor, rows: slice, adam: AdamStep) -> None:
+def adam_tile(weight: Tensor, moments: Moments, grad: Tensor, rows: slice, adam: AdamStep) -> None:
     """Apply torch's single-tensor Adam to rows of ``weight``; overwrites ``grad``."""
     p, stored = weight[rows], [moment[rows] for moment in moments]
     exp_avg, exp_avg_sq = (moment.to(p.dtype) for moment in stored)
@@ -67,78 +48,66 @@ def _adam(weight: Tensor, moments: Moments, grad: Tensor, rows: slice, adam: Ada
         stored[1].copy_(exp_avg_sq)
 
 
-def _tile_logits(
-    weight: Tensor, bias: Tensor, hidden: Tensor, rows: slice, sampled: SampledTargets | None
-) -> Tensor:
+def _tile_logits(head: Head, hidden: Tensor, rows: slice, sample: KeptSample | None) -> Tensor:
     """Return (k, rows); every pass forms its logits by this call, for equal bits.
 
     The bits of a row depend on its place and on the size of the batch, so samples are taken after
     the product.
     """
-    batch = hidden if sampled is None else sampled.hidden
-    z = torch.addmm(bias[rows], batch, weight[rows].t())
-    return z if sampled is None else z[sampled.rows]
+    assert head.bias is not None
+    batch = hidden if sample is None else sample.hidden
+    z = torch.addmm(head.bias[rows], batch, head.weight[rows].t())
+    return z if sample is None else z[sample.rows]
 
 
-def logits_tiles(
-    weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor, sampled: SampledTargets | None
-) -> None:
-    """Write hidden A^T + b to ``out`` (k, N)."""
-    for rows in _tiles(weight):
-        out[:, rows] = _tile_logits(weight, bias, hidden, rows, sampled)
+def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = None) -> None:
+    """Write hidden A^T + b to ``out`` (k, N), with the bits of the batch of ``sample``."""
+    with full_precision(out.device):
+        for rows in tiles_of(head.weight):
+            out[:, rows] = _tile_logits(head, hidden, rows, sample)
 
 
-def update_tiles(
-    weight: Tensor,
-    dz: Tensor,
-    hidden: Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    targets: Tensor | None = None,
-    sampled: SampledTargets | None = None,
-    coefficient: float | Tensor = 0.0,
-    adam: AdamStep | None = None,
-    moments: Moments | None = None,
-    bias_moments: Moments | None = None,
-    hidden_grad: Tensor | None = None,
-) -> Tensor:
-    """Do in one pass what is asked for: residuals, the gradient to ``hidden``, Adam.
+def hidden_grad(weight: Tensor, dz: Tensor) -> Tensor:
+    """Return dz A, (r, H)."""
+    sums = weight.new_zeros(len(dz), weight.shape[1], dtype=torch.float64)
+    with full_precision(weight.device):
+        for rows in tiles_of(weight):
+            sums += dz[:, rows] @ weight[rows]
+    return sums.to(weight.dtype)
 
-    Args:
-        weight: A (N, H).
-        dz: (r, N), the given gradients; those of ``hidden[r:]`` come from the residuals.
-        hidden: (k, H).
-        bias: b (N,), with ``targets`` or ``bias_moments``.
-        targets: (k - r, N), of A's dtype or bfloat16.
-        sampled: The batch that ``hidden`` was taken from, where that is a part of it.
-        coefficient: Factor of a residual in its gradient.
-        adam: With ``moments`` (and ``bias_moments``), updates A (and b).
-        moments, bias_moments: As in Adam, like A and b.
-        hidden_grad: float64 (k, H), zeros, receives the sum.
 
-    Returns:
-        0-d float64, the sum of the squared residuals.
-    """
-    regularizer = torch.zeros((), dtype=torch.float64, device=weight.device)
-    given = len(dz)
-    bias_grad = torch.empty_like(bias) if bias is not None and bias_moments else None
-    for rows in _tiles(weight):
-        factors = dz[:, rows]
-        if targets is not None and len(targets):
-            assert hidden is not None
-            assert bias is not None
-            factors = _tile_logits(weight, bias, hidden, rows, sampled)
-            residuals = output_residuals(factors[given:], targets[:, rows])
-            regularizer += residuals.to(torch.float64).square().sum()
-            torch.mul(residuals, coefficient, out=factors[given:])
-            factors[:given] = dz[:, rows]
-        if hidden_grad is not None:
-            hidden_grad += factors @ weight[rows]
-        if adam and moments:
-            assert hidden is not None
-            _adam(weight, moments, factors.t() @ hidden, rows, adam)
-        if bias_grad is not None:
+def adam_rows(step: HeadStep) -> None:
+    """Apply an Adam step with the gradient dz^T hidden to A and its moments."""
+    weight, moments = step.head.weight, step.head.moments
+    assert moments is not None
+    adam, dz = step.scalars(), step.taken_dz
+    with full_precision(weight.device):
+        for rows in tiles_of(weight):
+            adam_tile(weight, moments, dz[:, rows].t() @ step.hidden, rows, adam)
+
+
+def step_rows(step: HeadStep) -> HeadGrads:
+    """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
+    weight, bias, moments, bias_moments = step.head
+    assert bias is not None
+    assert moments is not None
+    assert bias_moments is not None
+    adam, dz = step.scalars(), step.taken_dz
+    kept, given = step.kept_logits, len(dz)
+    squares = torch.zeros((), dtype=torch.float64, device=weight.device)
+    sums = weight.new_zeros(step.hidden.shape, dtype=torch.float64)
+    bias_grad = torch.empty_like(bias)
+    with full_precision(weight.device):
+        for rows in tiles_of(weight):
+            factors = dz[:, rows]
+            if kept is not None and len(kept):
+                factors = _tile_logits(step.head, step.hidden, rows, step.sample)
+                residuals = output_residuals(factors[given:], kept[:, rows])
+                squares += residuals.to(torch.float64).square().sum()
+                torch.mul(residuals, step.coefficient, out=factors[given:])
+                factors[:given] = dz[:, rows]
+            sums += factors @ weight[rows]
+            adam_tile(weight, moments, factors.t() @ step.hidden, rows, adam)
             torch.sum(factors, 0, out=bias_grad[rows])
-    if bias_grad is not None and adam and bias is not None and bias_moments:
-        _adam(bias, bias_moments, bias_grad, slice(None), adam)
-    return regularizer
+        adam_tile(bias, bias_moments, bias_grad, slice(None), adam)
+    return HeadGrads(sums.to(weight.dtype), squares)

@@ -1,4 +1,4 @@
-"""The head of the hypernetwork: a gradient of low rank, or an update in the backward pass."""
+"""A hypernetwork's head in autograd: a gradient of low rank, or an update in the backward pass."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.choice import backend, requested
+from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head import passes
-from hypermask_fast.head.passes import Targets
-from hypermask_fast.head.tiles import SampledTargets
-from hypermask_fast.optim import in_backward
+from hypermask_fast.head.types import Head, HeadStep, Kept, KeptSample
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
-from hypermask_fast.optim.factors import dense_is_smaller, full_precision
+from hypermask_fast.optim.factors import dense_is_smaller
 
 
 class _HeadLogits(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None
+        ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, sample: KeptSample | None
     ) -> Tensor:
         ctx.save_for_backward(weight, hidden)
         ctx.backend = requested()
-        return passes.logits(weight, bias, hidden, sampled=sampled)
+        return passes.logits(Head(weight, bias), hidden, sample=sample)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,12 +58,12 @@ class _UpdateInBackward(torch.autograd.Function):
         weight: Tensor,
         update: HeadUpdate,
         head: nn.Linear,
-        targets: Targets | None,
+        kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.update, ctx.head, ctx.targets = update, head, targets
+        ctx.update, ctx.head, ctx.kept = update, head, kept
         ctx.backend = requested()
         ctx.save_for_backward(hidden)
-        logits = passes.logits(head.weight, head.bias, hidden[:1])
+        logits = passes.logits(Head(head.weight, head.bias), hidden[:1])
         return logits[0], hidden.new_zeros(())
 
     @staticmethod
@@ -71,12 +71,12 @@ class _UpdateInBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
         with backend(ctx.backend):
-            hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.targets, *grads)
+            hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.kept, *grads)
         return hidden_grad, None, None, None, None
 
 
 class HeadUpdate:
-    """The head's regulariser, gradients and Adam step in one pass, in the backward pass.
+    """The head's regularizer, gradients and Adam step in one pass, in the backward pass.
 
     Between forward and backward the head is read once, for the current task's logits; everything
     else is done row by row where the backward pass reaches the head, which moves 28 bytes a float32
@@ -91,75 +91,69 @@ class HeadUpdate:
         self.optimizer = optimizer
         self._awaiting: list[tuple[Tensor, float]] = []
 
-    def logits(
-        self, head: nn.Linear, hidden: Tensor, targets: Targets | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the current task's logits (N,), and 0 in place of the regulariser.
+    def logits(self, head: nn.Linear, hidden: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
+        """Return the current task's logits (N,), and 0 in place of the regularizer.
 
-        The backward pass reads the regulariser's weight from the gradient of that 0, and then
-        writes the regulariser there.
+        The backward pass reads the regularizer's weight from the gradient of that 0, and then
+        writes the regularizer there.
 
         Args:
             head: The linear head.
             hidden: (t + 1, H), the current embedding's first.
-            targets: As in :func:`~hypermask_fast.head.passes.step_rows`, or None where t is 0.
+            kept: As in :class:`HeadStep`, or None where t is 0.
         """
         # The weight is an argument so that autograd comes here also where the trunk is frozen.
-        logits, output_reg = _UpdateInBackward.apply(hidden, head.weight, self, head, targets)
+        logits, output_reg = _UpdateInBackward.apply(hidden, head.weight, self, head, kept)
         self.completes(output_reg, 1.0)
         return logits, output_reg
 
     def completes(self, loss: Tensor, factor: float) -> None:
-        """Let the backward pass add the regulariser, times a factor, to a 0-d loss in place."""
+        """Let the backward pass add the regularizer, times a factor, to a 0-d loss in place."""
         self._awaiting.append((loss.detach(), factor))
 
     def apply(
-        self,
-        head: nn.Linear,
-        hidden: Tensor,
-        targets: Targets | None,
-        dz: Tensor,
-        weight: Tensor,
+        self, head: nn.Linear, hidden: Tensor, kept: Kept | None, dz: Tensor, weight: Tensor
     ) -> Tensor:
         """Update the head and return the gradient of ``hidden``."""
         earlier = max(1, len(hidden) - 1)
-        hidden_grad, squares = self.optimizer.update_in_backward(
-            head.weight,
-            head.bias,
-            dz,
-            hidden,
-            dz.new_empty(0, len(dz)) if targets is None else targets,
+        step = HeadStep(
+            Head(head.weight, head.bias),
+            *(dz[None], hidden, kept),
             coefficient=2 * weight.double() / earlier,
         )
-        output_reg = (squares / earlier).to(dz.dtype)
+        grads = self.optimizer.update_in_backward(step)
+        output_reg = (grads.squares / earlier).to(dz.dtype)
         for loss, factor in self._awaiting:
             loss.add_(output_reg, alpha=factor)
-        return hidden_grad
+        return grads.hidden
 
 
-def head_update(head: nn.Linear) -> HeadUpdate | None:
-    """Return the update that a head's optimizer makes in the backward pass, if it does that.
+def head_update(head: nn.Linear, optimizer: Optimizer | None) -> HeadUpdate | None:
+    """Return the update of a head in the backward pass that an optimizer asks for, if it does.
 
-    None without an optimizer of ``step_in_backward=True``, and where the head does not train.
+    None without a :class:`FactoredAdam` of ``step_in_backward=True`` over the head, where the head
+    does not train, and without gradients.
     """
-    optimizer = in_backward.owner(head.weight) if head.bias.requires_grad else None
-    return HeadUpdate(optimizer) if isinstance(optimizer, FactoredAdam) else None
+    if not (isinstance(optimizer, FactoredAdam) and torch.is_grad_enabled()):
+        return None
+    updates = head.bias.requires_grad and optimizer.updates_in_backward(head.weight)
+    return HeadUpdate(optimizer) if updates else None
 
 
 def head_logits(
-    weight: Tensor, bias: Tensor, hidden: Tensor, sampled: SampledTargets | None = None
+    weight: Tensor, bias: Tensor, hidden: Tensor, sample: KeptSample | None = None
 ) -> Tensor:
     """Return the mask logits of several tasks, z = hidden A^T + b.
 
     As :func:`hypermask_fast.reference.mask_logits`, but the gradient of A is a
-    :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`, unless a dense one takes no more memory; and
-    there is no second derivative. Runs in the dtype of A, also under autocast.
+    :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`, unless a dense one takes no more
+    memory; and there is no second derivative. Runs in the dtype of A, also under autocast.
 
     Args:
         weight: A (N, H), the hypernetwork's linear head.
         bias: b (N,).
         hidden: (k, H), the trunk's output for k task embeddings.
-        sampled: As in :func:`hypermask_fast.head.passes.logits`.
+        sample: As in :func:`hypermask_fast.head.passes.logits`.
 
     Returns:
         (k, N).
@@ -175,4 +169,4 @@ def head_logits(
             f"shape {tuple(weight.shape)}"
         )
     with full_precision(weight.device):
-        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sampled)
+        return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sample)

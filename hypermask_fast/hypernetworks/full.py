@@ -1,37 +1,27 @@
-"""Hypernetworks: from a task embedding to the mask logits of every target tensor."""
+"""The hypernetwork with a full head: from a task embedding to a number for every target entry."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast import reference
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.head.tiles import SampledTargets
+from hypermask_fast.head.frozen import freeze
+from hypermask_fast.head.types import FrozenHead, KeptSample
 from hypermask_fast.hypernetworks.autograd import HeadUpdate, head_logits, head_update
-from hypermask_fast.hypernetworks.frozen import FrozenHead, freeze, frozen_logits
+from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.tables import add_rows
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-class Target(NamedTuple):
-    """What the hyperfan initialisation must know of a target tensor."""
-
-    size: int
-    fan_in: int
-    is_bias: bool
-    layer_has_bias: bool
-
-
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(f"{name} is {size}; give at least 1")
@@ -54,12 +44,12 @@ def _trunk(
     return nn.Sequential(*layers)
 
 
-def _regularized(logits: Tensor, targets: Tensor | FrozenHead | None) -> tuple[Tensor, Tensor]:
-    if targets is None:
+def _regularized(logits: Tensor, kept: Tensor | FrozenHead | None) -> tuple[Tensor, Tensor]:
+    if kept is None:
         return logits[0], logits.new_zeros(())
-    assert isinstance(targets, Tensor)
-    current, earlier = logits.split([1, len(targets)])
-    return current[0], reference.output_regularizer(earlier, targets)
+    assert isinstance(kept, Tensor)
+    current, earlier = logits.split([1, len(kept)])
+    return current[0], reference.output_regularizer(earlier, kept)
 
 
 class Hypernetwork(nn.Module):
@@ -80,7 +70,6 @@ class Hypernetwork(nn.Module):
         ConfigError: A size is below 1 or the activation is unknown.
     """
 
-    _update: HeadUpdate | None = None
     _compiled_trunk: CompiledModule | None = None
 
     def __init__(
@@ -97,8 +86,8 @@ class Hypernetwork(nn.Module):
         super().__init__()
         if isinstance(hidden, int):
             raise ConfigError(f"hidden is {hidden}; give a sequence of widths, such as ({hidden},)")
-        _check_sizes(num_outputs=num_outputs, embedding_dim=embedding_dim, capacity=capacity)
-        _check_sizes(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+        check_sizes(num_outputs=num_outputs, embedding_dim=embedding_dim, capacity=capacity)
+        check_sizes(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         self.num_outputs = num_outputs
         self.embeddings = nn.Parameter(
             torch.randn(capacity, embedding_dim, device=device, dtype=dtype)
@@ -162,73 +151,63 @@ class Hypernetwork(nn.Module):
         """Whether the head can be updated in the backward pass: float32 or float64, not chunked."""
         return self.head.weight.dtype in (torch.float32, torch.float64)
 
-    @contextmanager
-    def updating(self, update: HeadUpdate | None = None) -> Iterator[HeadUpdate | None]:
-        """Let the backward pass of a forward in a ``with`` block update the head.
-
-        Args:
-            update: Does it. Default: that of an outer block, else what the head's optimizer asks
-                for; without one nothing is updated.
-
-        Returns:
-            What does it, or None.
+    def head_update(self, optimizer: Optimizer | None) -> HeadUpdate | None:
+        """Return the update in the backward pass that an optimizer asks for, if it does.
 
         Raises:
-            RuntimeError: :attr:`can_update` is False.
+            RuntimeError: It does, and :attr:`can_update` is False.
         """
-        before = self._update
-        update = update or before or head_update(self.head)
+        update = head_update(self.head, optimizer)
         if update is not None and not self.can_update:
             raise RuntimeError(
                 f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
                 "updated in the backward pass; use an optimizer without step_in_backward"
             )
-        self._update = update
-        try:
-            yield update
-        finally:
-            self._update = before
+        return update
 
     def forward(
         self,
         ids: Tensor,
-        targets: Tensor | FrozenHead | None = None,
+        kept: Tensor | FrozenHead | None = None,
         rows: Tensor | None = None,
+        update: HeadUpdate | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the current task's logits and the output regulariser, in one pass over the head.
+        """Return the current task's logits and the output regularizer, in one pass over the head.
 
-        A residual is exactly 0 where nothing changed since the targets were made by
-        :meth:`targets` or :meth:`frozen` with the same ids.
+        A residual is exactly 0 where nothing changed since what is kept was made by :meth:`kept`
+        or :meth:`frozen` with the same ids.
 
         Args:
             ids: int64 (1 + t,), the current task, then the t earlier ones.
-            targets: (t, N), the earlier tasks' logits to keep, of the head's dtype or bfloat16, or
+            kept: (t, N), the earlier tasks' logits to keep, of the head's dtype or bfloat16, or
                 a frozen head; None where t = 0.
             rows: int64 (1 + k,), the places in ``ids`` of the current task, 0, and of the k tasks
-                of ``targets``. Default: all.
+                of ``kept``. Default: all.
+            update: Updates the head in the backward pass, of :meth:`head_update`. Default: the
+                backward pass leaves gradients.
 
         Returns:
-            logits (N,), and the 0-d mean over the tasks of ``targets`` of ``||z_j - z_j*||^2``; 0
-            where there are no targets.
+            logits (N,), and the 0-d mean over the tasks of ``kept`` of ``||z_j - z_j*||^2``; 0
+            where nothing is kept.
         """
-        frozen = targets if isinstance(targets, FrozenHead) else None
-        if not self.can_update or (self._update is None and rows is None and frozen is None):
+        frozen = kept if isinstance(kept, FrozenHead) else None
+        if not self.can_update or (update is None and rows is None and frozen is None):
             logits = self.logits(ids)
-            return _regularized(logits if rows is None else logits[rows], targets)
+            return _regularized(logits if rows is None else logits[rows], kept)
         batch = self._hidden(ids)
         hidden = batch if rows is None else batch[rows]
-        sampled: SampledTargets | None = None
-        if rows is not None and isinstance(targets, Tensor):
-            sampled = SampledTargets(targets, batch.detach(), rows)
-        if self._update is not None:
-            return self._update.logits(self.head, hidden, sampled or targets)
+        sample: KeptSample | None = None
+        if rows is not None and isinstance(kept, Tensor):
+            sample = KeptSample(kept, batch.detach(), rows)
+        if update is not None:
+            return update.logits(self.head, hidden, sample or kept)
         if frozen is not None:
             return frozen_logits(self.head.weight, self.head.bias, hidden, frozen)
-        logits = head_logits(self.head.weight, self.head.bias, hidden, sampled)
-        return _regularized(logits, targets)
+        logits = head_logits(self.head.weight, self.head.bias, hidden, sample)
+        return _regularized(logits, kept)
 
     @torch.no_grad()
-    def targets(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+    def kept(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """Return the logits (t, N) to keep of the earlier tasks in ``ids`` (1 + t,); None if none.
 
         The current task takes part, so that the sums are formed in the same order as in a step.
@@ -252,106 +231,10 @@ class Hypernetwork(nn.Module):
         if not self.can_update:
             raise RuntimeError(
                 f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
-                "frozen; keep its logits by targets()"
+                "frozen; keep its logits by kept()"
             )
         hidden = self._hidden(ids)[1:]
         return freeze(self.head.weight, self.head.bias, hidden) if len(hidden) else None
 
-    @torch.no_grad()
-    def hyperfan_(self, targets: Sequence[Target]) -> None:
-        """Initialise in place with hyperfan-in (Chang et al. 2020): the logits get a fan-in scale.
-
-        The rows of a weight are uniform with variance ``2 / (c m d)``, those of a bias with
-        ``1 / m``, where m is the width of the last hidden layer, d the target's fan-in and c is 2
-        in a layer with a bias, else 1. The trunk is Kaiming-uniform, biases are 0.
-
-        Args:
-            targets: The target tensors in the order of the outputs.
-        """
-        for layer in self.trunk:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.head.bias)
-        width = self.head.in_features
-        sizes = [target.size for target in targets]
-        for rows, target in zip(self.head.weight.split(sizes), targets, strict=True):
-            variance = 1 / width
-            if not target.is_bias:
-                variance *= (1 if target.layer_has_bias else 2) / target.fan_in
-            bound = math.sqrt(3 * variance)
-            rows.uniform_(-bound, bound)
-
     def extra_repr(self) -> str:
         return f"num_outputs={self.num_outputs}, capacity={self.capacity}"
-
-
-class ChunkedHypernetwork(Hypernetwork):
-    """A hypernetwork that emits the logits in chunks (von Oswald et al. 2020).
-
-    The input is the task embedding followed by a chunk embedding; ceil(N / chunk_size) passes are
-    concatenated and the surplus of the last is cut off. Chunk embeddings start as N(0, 1).
-
-    Args:
-        num_outputs: N, the number of mask entries.
-        chunk_size: Outputs of a pass.
-        chunk_embedding_dim: Length of a chunk embedding.
-        embedding_dim, hidden, capacity, activation, device, dtype: As in :class:`Hypernetwork`.
-
-    Raises:
-        ConfigError: A size is below 1 or the activation is unknown.
-    """
-
-    def __init__(
-        self,
-        num_outputs: int,
-        *,
-        embedding_dim: int,
-        chunk_size: int,
-        chunk_embedding_dim: int,
-        hidden: Sequence[int] = (100,),
-        capacity: int = 128,
-        activation: str = "elu",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        _check_sizes(chunk_size=chunk_size, chunk_embedding_dim=chunk_embedding_dim)
-        self._chunk_size, self._chunk_embedding_dim = chunk_size, chunk_embedding_dim
-        super().__init__(
-            num_outputs,
-            embedding_dim=embedding_dim,
-            hidden=hidden,
-            capacity=capacity,
-            activation=activation,
-            device=device,
-            dtype=dtype,
-        )
-        chunks = -(-num_outputs // chunk_size)
-        self.chunk_embeddings = nn.Parameter(
-            torch.randn(chunks, chunk_embedding_dim, device=device, dtype=dtype)
-        )
-
-    def _extra_inputs(self) -> int:
-        return self._chunk_embedding_dim
-
-    def _head_outputs(self) -> int:
-        return self._chunk_size
-
-    @property
-    def can_update(self) -> bool:
-        return False
-
-    def logits(self, ids: Tensor) -> Tensor:
-        tasks, chunks = self.embeddings[ids], self.chunk_embeddings
-        shape = (len(tasks), len(chunks), -1)
-        inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)
-        return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]
-
-    def hyperfan_(self, targets: Sequence[Target]) -> None:
-        raise ConfigError(
-            "init 'hyperfan' needs a head with a row for each target entry and this one is "
-            "chunked; use head='full' or init='default'"
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, chunks={len(self.chunk_embeddings)}x{self._chunk_size}"

@@ -1,4 +1,4 @@
-"""What the output regulariser keeps of earlier tasks, and which of them a step looks at."""
+"""What the output regularizer keeps of earlier tasks, and which of them a step looks at."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermask_fast.backends.choice import backend
 from hypermask_fast.counters import REGULARIZED, counter_permutation
-from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.functional import backend
-from hypermask_fast.hypernetworks.frozen import FrozenHead
+from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
+from hypermask_fast.head.types import FrozenHead
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.methods.checks import check_choice
 
 _FORMS = ("full", "bfloat16", "frozen_head")
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
 
 
-class OutputTargets(nn.Module):
-    """The earlier tasks of a hypernetwork's output regulariser, as the current task found them.
+class KeptOutputs(nn.Module):
+    """The earlier tasks of a hypernetwork's output regularizer, as the current task found them.
 
     Its tensors are buffers that are in no state_dict: they move with the learner.
 
     Args:
         form: "full": the logits (t, N) of t earlier tasks in the head's dtype. "bfloat16": the
-            logits in half of float32's memory; one that rounds to its target leaves no residual.
+            logits in half of float32's memory; a logit that rounds to what is kept of it leaves no
+            residual.
             "frozen_head": a copy of the head (N, H), from which residuals are computed by products
             of sizes that do not depend on t; smaller than the logits where t > H, and faster where
             t is more than about 2 H.
-        count: Earlier tasks in each step's regulariser, drawn without replacement, the same ones
+        count: Earlier tasks in each step's regularizer, drawn without replacement, the same ones
             for the same seed, task and step: their mean is an unbiased estimate of the mean over
             all. None: all.
 
@@ -86,7 +86,7 @@ class OutputTargets(nn.Module):
             # Steps with a sample run in PyTorch, whose logits a kernel's do not equal to the bit.
             samples = self.count is not None and self.count < self.earlier
             with backend("reference") if samples else nullcontext():
-                self.logits = hypernetwork.targets(self.ids, dtype)
+                self.logits = hypernetwork.kept(self.ids, dtype)
 
     def clear(self) -> None:
         """Forget the earlier tasks."""
@@ -110,7 +110,7 @@ class OutputTargets(nn.Module):
         return order[: self.count].sort().values + 1
 
     def at(self, step: int | Tensor) -> tuple[Tensor, Tensor | FrozenHead | None, Tensor | None]:
-        """Return what :meth:`Hypernetwork.forward` takes in a step: ids, targets and rows.
+        """Return what :meth:`Hypernetwork.forward` takes in a step: ids, what is kept, and rows.
 
         Args:
             step: Its number; an integer tensor is not read back to the host.
@@ -119,16 +119,16 @@ class OutputTargets(nn.Module):
             RuntimeError: Nothing was recorded.
         """
         if self.ids is None:
-            raise RuntimeError("no targets were recorded; call record() first")
-        targets = self._frozen() if self.logits is None else self.logits
+            raise RuntimeError("no outputs were recorded to keep; call record() first")
+        kept = self._frozen() if self.logits is None else self.logits
         sample = self._sample(step)
-        if sample is None or targets is None:
-            return self.ids, targets, None
-        if isinstance(targets, FrozenHead):
-            targets = targets._replace(hidden=targets.hidden[sample - 1])
+        if sample is None or kept is None:
+            return self.ids, kept, None
+        if isinstance(kept, FrozenHead):
+            kept = kept._replace(hidden=kept.hidden[sample - 1])
         else:
-            targets = targets[sample - 1]
-        return self.ids, targets, F.pad(sample, (1, 0))
+            kept = kept[sample - 1]
+        return self.ids, kept, F.pad(sample, (1, 0))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move everything, but keep the dtype of what has one of its own."""

@@ -6,10 +6,7 @@ on CUDA a few kernels do. Elsewhere the operations of :mod:`hypermask_fast.refer
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +18,9 @@ from torch.autograd.function import once_differentiable
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import note, requested, uses_kernels
 from hypermask_fast.functional import mask_threshold
-from hypermask_fast.native import library as native
-from hypermask_fast.native import threads
-
-_BLOCK = 16384
+from hypermask_fast.native import library
+from hypermask_fast.native.calls import call, pointers
+from hypermask_fast.native.masks import MASK_BINS, MaskPass, layout
 
 
 class MaskedTensors(NamedTuple):
@@ -41,51 +37,10 @@ class MaskedTensors(NamedTuple):
     drift: Tensor
 
 
-class _Layout(NamedTuple):
-    """How the entries of a network's tensors are cut into blocks of one tensor each."""
-
-    tensor_start: npt.NDArray[np.int64]
-    tensor_block: npt.NDArray[np.int64]
-    block_tensor: npt.NDArray[np.int64]
-    block_start: npt.NDArray[np.int64]
-
-
-@lru_cache(maxsize=64)
-def _layout(sizes: tuple[int, ...]) -> _Layout:
-    starts = np.concatenate(([0], np.cumsum(sizes)))
-    pieces = [np.arange(a, b, _BLOCK) for a, b in pairwise(starts)]
-    counts = [len(piece) for piece in pieces]
-    return _Layout(
-        starts,
-        np.concatenate(([0], np.cumsum(counts))),
-        np.repeat(np.arange(len(sizes)), counts),
-        np.concatenate((*pieces, starts[-1:])),
-    )
-
-
-def _pointers(tensors: Sequence[Tensor | None]) -> Any:
-    values = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    return (ctypes.c_void_p * len(tensors))(*values)
-
-
-def _field(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    if isinstance(value, np.ndarray):
-        return value.ctypes.data
-    return ctypes.addressof(value) if isinstance(value, ctypes.Array) else value
-
-
-def _run(name: str, logits: Tensor, sizes: tuple[int, ...], **fields: Any) -> None:
-    layout = _layout(sizes)
-    work = native.MaskPass(tensors=len(sizes), blocks=len(layout.block_tensor))
-    # The pass holds them, for a thread that outlives an interrupted caller.
-    work.held = (logits, layout, fields)
-    for key, value in {"logits": logits, **layout._asdict(), **fields}.items():
-        setattr(work, key, _field(value))
-    library = native.library()
-    dtype = str(logits.dtype).removeprefix("torch.")
-    threads.run(getattr(library, f"mask_{name}_{dtype}"), work)
+def _run(kind: str, logits: Tensor, sizes: tuple[int, ...], **fields: Any) -> None:
+    blocks = layout(sizes)
+    work = MaskPass(tensors=len(sizes), blocks=len(blocks.block_tensor))
+    call(f"mask_{kind}_{{}}", logits.dtype, work, logits=logits, **blocks._asdict(), **fields)
 
 
 class _NativeMaskWeights(torch.autograd.Function):
@@ -101,7 +56,7 @@ class _NativeMaskWeights(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         logits = logits.contiguous()
         sizes = tuple(w.numel() for w in weights)
-        blocks = len(_layout(sizes).block_tensor)
+        blocks = len(layout(sizes).block_tensor)
         masks = torch.empty_like(logits)
         products = [
             torch.empty_like(w) if is_masked else None
@@ -115,11 +70,11 @@ class _NativeMaskWeights(torch.autograd.Function):
             place=places,
             previous=previous,
             masks=masks,
-            weights=_pointers(weights),
-            products=_pointers(products),
+            weights=pointers(weights),
+            products=pointers(products),
             candidates=torch.empty_like(logits) if selects else None,
             candidate_count=np.empty(blocks, np.int64),
-            histogram=np.empty((blocks if selects else 0, native.MASK_BINS), np.uint32),
+            histogram=np.empty((blocks if selects else 0, MASK_BINS), np.uint32),
             bounds=np.empty((len(sizes), 3), np.int64),
             thresholds=np.empty(len(sizes)),
             drift=drift,
@@ -148,9 +103,9 @@ class _NativeMaskWeights(torch.autograd.Function):
             drift_grad=of_drift,
             previous=previous,
             masks=masks,
-            weights=_pointers(weights),
-            product_grads=_pointers(of_products),
-            weight_grads=_pointers(of_weights),
+            weights=pointers(weights),
+            product_grads=pointers(of_products),
+            weight_grads=pointers(of_weights),
             logit_grad=of_logits,
         )
         return of_logits, None, None, None, None, *of_weights
@@ -204,7 +159,7 @@ def _runs_native(logits: Tensor, weights: Sequence[Tensor], sparsity: float | Te
         and not isinstance(sparsity, Tensor)
         and not torch.compiler.is_compiling()
         and requested() == "auto"
-        and native.library() is not None
+        and library.load() is not None
     )
 
 

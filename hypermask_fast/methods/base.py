@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.hypernetworks.full import Hypernetwork
@@ -151,13 +152,16 @@ class Learner(nn.Module):
             self._learned.append(self._current)
         self._current = None
 
-    def losses(self, x: Tensor, y: Tensor, task: int) -> Losses:
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
         Args:
             x: Inputs (batch, ...).
             y: Local labels int64 (batch,).
             task: The id given to :meth:`begin_task`.
+            optimizer: What updates parameters in the backward pass of these losses, if one does.
         """
         raise NotImplementedError
 

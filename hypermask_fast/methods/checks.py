@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
-from hypermask_fast.errors import ConfigError, nearest
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ConfigError where a value is not one of the choices."""
-    if value not in choices:
-        raise ConfigError(
-            f"{name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
-        )
+from hypermask_fast.errors import ConfigError
 
 
 def check_factors(**factors: float) -> None:

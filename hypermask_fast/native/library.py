@@ -1,4 +1,4 @@
-"""Native CPU passes over a head and its masks: compiled at first use, cached, called by ctypes.
+"""The library of native CPU passes: compiled at first use, cached, tested before it is used.
 
 The compiler is ``$CXX``, or else g++, clang++ or c++. The library is kept in
 ``$HYPERMASK_FAST_CACHE``, or else ``hypermask_fast`` in the user's cache folder, under a name that
@@ -23,15 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from hypermask_fast.errors import ConfigError
-
-LANES = 8
-"""Partial sums of the regularizer in a block."""
-
-MASK_BINS, MASK_PHASES = 2048, 5
-"""Bins of a histogram and phases of a pass in masks.cpp."""
+from hypermask_fast.native.head import HeadPass
+from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
 _NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
@@ -43,51 +38,17 @@ _FLAGS = (
     # Nobody reads errno or the exception flags, and both keep loops from becoming vectors.
     *("-fno-math-errno", "-fno-trapping-math"),
 )
-_TILE, _MIN_BLOCK_ROWS, _MAX_BLOCKS = 32, 1024, 128
-
-_POINTERS = (
-    *("weight", "bias", "exp_avg", "exp_avg_sq", "bias_exp_avg", "bias_exp_avg_sq"),
-    *("hidden", "dz", "targets", "logits", "hidden_grad", "regularizer"),
-)
-_SIZES = ("rows", "width", "count", "given", "bfloat16_targets", "block_rows", "blocks", "next")
-_NUMBERS = ("coefficient", "scale", "decay", "l2", "lerp", "lerp_square", "eps", "step_size")
-
-_MASK_POINTERS = (
-    *("tensor_start", "tensor_block", "block_tensor", "block_start", "place"),
-    *("logits", "previous", "masks", "weights", "products", "candidates", "candidate_count"),
-    *("histogram", "bounds", "thresholds", "drift", "product_grads", "weight_grads", "logit_grad"),
-)
-
-
-class Pass(ctypes.Structure):
-    """The arguments of a pass; mirrors ``Pass`` in head.cpp, where an absent pointer is null."""
-
-    tensors: dict[str, torch.Tensor | None]
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_double) for name in _NUMBERS),
-    )
-
-
-class MaskPass(ctypes.Structure):
-    """The arguments of a pass over a network's masks; mirrors ``Work`` in masks.cpp."""
-
-    held: tuple[object, ...]
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tensors", "blocks", "masked_drift")),
-        *((name, ctypes.c_void_p) for name in _MASK_POINTERS),
-        ("drift_grad", ctypes.c_double),
-        *((name, ctypes.c_int64 * MASK_PHASES) for name in ("next", "done")),
-    )
 
 
 class _Loaded(NamedTuple):
     library: ctypes.CDLL | None
     status: str
 
+
+_PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
+    HeadPass: ("logits_{}", "update_{}", "update_{}_bfloat16"),
+    MaskPass: ("mask_forward_{}", "mask_backward_{}"),
+}
 
 _lock = threading.Lock()
 _loaded: _Loaded | None = None
@@ -164,12 +125,10 @@ def _build(command: list[str], library: Path) -> None:
 def _open(library: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     for dtype in ("float32", "float64"):
-        for name in (f"logits_{dtype}", f"update_{dtype}", f"update_{dtype}_bfloat16"):
-            function = getattr(loaded, name)
-            function.argtypes, function.restype = [ctypes.POINTER(Pass)], None
-        for name in (f"mask_forward_{dtype}", f"mask_backward_{dtype}"):
-            function = getattr(loaded, name)
-            function.argtypes, function.restype = [ctypes.POINTER(MaskPass)], None
+        for work, names in _PASSES.items():
+            for name in names:
+                function = getattr(loaded, name.format(dtype))
+                function.argtypes, function.restype = [ctypes.POINTER(work)], None
     return loaded
 
 
@@ -182,7 +141,7 @@ def _self_test(library: ctypes.CDLL) -> None:
         bias, expected = np.ones(37, dtype), np.empty((23, 37), dtype)
         for first in (0, 22, 21, 18, 12):
             part, out = hidden[first:], np.empty((23 - first, 37), dtype)
-            work = Pass(rows=37, width=21, count=len(part), block_rows=64, blocks=1)
+            work = HeadPass(rows=37, width=21, count=len(part), block_rows=64, blocks=1)
             work.weight, work.bias = weight.ctypes.data, bias.ctypes.data
             work.hidden, work.logits = part.ctypes.data, out.ctypes.data
             getattr(library, f"logits_{np.dtype(dtype).name}")(work)
@@ -195,7 +154,7 @@ def _self_test(library: ctypes.CDLL) -> None:
                 raise _Unavailable("the compiled passes gave unequal bits in their self-test")
 
 
-def _load() -> _Loaded:
+def _built() -> _Loaded:
     try:
         command, version = _compiler()
         source = b"\0".join(source.read_bytes() for source in _SOURCES)
@@ -223,7 +182,7 @@ def _state() -> _Loaded:
     global _loaded
     with _lock:
         if _loaded is None:
-            _loaded = _load()
+            _loaded = _built()
         return _loaded
 
 
@@ -232,7 +191,7 @@ def status() -> str:
     return _state().status
 
 
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """Return the compiled passes, built if need be; None, with one warning ever, where that failed.
 
     Raises:
@@ -251,9 +210,3 @@ def library() -> ctypes.CDLL | None:
                 stacklevel=3,
             )
     return state.library
-
-
-def partition(rows: int) -> tuple[int, int]:
-    """Return the rows of a block and the number of blocks; neither depends on the threads."""
-    block_rows = max(_MIN_BLOCK_ROWS, -(-rows // (_MAX_BLOCKS * _TILE)) * _TILE)
-    return block_rows, -(-rows // block_rows)

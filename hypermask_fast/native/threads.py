@@ -74,7 +74,7 @@ def run(function: Any, work: Any) -> None:
     """Run a pass on the calling thread and ``torch.get_num_threads()`` - 1 others.
 
     Args:
-        function: Of :func:`hypermask_fast.native.library.library`.
+        function: Of :func:`hypermask_fast.native.library.load`.
         work: Its argument, a ctypes structure with a field ``blocks``.
     """
     count = min(torch.get_num_threads(), work.blocks)

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head import passes
-from hypermask_fast.optim import in_backward
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments
 from hypermask_fast.optim.dense import step_dense
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.groups import (
@@ -21,7 +21,12 @@ from hypermask_fast.optim.groups import (
     on_device,
     takes_factors,
 )
+from hypermask_fast.optim.in_backward import SpentGrad
 from hypermask_fast.tables import pad_rows
+
+
+def _moments(state: dict[str, Tensor]) -> Moments:
+    return Moments(state["exp_avg"], state["exp_avg_sq"])
 
 
 def _count(state: dict[str, Tensor], finite: Tensor | None) -> None:
@@ -31,20 +36,19 @@ def _count(state: dict[str, Tensor], finite: Tensor | None) -> None:
 class FactoredAdam(Optimizer):
     """Adam (Kingma and Ba 2015), or AdamW, for parameters of which some have a FactoredGrad.
 
-    A parameter whose ``.grad`` is a :class:`~hypermask_fast.optim.factored_grad.FactoredGrad` is updated in
-    one pass over its rows, and its gradient is never made dense; all others are updated by
-    PyTorch's own Adam, fused where ``foreach`` and ``fused`` are None. A parameter without a
+    A parameter whose ``.grad`` is a :class:`~hypermask_fast.optim.factored_grad.FactoredGrad` is
+    updated in one pass over its rows, and its gradient is never made dense; all others are updated
+    by PyTorch's own Adam, fused where ``foreach`` and ``fused`` are None. A parameter without a
     gradient is left alone. Arithmetic, state and ``state_dict`` are those of ``torch.optim.Adam``
     and ``torch.optim.AdamW``: each can load what the other saved.
 
-    With ``step_in_backward`` the backward pass of ``learner.losses(...).total`` updates the head of
-    the learner's hypernetwork in the one pass over it that forms its gradient, which is never kept;
-    :meth:`step` does the rest. It takes the ordinary steps, with 28 bytes of memory traffic for a
-    float32 parameter of the head, whatever the number of tasks. Until the backward pass the output
-    regulariser is 0 in the losses, and missing in their total. A backward pass whose gradient is
-    not finite changes nothing, nor does the :meth:`step` after it. There is no gradient to clip,
-    accumulate or unscale: what tries to raises. Of optimizers over the same parameters, the one
-    that was made last decides.
+    With ``step_in_backward`` the backward pass of ``learner.losses(..., optimizer=this).total``
+    updates the head of the learner's hypernetwork in the one pass over it that forms its gradient,
+    which is never kept; :meth:`step` does the rest. It takes the ordinary steps, with 28 bytes of
+    memory traffic for a float32 parameter of the head, whatever the number of tasks. Until the
+    backward pass the output regularizer is 0 in the losses, and missing in their total. A backward
+    pass whose gradient is not finite changes nothing, nor does the :meth:`step` after it. There is
+    no gradient to clip, accumulate or unscale: what tries to raises.
 
     Options of a parameter group beside those below:
         row_sparse: True for a table of embeddings, one a row: a row whose gradient is exactly zero
@@ -122,16 +126,6 @@ class FactoredAdam(Optimizer):
         except ConfigError:
             self.param_groups.pop()
             raise
-        self._claim(self.param_groups[-1])
-
-    def _claim(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            in_backward.claim(p, self if group.get("step_in_backward") else None)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            self._claim(group)
 
     @property
     def _steps_in_backward(self) -> bool:
@@ -200,8 +194,8 @@ class FactoredAdam(Optimizer):
         if self._finite is None:
             raise RuntimeError(
                 "step_in_backward is True and no backward pass updated a head since the last "
-                "step(); call losses(...).total.backward() of the learner whose parameters these "
-                "are, or build FactoredAdam with step_in_backward=False"
+                "step(); call losses(..., optimizer=this).total.backward() of the learner whose "
+                "parameters these are, or build FactoredAdam with step_in_backward=False"
             )
 
     def _end_update(self) -> bool | Tensor | None:
@@ -241,87 +235,58 @@ class FactoredAdam(Optimizer):
         grad = p.grad
         assert isinstance(grad, FactoredGrad)
         _count(state, finite)
-        passes.adam_rows(
-            p,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            grad.dz.contiguous(),
-            grad.hidden.contiguous(),
-            **adam_options(p, group, state["step"], finite),
-        )
+        options = adam_options(p, group, state["step"], finite)
+        head = Head(p, moments=_moments(state))
+        passes.adam_rows(HeadStep(head, grad.dz, grad.hidden, adam=options))
 
     @torch.no_grad()
-    def step_rows(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        dz: Tensor,
-        hidden: Tensor,
-        targets: passes.Targets,
-        *,
-        coefficient: float | Tensor,
-        finite: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Update a head and its moments in one pass; see :func:`~hypermask_fast.head.passes.step_rows`.
+    def step_rows(self, step: HeadStep, *, finite: Tensor | None = None) -> HeadGrads:
+        """Update a head and its moments in one pass; see :mod:`hypermask_fast.head.passes`.
 
         Counts as the step of these two parameters: leave their ``.grad`` None in :meth:`step`.
 
         Args:
-            weight, bias: Parameters of this optimizer, in one group.
-            dz, hidden, targets, coefficient: As in :func:`~hypermask_fast.head.passes.step_rows`.
+            step: Of a head whose weight and bias are parameters of this optimizer, in one group;
+                moments and Adam's options come from it.
             finite: 0-d bool; where it is False, the step is not taken. Default: it is.
-
-        Returns:
-            As :func:`~hypermask_fast.head.passes.step_rows`.
         """
+        weight, bias, *_ = step.head
+        assert bias is not None
         group = self._group_of(weight)
         state, bias_state = (self._factored_state(p, group) for p in (weight, bias))
         _count(state, finite)
         _count(bias_state, finite)
-        return passes.step_rows(
-            weight,
-            bias,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            bias_state["exp_avg"],
-            bias_state["exp_avg_sq"],
-            dz,
-            hidden,
-            targets,
-            coefficient=coefficient,
-            **adam_options(weight, group, state["step"], finite),
-        )
+        head = Head(weight, bias, _moments(state), _moments(bias_state))
+        options = adam_options(weight, group, state["step"], finite)
+        return passes.step_rows(step._replace(head=head, adam=options))
 
     def _group_of(self, p: Tensor) -> dict[str, Any]:
         return next(g for g in self.param_groups if any(q is p for q in g["params"]))
 
+    def updates_in_backward(self, p: Tensor) -> bool:
+        """Return whether a parameter is in a group with ``step_in_backward``, and trains."""
+        groups = (g for g in self.param_groups if any(q is p for q in g["params"]))
+        return p.requires_grad and any(group["step_in_backward"] for group in groups)
+
     @torch.no_grad()
-    def update_in_backward(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        dz: Tensor,
-        hidden: Tensor,
-        targets: passes.Targets,
-        *,
-        coefficient: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Take a head's part of a step, for :class:`hypermask_fast.hypernetworks.autograd.HeadUpdate`.
+    def update_in_backward(self, step: HeadStep) -> HeadGrads:
+        """Take a head's part of a step, for a backward pass.
 
         Where dz is not finite nothing is changed: on a CPU by a look at it, elsewhere without one.
 
         Args:
-            weight, bias: Parameters of this optimizer.
-            dz, hidden, targets, coefficient: As in :func:`~hypermask_fast.head.passes.step_rows`.
+            step: As in :meth:`step_rows`.
 
         Returns:
-            As :func:`~hypermask_fast.head.passes.step_rows`; zeros where a look found that nothing is to be changed.
+            As :meth:`step_rows`; zeros where a look found that nothing is to be changed.
 
         Raises:
             RuntimeError: The last update was not followed by :meth:`step`, or there is a gradient
                 beside this one.
             ConfigError: Weight and bias are in different groups.
         """
+        weight, bias, *_ = step.head
+        assert bias is not None
         group = self._group_of(weight)
         if not any(p is bias for p in group["params"]):
             raise ConfigError(
@@ -335,19 +300,16 @@ class FactoredAdam(Optimizer):
                 "accumulate with step_in_backward=False"
             )
         # The extremes are finite where all is, and one pass finds both.
-        finite = torch.stack(dz.aminmax()).isfinite().all()
+        finite = torch.stack(step.dz.aminmax()).isfinite().all()
         stays = on_device(weight, group)
         self._finite = finite if stays else bool(finite)
         self._updated = (weight, bias)
         for p in self._updated:
-            p.grad = in_backward.SpentGrad(p)
+            p.grad = SpentGrad(p)
         if self._finite is False:
-            return torch.zeros_like(hidden), hidden.new_zeros((), dtype=torch.float64)
-        return self.step_rows(
-            *(weight, bias, dz, hidden, targets),
-            coefficient=coefficient,
-            finite=finite if stays else None,
-        )
+            squares = step.hidden.new_zeros((), dtype=torch.float64)
+            return HeadGrads(torch.zeros_like(step.hidden), squares)
+        return self.step_rows(step, finite=finite if stays else None)
 
     def reset(self) -> None:
         """Forget moments and step counts, for a new task; their memory is kept.
@@ -385,4 +347,3 @@ class FactoredAdam(Optimizer):
                 group.setdefault(name, value)
             if isinstance(lr, Tensor):
                 group["lr"] = lr.fill_(group["lr"])
-            self._claim(group)

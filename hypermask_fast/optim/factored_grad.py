@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.optim.factors import Factors
+from hypermask_fast.optim import factored_ops
+from hypermask_fast.optim.factors import FactoredTensor, Factors
 
 
 def _rebuild(dz: Tensor, hidden: Tensor, dense: Tensor | None) -> FactoredGrad:
@@ -17,7 +18,7 @@ def _rebuild(dz: Tensor, hidden: Tensor, dense: Tensor | None) -> FactoredGrad:
 torch.serialization.add_safe_globals([_rebuild])
 
 
-class FactoredGrad(Tensor):
+class FactoredGrad(FactoredTensor):
     """The gradient ``dz^T hidden`` of a matrix (N, H), held as ``dz`` (r, N) and ``hidden`` (r, H).
 
     It has the shape, dtype and device of the matrix and can be assigned to its ``grad``. Scaling by
@@ -38,8 +39,6 @@ class FactoredGrad(Tensor):
         ValueError: Shapes, dtypes or devices do not belong together.
     """
 
-    _value: Factors
-
     @staticmethod
     def __new__(cls, dz: Tensor, hidden: Tensor) -> FactoredGrad:
         if dz.dim() != 2 or hidden.dim() != 2 or len(dz) != len(hidden):
@@ -55,11 +54,6 @@ class FactoredGrad(Tensor):
         return FactoredGrad._of(Factors(dz.detach(), hidden.detach()))
 
     @property
-    def is_factored(self) -> bool:
-        """Whether the factors are there; False after it became dense."""
-        return self._value.dense is None
-
-    @property
     def dz(self) -> Tensor:
         """(r, N); not to be written to."""
         return self._factor("dz")
@@ -69,17 +63,6 @@ class FactoredGrad(Tensor):
         """(r, H); not to be written to."""
         return self._factor("hidden")
 
-    @staticmethod
-    def _of(value: Factors) -> FactoredGrad:
-        grad = Tensor._make_wrapper_subclass(
-            FactoredGrad,
-            (value.dz.shape[1], value.hidden.shape[1]),
-            dtype=value.dz.dtype,
-            device=value.dz.device,
-        )
-        grad._value = value
-        return grad
-
     def _factor(self, name: str) -> Tensor:
         if not self.is_factored:
             raise RuntimeError(
@@ -87,21 +70,6 @@ class FactoredGrad(Tensor):
                 "is_factored first"
             )
         return getattr(self._value, name)
-
-    def to_dense(
-        self, dtype: torch.dtype | None = None, *, masked_grad: bool | None = None
-    ) -> Tensor:
-        """Return the gradient as a plain tensor (N, H) of its own."""
-        value = self._value
-        dense = value.materialized() if value.dense is None else value.dense.clone()
-        return dense if dtype is None else dense.to(dtype)
-
-    def all_finite(self) -> Tensor:
-        """Return a 0-d bool tensor: whether every entry is finite; nothing is materialised."""
-        if not self.is_factored:
-            return self._value.materialized().isfinite().all()
-        rows, columns = self._value.finite_parts()
-        return rows.all() & columns.all()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         form = f"rank={len(self._value.dz)}" if self.is_factored else "dense"
@@ -118,9 +86,6 @@ class FactoredGrad(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # It needs the class, so the class imports it late.
-        from hypermask_fast.optim import factored_ops
-
         with torch._C.DisableTorchFunctionSubclass():
             handler = factored_ops.ENTRY_POINTS.get(func, func)
             return handler(*args, **(kwargs or {}))
@@ -129,6 +94,4 @@ class FactoredGrad(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        from hypermask_fast.optim import factored_ops
-
         return factored_ops.dispatch(func, *args, **(kwargs or {}))

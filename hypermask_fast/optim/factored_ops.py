@@ -1,4 +1,4 @@
-"""What each PyTorch operation does to a :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`."""
+"""What each PyTorch operation does to a FactoredGrad."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from hypermask_fast.optim.factored_grad import FactoredGrad
-from hypermask_fast.optim.factors import Factors
+from hypermask_fast.optim.factors import FactoredTensor, Factors
 
 aten = torch.ops.aten
 
 
-def _isfinite(grad: FactoredGrad) -> Tensor:
+def _isfinite(grad: FactoredTensor) -> Tensor:
     if not grad.is_factored:
         return grad._value.materialized().isfinite()
     rows, columns = grad._value.finite_parts()
     return rows[:, None] & columns
 
 
-def _set_data(grad: FactoredGrad, data: Tensor) -> None:
+def _set_data(grad: FactoredTensor, data: Tensor) -> None:
     """``Module.to`` replaces gradients by this."""
     if data.shape != grad.shape:
         raise ValueError(
@@ -30,7 +29,7 @@ def _set_data(grad: FactoredGrad, data: Tensor) -> None:
             "assign a new gradient"
         )
     Tensor.data.__set__(grad, data)  # type: ignore[attr-defined]
-    if isinstance(data, FactoredGrad):
+    if isinstance(data, FactoredTensor):
         grad._value = data._value
     else:
         grad._value = Factors(data[:0, :].new_empty(0, len(data)), data[:0], data)
@@ -54,7 +53,7 @@ def _through_dense(func: Any, *args: Any, **kwargs: Any) -> Any:
         if (
             argument.alias_info is not None
             and argument.alias_info.is_write
-            and any(isinstance(entry, FactoredGrad) for entry in entries)
+            and any(isinstance(entry, FactoredTensor) for entry in entries)
         ):
             raise RuntimeError(
                 f"{func.overloadpacket.__name__} would write to a FactoredGrad, which supports in "
@@ -66,7 +65,7 @@ def _through_dense(func: Any, *args: Any, **kwargs: Any) -> Any:
     )
     made: dict[int, Tensor] = {}
 
-    def dense(grad: FactoredGrad) -> Tensor:
+    def dense(grad: FactoredTensor) -> Tensor:
         if id(grad) not in made:
             value = grad._value
             made[id(grad)] = value.materialized()
@@ -74,41 +73,43 @@ def _through_dense(func: Any, *args: Any, **kwargs: Any) -> Any:
                 value.become(made[id(grad)])
         return made[id(grad)]
 
-    args, kwargs = tree_map_only(FactoredGrad, dense, (args, kwargs))
+    args, kwargs = tree_map_only(FactoredTensor, dense, (args, kwargs))
     return func(*args, **kwargs)
 
 
-def _detach(func: Any, grad: FactoredGrad) -> FactoredGrad:
-    return FactoredGrad._of(grad._value)
+def _detach(func: Any, grad: FactoredTensor) -> FactoredTensor:
+    return type(grad)._of(grad._value)
 
 
-def _clone(func: Any, grad: FactoredGrad, *, memory_format: Any = None) -> Tensor:
+def _clone(func: Any, grad: FactoredTensor, *, memory_format: Any = None) -> Tensor:
     # Who asks for a layout, as Rprop does, writes to the elements.
     if memory_format is not None:
         return grad.to_dense()
-    return FactoredGrad._of(grad._value.copy())
+    return type(grad)._of(grad._value.copy())
 
 
-def _zero_(func: Any, grad: FactoredGrad) -> FactoredGrad:
+def _zero_(func: Any, grad: FactoredTensor) -> FactoredTensor:
     grad._value.zero()
     return grad
 
 
-def _new_empty_strided(func: Any, grad: FactoredGrad, size: Any, stride: Any, **kwargs: Any) -> Any:
+def _new_empty_strided(
+    func: Any, grad: FactoredTensor, size: Any, stride: Any, **kwargs: Any
+) -> Any:
     """Autograd makes its copy of a gradient by ``new_empty_strided(...).copy_(grad)``."""
     same = {"dtype": grad.dtype, "device": grad.device}
     if tuple(size) != tuple(grad.shape) or any(
         kwargs.get(name) not in (None, value) for name, value in same.items()
     ):
         return _through_dense(func, grad, size, stride, **kwargs)
-    return FactoredGrad._of(Factors(*grad._value.empty_factors()))
+    return type(grad)._of(Factors(*grad._value.empty_factors()))
 
 
-def _to_copy(func: Any, grad: FactoredGrad, **kwargs: Any) -> Tensor:
+def _to_copy(func: Any, grad: FactoredTensor, **kwargs: Any) -> Tensor:
     value, dtype = grad._value, kwargs.get("dtype") or grad.dtype
     if value.dense is not None or not dtype.is_floating_point:
         return _through_dense(func, grad, **kwargs)
-    return FactoredGrad._of(Factors(func(value.dz, **kwargs), func(value.hidden, **kwargs)))
+    return type(grad)._of(Factors(func(value.dz, **kwargs), func(value.hidden, **kwargs)))
 
 
 def _is_scalar(x: Any) -> bool:
@@ -121,32 +122,34 @@ def _scale(func: Any, x: Any, other: Any) -> Any:
     """``mul``, ``div`` and their in-place forms."""
     in_place = func.overloadpacket in (aten.mul_, aten.div_)
     divides = func.overloadpacket in (aten.div, aten.div_)
-    grad, scalar = (x, other) if isinstance(x, FactoredGrad) or in_place or divides else (other, x)
-    if not isinstance(grad, FactoredGrad) or not _is_scalar(scalar):
+    grad, scalar = (
+        (x, other) if isinstance(x, FactoredTensor) or in_place or divides else (other, x)
+    )
+    if not isinstance(grad, FactoredTensor) or not _is_scalar(scalar):
         return _through_dense(func, x, other)
     value = grad._value if in_place else grad._value.copy()
     if value.dense is not None:
         (value.dense.div_ if divides else value.dense.mul_)(scalar)
     else:
         value.dz = value.dz / scalar if divides else value.dz * scalar
-    return grad if in_place else FactoredGrad._of(value)
+    return grad if in_place else type(grad)._of(value)
 
 
-def _neg(func: Any, grad: FactoredGrad) -> FactoredGrad:
+def _neg(func: Any, grad: FactoredTensor) -> FactoredTensor:
     scale = aten.mul_ if func.overloadpacket is aten.neg_ else aten.mul
     return _scale(scale.Tensor, grad, -1)
 
 
 def _add(func: Any, x: Any, other: Any, *, alpha: Any = 1) -> Any:
     """``add`` and ``sub``."""
-    if not _alike(x, other) or not isinstance(other, FactoredGrad):
+    if not _alike(x, other) or not isinstance(other, FactoredTensor):
         return _through_dense(func, x, other, alpha=alpha)
     sign = -1 if func.overloadpacket is aten.sub else 1
-    return FactoredGrad._of(x._value.sum(other._value, sign * alpha))
+    return type(x)._of(x._value.sum(other._value, sign * alpha))
 
 
 def _alike(x: Any, other: Any) -> bool:
-    return isinstance(x, FactoredGrad) and _fits(x, other)
+    return isinstance(x, FactoredTensor) and _fits(x, other)
 
 
 def _fits(x: Any, other: Any) -> bool:
@@ -162,9 +165,9 @@ def _add_(func: Any, x: Any, other: Any, *, alpha: Any = 1) -> Any:
     if not _fits(x, other):
         return _through_dense(func, x, other, alpha=alpha)
     alpha = -alpha if func.overloadpacket is aten.sub_ else alpha
-    if not isinstance(x, FactoredGrad):
+    if not isinstance(x, FactoredTensor):
         other._value.added_to(x, alpha)
-    elif isinstance(other, FactoredGrad):
+    elif isinstance(other, FactoredTensor):
         total = x._value.sum(other._value, alpha)
         x._value.dz, x._value.hidden, x._value.dense = total.dz, total.hidden, total.dense
     else:
@@ -175,9 +178,9 @@ def _add_(func: Any, x: Any, other: Any, *, alpha: Any = 1) -> Any:
 
 
 def _copy_(func: Any, x: Any, source: Any, non_blocking: bool = False) -> Any:
-    if not isinstance(x, FactoredGrad) or not _fits(x, source):
+    if not isinstance(x, FactoredTensor) or not _fits(x, source):
         return _through_dense(func, x, source, non_blocking)
-    if isinstance(source, FactoredGrad):
+    if isinstance(source, FactoredTensor):
         value = source._value.copy()
         x._value.dz, x._value.hidden, x._value.dense = value.dz, value.hidden, value.dense
     else:
@@ -185,7 +188,9 @@ def _copy_(func: Any, x: Any, source: Any, non_blocking: bool = False) -> Any:
     return x
 
 
-def _vector_norm(func: Any, grad: FactoredGrad, ord: Any = 2, *args: Any, **kwargs: Any) -> Tensor:
+def _vector_norm(
+    func: Any, grad: FactoredTensor, ord: Any = 2, *args: Any, **kwargs: Any
+) -> Tensor:
     # Positional after ord: dim, keepdim.
     whole = not any(args) and not kwargs.get("keepdim") and kwargs.get("dim") is None
     if ord != 2 or not whole or not grad.is_factored:
@@ -195,11 +200,11 @@ def _vector_norm(func: Any, grad: FactoredGrad, ord: Any = 2, *args: Any, **kwar
 
 def _foreach_(func: Any, tensors: Any, *args: Any, **kwargs: Any) -> None:
     """The in-place foreach forms of the operations below: the dense tensors stay together."""
-    factored = [i for i, x in enumerate(tensors) if isinstance(x, FactoredGrad)]
+    factored = [i for i, x in enumerate(tensors) if isinstance(x, FactoredTensor)]
     if not factored:
         _through_dense(func, tensors, *args, **kwargs)
         return
-    dense = [i for i, x in enumerate(tensors) if not isinstance(x, FactoredGrad)]
+    dense = [i for i, x in enumerate(tensors) if not isinstance(x, FactoredTensor)]
     if dense:
         func(*(_pick(x, dense) for x in (tensors, *args)), **kwargs)
     method = func.overloadpacket.__name__.removeprefix("_foreach_")
@@ -213,21 +218,21 @@ def _pick(x: Any, indices: list[int]) -> Any:
 
 
 def _foreach_norm(func: Any, tensors: Any, ord: Any = 2, dtype: Any = None) -> list[Tensor]:
-    plain = [x for x in tensors if not isinstance(x, FactoredGrad)]
+    plain = [x for x in tensors if not isinstance(x, FactoredTensor)]
     norms = iter(func(plain, ord, dtype) if plain else ())
     norm = torch.linalg.vector_norm
     return [
-        norm(x, ord, dtype=dtype) if isinstance(x, FactoredGrad) else next(norms) for x in tensors
+        norm(x, ord, dtype=dtype) if isinstance(x, FactoredTensor) else next(norms) for x in tensors
     ]
 
 
 def _unscale_(func: Any, tensors: Any, found_inf: Tensor, inverse_scale: Tensor) -> None:
     """What GradScaler calls."""
-    dense = [x for x in tensors if not isinstance(x, FactoredGrad)]
+    dense = [x for x in tensors if not isinstance(x, FactoredTensor)]
     if dense:
         func(dense, found_inf, inverse_scale)
     for x in tensors:
-        if isinstance(x, FactoredGrad):
+        if isinstance(x, FactoredTensor):
             infinite = x.all_finite().logical_not().to(found_inf.dtype)
             found_inf.copy_(torch.maximum(found_inf, infinite))
             x.mul_(inverse_scale)
@@ -235,14 +240,14 @@ def _unscale_(func: Any, tensors: Any, found_inf: Tensor, inverse_scale: Tensor)
 
 def _fused_step_(func: Any, params: Any, grads: Any, *buffers: Any, **kwargs: Any) -> None:
     """The fused optimizers: their kernels unscale gradients in place, and write their buffers."""
-    dense = [x.to_dense() if isinstance(x, FactoredGrad) else x for x in grads]
+    dense = [x.to_dense() if isinstance(x, FactoredTensor) else x for x in grads]
     buffers = tree_map_only(
-        FactoredGrad, lambda x: x._value.become(x._value.materialized()), buffers
+        FactoredTensor, lambda x: x._value.become(x._value.materialized()), buffers
     )
     func(params, dense, *buffers, **kwargs)
     if kwargs.get("grad_scale") is not None:
         for x, unscaled in zip(grads, dense, strict=True):
-            if isinstance(x, FactoredGrad):
+            if isinstance(x, FactoredTensor):
                 x._value.become(unscaled)
 
 

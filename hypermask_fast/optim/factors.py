@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from hypermask_fast.backends.precision import full_precision
+
 # Elements of dz that the norm converts to float64 at a time: 32 MiB.
 _NORM_BLOCK = 1 << 22
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast off: the head and its gradient keep their own dtype."""
-    # Autocast has no meta device, on which a run's memory is planned.
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 def dense_is_smaller(rank: int, rows: int, columns: int) -> bool:
@@ -111,3 +100,43 @@ class Factors:
         with full_precision(self.dz.device):
             rows = self.dz.abs().t() @ largest <= torch.finfo(self.dz.dtype).max
         return rows, self.hidden.isfinite().all(0)
+
+
+class FactoredTensor(Tensor):
+    """A tensor of the shape of the matrix, without memory of its own: what holds :class:`Factors`.
+
+    What operations on it do is :mod:`hypermask_fast.optim.factored_ops`.
+    """
+
+    _value: Factors
+
+    @classmethod
+    def _of(cls, value: Factors) -> Self:
+        grad = Tensor._make_wrapper_subclass(
+            cls,
+            (value.dz.shape[1], value.hidden.shape[1]),
+            dtype=value.dz.dtype,
+            device=value.dz.device,
+        )
+        grad._value = value
+        return grad
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether the factors are there; False after it became dense."""
+        return self._value.dense is None
+
+    def to_dense(
+        self, dtype: torch.dtype | None = None, *, masked_grad: bool | None = None
+    ) -> Tensor:
+        """Return the gradient as a plain tensor (N, H) of its own."""
+        value = self._value
+        dense = value.materialized() if value.dense is None else value.dense.clone()
+        return dense if dtype is None else dense.to(dtype)
+
+    def all_finite(self) -> Tensor:
+        """Return a 0-d bool tensor: whether every entry is finite; nothing is materialised."""
+        if not self.is_factored:
+            return self._value.materialized().isfinite().all()
+        rows, columns = self._value.finite_parts()
+        return rows.all() & columns.all()

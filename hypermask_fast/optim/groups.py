@@ -73,16 +73,14 @@ def adam_options(
             f"lr is a tensor on {lr.device} and the parameters are on {p.device}, where each step "
             "would wait for it; make it there, or give a number"
         )
-    options: AdamOptions = {
-        "lr": lr if stays else float(lr),
-        "beta1": group["betas"][0],
-        "beta2": group["betas"][1],
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "decoupled": group["decoupled_weight_decay"],
-        "step": step if stays else float(step),
-        "maximize": group["maximize"],
-    }
-    if finite is not None:
-        options["finite"] = finite
-    return options
+    return AdamOptions(
+        lr=lr if stays else float(lr),
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        decoupled=group["decoupled_weight_decay"],
+        step=step if stays else float(step),
+        maximize=group["maximize"],
+        finite=finite,
+    )

@@ -1,17 +1,10 @@
-"""What an optimizer updates in the backward pass, and what stands in for its gradient."""
+"""What stands in for the gradient of a parameter that the backward pass has updated."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
-
-# Weak on both sides: neither a parameter nor an optimizer lives longer for being here.
-_OWNERS: Any = WeakTensorKeyDictionary()
 
 
 class SpentGrad(Tensor):
@@ -42,22 +35,3 @@ class SpentGrad(Tensor):
             "pass has updated already, so it cannot be clipped, unscaled, accumulated or read; "
             "build FactoredAdam with step_in_backward=False"
         )
-
-
-def claim(parameter: Tensor, optimizer: Optimizer | None) -> None:
-    """Note the optimizer that updates a parameter in the backward pass; None: there is none."""
-    if optimizer is not None:
-        _OWNERS[parameter] = weakref.ref(optimizer)
-    else:
-        _OWNERS.pop(parameter, None)
-
-
-def owner(parameter: Tensor) -> Optimizer | None:
-    """Return the optimizer that updates a parameter in the backward pass, if one does.
-
-    None where there will be no backward pass to the parameter.
-    """
-    if not (torch.is_grad_enabled() and parameter.requires_grad):
-        return None
-    reference = _OWNERS.get(parameter)
-    return None if reference is None else reference()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hypermask_fast.head.passes import Targets
+from hypermask_fast.head.types import HeadGrads, HeadStep
 from hypermask_fast.methods.base import evaluating
-from hypermask_fast.native import library as native
+from hypermask_fast.native.head import partition
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.planning.live_memory import LiveMemory
 from hypermask_fast.settings.build import make_learner
@@ -71,20 +71,10 @@ class Simulation:
 class _CompiledAdam(FactoredAdam):
     """Adam whose pass over the head allocates what the compiled one does."""
 
-    def step_rows(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        dz: Tensor,
-        hidden: Tensor,
-        targets: Targets,
-        *,
-        coefficient: float | Tensor,
-        finite: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        blocks = native.partition(len(weight))[1]
-        sums = hidden.new_empty(blocks, *hidden.shape, dtype=torch.float64)
-        return sums[0].to(hidden.dtype), sums.new_zeros(())
+    def step_rows(self, step: HeadStep, *, finite: Tensor | None = None) -> HeadGrads:
+        blocks = partition(len(step.head.weight))[1]
+        sums = step.hidden.new_empty(blocks, *step.hidden.shape, dtype=torch.float64)
+        return HeadGrads(sums[0].to(step.hidden.dtype), sums.new_zeros(()))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -168,11 +158,11 @@ class _Run:
                 optimizer.state[p] = {"step": torch.tensor(1.0), **moments}
         return optimizer
 
-    def step(self) -> dict[str, Tensor] | None:
+    def step(self, optimizer: FactoredAdam) -> dict[str, Tensor] | None:
         """Take a step; return the weights before it where the published selection wants them."""
         x = self._inputs(self.config.batch_size)
         y = torch.zeros(self.config.batch_size, dtype=torch.int64, device="meta")
-        losses = self.learner.losses(x, y, self.last)
+        losses = self.learner.losses(x, y, self.last, optimizer=optimizer)
         stale = None
         if self.config.selection == "best_published":
             stale = self.learner.masked_weights(self.last)
@@ -217,7 +207,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         run = _Run(config, size, memory)
         run.begin()
         optimizer = run.make_optimizer()
-        stale = run.step()
+        stale = run.step(optimizer)
         checkpoint = _bytes(run.learner.state_dict().values())
         checkpoint += _bytes(tensor for _, tensor in run.task_buffers())
         checkpoint += _bytes(m for state in optimizer.state.values() for m in state.values())

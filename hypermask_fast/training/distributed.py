@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel as _TorchDDP
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.layers.norms import NormTable, TaskNorm
@@ -43,8 +44,8 @@ class _LossesOf(nn.Module):
         super().__init__()
         self.learner = learner
 
-    def forward(self, x: Tensor, y: Tensor, task: int) -> Losses:
-        return self.learner.losses(x, y, task)
+    def forward(self, x: Tensor, y: Tensor, task: int, optimizer: Optimizer | None) -> Losses:
+        return self.learner.losses(x, y, task, optimizer=optimizer)
 
 
 def _hypernetwork_of(learner: Learner) -> Hypernetwork | None:
@@ -267,11 +268,14 @@ class DistributedDataParallel(nn.Module):
             own.copy_(mean)
         return means
 
-    def forward(self, x: Tensor, y: Tensor, task: int) -> Losses:
+    def forward(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
         """Return the losses of this process's part of a batch.
 
         Args:
-            x, y, task: As in the learner's ``losses``; equally many rows in every process.
+            x, y, task, optimizer: As in the learner's ``losses``; equally many rows in every
+                process.
         """
         row = self.learner.current
         hypernetwork = _hypernetwork_of(self.learner)
@@ -289,13 +293,15 @@ class DistributedDataParallel(nn.Module):
         # Only here: a forward of the learner alone exchanges nothing.
         hook = hypernetwork.register_forward_hook(intercept)
         try:
-            return functional_call(self.module, tables, (x, y, task))
+            return functional_call(self.module, tables, (x, y, task, optimizer))
         finally:
             hook.remove()
 
-    def losses(self, x: Tensor, y: Tensor, task: int) -> Losses:
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
         """Return the same as a call."""
-        return self(x, y, task)
+        return self(x, y, task, optimizer=optimizer)
 
     @torch.no_grad()
     def mean(self, losses: Losses) -> Losses:

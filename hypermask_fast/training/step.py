@@ -40,7 +40,7 @@ class TrainingStep:
             before_update: Called after the forward, before anything is updated.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.learner.losses(x, y, task)
+        losses = self.learner.losses(x, y, task, optimizer=self.optimizer)
         if before_update is not None:
             before_update()
         losses.total.backward()

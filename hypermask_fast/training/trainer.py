@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hypermask_fast.backends.compiled import Compiler
-from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
 from hypermask_fast.methods.base import Learner, Losses, evaluating
-from hypermask_fast.methods.checks import check_choice
 from hypermask_fast.runs.checkpoint import check_manifest
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers

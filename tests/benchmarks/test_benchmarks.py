@@ -29,7 +29,7 @@ from benchmarks.steps.engines import (
 from benchmarks.steps.published import percentile
 from benchmarks.steps.sizes import floor_bytes, groups_of
 from hypermask_fast.layers.masked import MaskedLinear
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.training.optimizers import make_optimizer
 from hypermask_fast.training.step import TrainingStep
 from tests.support.graph_stand_ins import RecordedGraphs
@@ -185,7 +185,7 @@ def test_graphed_engine_replays_its_first_step_from_the_recorded_state(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a stand-in records are PyTorch's operations.
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     (case,) = find_cases("gpu", [name], "tiny")
     learner = make_learner(case)
     optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.0, moments_dtype=None)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hypermask_fast.head.frozen import freeze
-from hypermask_fast.head.tiles import SampledTargets
-from tests.support.head_cases import Head, make_head, step
+from hypermask_fast.head.types import KeptSample
+from tests.support.head_cases import head_of, make_head, step, tensors
 
+PARTS = ("weight", "bias", "exp_avg", "exp_avg_sq", "bias_exp_avg", "bias_exp_avg_sq")
 DOUBLES: Any = {"dtype": torch.float64}
 WRONG = [
     pytest.param({"weight": torch.zeros(4, 6, **DOUBLES).t()}, "A has strides", id="A-strides"),
@@ -22,12 +23,10 @@ WRONG = [
     pytest.param(
         {"exp_avg": torch.zeros(6, 4).bfloat16()}, "exp_avg_sq is torch.float64", id="mixed"
     ),
+    pytest.param({"kept": torch.zeros(6, 2, **DOUBLES).t()}, "kept has strides", id="targets"),
     pytest.param(
-        {"targets": torch.zeros(6, 2, **DOUBLES).t()}, "targets has strides", id="targets"
-    ),
-    pytest.param(
-        {"targets": torch.zeros(3, 6, **DOUBLES)},
-        r"targets has shape \(3, 6\); expected \(2, 6\)",
+        {"kept": torch.zeros(3, 6, **DOUBLES)},
+        r"kept has shape \(3, 6\); expected \(2, 6\)",
         id="targets-shape",
     ),
     pytest.param(
@@ -39,22 +38,20 @@ WRONG = [
         {"hidden": torch.zeros(3, 4)}, "hidden is torch.float32; convert it to", id="hidden-dtype"
     ),
     pytest.param({"step": 0}, "step is 0; count the first update as 1", id="step"),
+    pytest.param({"kept": torch.zeros(2, 6).half()}, "kept is torch.float16", id="targets-dtype"),
     pytest.param(
-        {"targets": torch.zeros(2, 6).half()}, "targets is torch.float16", id="targets-dtype"
-    ),
-    pytest.param(
-        {"targets": freeze(torch.zeros(6, 4, **DOUBLES), torch.zeros(6), torch.zeros(2, 4))},
+        {"kept": freeze(torch.zeros(6, 4, **DOUBLES), torch.zeros(6), torch.zeros(2, 4))},
         "frozen bias is torch.float32",
         id="frozen-dtype",
     ),
     pytest.param(
-        {"targets": freeze(*(torch.zeros(s, **DOUBLES) for s in ((6, 4), 6, (3, 4))))},
+        {"kept": freeze(*(torch.zeros(s, **DOUBLES) for s in ((6, 4), 6, (3, 4))))},
         r"frozen hidden has shape \(3, 4\); expected \(2, 4\)",
         id="frozen-tasks",
     ),
     pytest.param(
         {
-            "targets": SampledTargets(
+            "kept": KeptSample(
                 torch.zeros(2, 6, **DOUBLES), torch.zeros(5, 4, **DOUBLES), torch.arange(2)
             )
         },
@@ -69,10 +66,10 @@ def test_wrong_arguments_are_refused_in_a_sentence(changes: dict[str, Any], mess
     given: dict[str, Any] = {
         "dz": torch.zeros(6, dtype=torch.float64),
         "hidden": torch.zeros(3, 4, dtype=torch.float64),
-        "targets": torch.zeros(2, 6, dtype=torch.float64),
+        "kept": torch.zeros(2, 6, dtype=torch.float64),
     }
-    fields = {name: changes[name] for name in changes if name in Head._fields}
-    head = make_head(6, 4)._replace(**fields)
-    rest = {name: value for name, value in changes.items() if name not in fields}
+    parts = dict(zip(PARTS, tensors(make_head(6, 4)), strict=True))
+    rest = {name: value for name, value in changes.items() if name not in parts}
+    head = head_of([changes.get(name, part) for name, part in parts.items()])
     with pytest.raises((TypeError, ValueError), match=message):
         step(head, coefficient=1.0, **{**given, **rest})

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.backends import choice
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda, passes
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.types import Head, HeadStep
 from hypermask_fast.masks import weights as mask_weights
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import make_network
 from hypermask_fast.optim.factored_adam import FactoredAdam
+from tests.support.head_cases import head_of, tensors
 
 ROWS, WIDTH = 70, 9
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "decoupled": False}
@@ -24,41 +27,36 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def uses(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
         return choice.requested(name) != "reference" and tensor.dtype == torch.float32
 
-    monkeypatch.setattr(passes, "_takes_kernels", lambda weight: uses("head", weight))
+    monkeypatch.setattr(cuda, "takes", lambda weight: uses("head", weight))
     monkeypatch.setattr(mask_weights, "uses_kernels", uses)
 
 
-def head(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def head(device: torch.device, dtype: torch.dtype = torch.float32) -> Head:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"A": (ROWS, WIDTH), "b": (ROWS,)}
-    parameters = {k: torch.randn(s, generator=generator) for k, s in shapes.items()}
-    zeros = ("exp_avg", "exp_avg_sq", "bias_exp_avg", "bias_exp_avg_sq")
-    shaped = {k: torch.zeros(ROWS, *((WIDTH,) * ("bias" not in k))) for k in zeros}
-    return {k: value.to(device, dtype) for k, value in (parameters | shaped).items()}
+    parameters = [torch.randn(s, generator=generator) for s in ((ROWS, WIDTH), (ROWS,))]
+    moments = [torch.zeros_like(p) for p in parameters for _ in range(2)]
+    return head_of([value.to(device, dtype) for value in (*parameters, *moments)])
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("earlier", [0, 1, 4])
 def test_one_pass_equals_the_specification(earlier: int, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
-    dz = torch.randn(ROWS, generator=generator).to(device)
+    dz = torch.randn(1, ROWS, generator=generator).to(device)
     hidden = torch.randn(earlier + 1, WIDTH, generator=generator).to(device)
+    adam = AdamOptions(
+        lr=torch.tensor(1e-2, device=device),
+        step=torch.tensor(1.0, device=device),
+        finite=torch.tensor(True, device=device),
+        **ADAM,
+    )
+    coefficient = torch.tensor(0.02, dtype=torch.float64, device=device)
     found = []
     for dtype in (torch.float32, torch.float64):
         state = head(device, dtype)
-        targets = passes.logits(state["A"], state["b"], hidden.to(dtype))[1:] - 0.1
-        results = passes.step_rows(
-            **state,
-            dz_current=dz.to(dtype),
-            hidden=hidden.to(dtype),
-            targets=targets,
-            coefficient=torch.tensor(0.02, dtype=torch.float64, device=device),
-            lr=torch.tensor(1e-2, device=device),
-            step=torch.tensor(1.0, device=device),
-            finite=torch.tensor(True, device=device),
-            **ADAM,
-        )
-        found.append([*results, *state.values()])
+        kept = passes.logits(state, hidden.to(dtype))[1:] - 0.1
+        step = HeadStep(state, dz.to(dtype), hidden.to(dtype), kept, coefficient, adam)
+        found.append([*passes.step_rows(step), *tensors(state)])
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact.double(), rtol=2e-5, atol=2e-6)
 
@@ -66,19 +64,11 @@ def test_one_pass_equals_the_specification(earlier: int, device: torch.device) -
 @pytest.mark.usefixtures("kernels")
 def test_a_step_that_is_not_finite_changes_nothing(device: torch.device) -> None:
     state, before = head(device), head(device)
-    hidden = torch.randn(3, WIDTH, device=device)
-    passes.step_rows(
-        **state,
-        dz_current=torch.full((ROWS,), torch.nan, device=device),
-        hidden=hidden,
-        targets=torch.zeros(2, ROWS, device=device),
-        coefficient=0.1,
-        lr=1e-2,
-        step=1.0,
-        finite=torch.tensor(False, device=device),
-        **ADAM,
-    )
-    assert all(torch.equal(state[name], before[name]) for name in state)
+    dz = torch.full((1, ROWS), torch.nan, device=device)
+    hidden, kept = torch.randn(3, WIDTH, device=device), torch.zeros(2, ROWS, device=device)
+    adam = AdamOptions(lr=1e-2, step=1.0, finite=torch.tensor(False, device=device), **ADAM)
+    passes.step_rows(HeadStep(state, dz, hidden, kept, 0.1, adam))
+    assert all(map(torch.equal, tensors(state), tensors(before)))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -86,13 +76,13 @@ def test_adam_from_factors_equals_the_specification(device: torch.device) -> Non
     generator = torch.Generator().manual_seed(1)
     dz = torch.randn(3, ROWS, generator=generator).to(device)
     hidden = torch.randn(3, WIDTH, generator=generator).to(device)
+    adam = AdamOptions(lr=1e-2, step=1.0, **ADAM)
     found = []
     for dtype in (torch.float32, torch.float64):
         state = head(device, dtype)
-        moments = (state["exp_avg"], state["exp_avg_sq"])
-        options = ADAM | {"lr": 1e-2, "step": 1.0}
-        passes.adam_rows(state["A"], *moments, dz.to(dtype), hidden.to(dtype), **options)
-        found.append([state["A"], *moments, passes.hidden_grad(state["A"], dz.to(dtype))])
+        passes.adam_rows(HeadStep(state, dz.to(dtype), hidden.to(dtype), adam=adam))
+        grad = passes.hidden_grad(state.weight, dz.to(dtype))
+        found.append([state.weight, *state.moments, grad])
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact.double(), rtol=2e-5, atol=2e-5)
 
@@ -118,7 +108,7 @@ def train(
             step_in_backward=in_backward,
         )
         for _ in range(3):
-            loss = learner.losses(x, y, task)
+            loss = learner.losses(x, y, task, optimizer=optimizer)
             loss.total.backward()
             optimizer.step()
             optimizer.zero_grad()

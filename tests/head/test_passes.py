@@ -11,9 +11,17 @@ from torch import Tensor
 from hypermask_fast import reference
 from hypermask_fast.head import passes, tiles
 from hypermask_fast.head.frozen import freeze
-from hypermask_fast.head.tiles import SampledTargets
-from hypermask_fast.native import library as native
-from tests.support.head_cases import PLAIN, Head, make_head, step, torch_step
+from hypermask_fast.head.types import Head, KeptSample, Moments
+from hypermask_fast.native import library
+from tests.support.head_cases import (
+    adam_rows,
+    copied,
+    head_of,
+    make_head,
+    step,
+    tensors,
+    torch_step,
+)
 
 SIZES = [
     pytest.param(1, 1, 1, id="1x1-r1"),
@@ -29,8 +37,8 @@ BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 def need_library() -> None:
     """Skip where nothing can be compiled; a compiler that makes no working library is a failure."""
-    if native.library() is None:
-        status = native.status()
+    if library.load() is None:
+        status = library.status()
         assert "no C++ compiler" in status or "HYPERMASK_FAST_NATIVE=0" in status, status
         pytest.skip(status)
 
@@ -62,7 +70,7 @@ def test_logits_and_hidden_gradient(
     backend: str, rows: int, width: int, count: int, dtype: torch.dtype
 ) -> None:
     head, hidden = make_head(rows, width, dtype), torch.randn(count, width, dtype=dtype)
-    z = passes.logits(head.weight, head.bias, hidden)
+    z = passes.logits(head, hidden)
     exact = hidden.double() @ head.weight.t().double() + head.bias.double()
     ones = torch.ones(count, 1, dtype=dtype)
     bound = dot_bound(
@@ -80,7 +88,7 @@ def test_logits_and_hidden_gradient(
 def test_logits_fill_out(backend: str) -> None:
     head, hidden = make_head(50, 6), torch.randn(3, 6, dtype=torch.float64)
     out = torch.full((3, 50), 7.0, dtype=torch.float64)
-    assert passes.logits(head.weight, head.bias, hidden, out) is out
+    assert passes.logits(head, hidden, out) is out
     torch.testing.assert_close(out, hidden @ head.weight.t() + head.bias)
 
 
@@ -89,11 +97,11 @@ def test_step_matches_autograd_and_torch(backend: str, rows: int, width: int, co
     head, hidden = make_head(rows, width), torch.randn(count, width, dtype=torch.float64)
     dz = torch.randn(rows, dtype=torch.float64)
     targets = torch.randn(count - 1, rows, dtype=torch.float64)
-    expected = head.copy()
+    expected = copied(head)
     gradient, regularizer = torch_step(expected, dz, hidden, targets, 0.3)
     ours = step(head, dz, hidden, targets, coefficient=0.3)
     torch.testing.assert_close(ours, (gradient, regularizer), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(tuple(head), tuple(expected), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(tensors(head), tensors(expected), rtol=1e-11, atol=1e-11)
 
 
 OPTIONS = [
@@ -112,16 +120,15 @@ OPTIONS = [
 def test_options_match_torch(backend: str, options: dict[str, Any]) -> None:
     head, hidden = make_head(41, 5), torch.randn(3, 5, dtype=torch.float64)
     dz, targets = torch.randn(41, dtype=torch.float64), torch.randn(2, 41, dtype=torch.float64)
-    alone, expected = head.copy(), head.copy()
+    alone, expected = copied(head), copied(head)
     torch_step(expected, dz, hidden, targets, 0.5, **options)
     z = hidden @ alone.weight.t() + alone.bias
     factors = torch.cat((dz[None], 0.5 * (z[1:] - targets)))
     step(head, dz, hidden, targets, coefficient=0.5, **options)
-    torch.testing.assert_close(tuple(head), tuple(expected), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(tensors(head), tensors(expected), rtol=1e-11, atol=1e-11)
 
-    matrices = (alone.weight, alone.exp_avg, alone.exp_avg_sq)
-    passes.adam_rows(*matrices, factors, hidden, **{**PLAIN, **options})
-    wanted = (expected.weight, expected.exp_avg, expected.exp_avg_sq)
+    adam_rows(alone, factors, hidden, **options)
+    matrices, wanted = ((of.weight, *of.moments) for of in (alone, expected))
     torch.testing.assert_close(matrices, wanted, rtol=1e-11, atol=1e-11)
 
 
@@ -130,7 +137,7 @@ def test_float32_products_are_as_accurate_as_torchs(backend: str) -> None:
     dz = torch.randn(10, 3000)
     exact = hidden.double() @ head.weight.t().double() + head.bias.double()
     torchs = torch.nn.functional.linear(hidden, head.weight, head.bias)
-    ours = passes.logits(head.weight, head.bias, hidden)
+    ours = passes.logits(head, hidden)
     assert (ours - exact).abs().max() <= 2 * (torchs - exact).abs().max()
     exact = dz.double() @ head.weight.double()
     ours, torchs = passes.hidden_grad(head.weight, dz), dz @ head.weight
@@ -144,10 +151,11 @@ def test_fifty_float32_steps_are_as_accurate_as_torchs(backend: str, decoupled: 
     dense = [torch.nn.Parameter(start.clone().to(t)) for t in (torch.float32, torch.float64)]
     optimizers = [kind([p], lr=1e-3, weight_decay=0.01, foreach=False) for p in dense]
     ours = (start.clone(), torch.zeros_like(start), torch.zeros_like(start))
+    head = Head(ours[0], moments=Moments(*ours[1:]))
     options: Any = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
     for count in range(1, 51):
         dz, hidden = torch.randn(4, 300), torch.randn(4, 60)
-        passes.adam_rows(*ours, dz, hidden, step=count, decoupled=decoupled, **options)
+        adam_rows(head, dz, hidden, step=count, decoupled=decoupled, **options)
         for parameter, optimizer in zip(dense, optimizers, strict=True):
             parameter.grad = dz.t().to(parameter.dtype) @ hidden.to(parameter.dtype)
             optimizer.step()
@@ -164,16 +172,18 @@ def test_fifty_float32_steps_are_as_accurate_as_torchs(backend: str, decoupled: 
 def test_an_unchanged_head_has_no_residual(backend: str, earlier: int, dtype: torch.dtype) -> None:
     head = make_head(1003, 26, dtype)
     hidden = torch.randn(earlier + 1, 26, dtype=dtype)
-    for tensor in head[2:]:
+    for tensor in tensors(head)[2:]:
         tensor.zero_()
-    before = head.copy()
-    targets = passes.logits(head.weight, head.bias, hidden)[1:].clone()
+    before = copied(head)
+    targets = passes.logits(head, hidden)[1:].clone()
     gradient, regularizer = step(
         head, torch.zeros(1003, dtype=dtype), hidden, targets, coefficient=1.0
     )
     assert regularizer.item() == 0.0
     assert not gradient.any()
-    assert all(torch.equal(now, then) for now, then in zip(head, before, strict=True))
+    assert all(
+        torch.equal(now, then) for now, then in zip(tensors(head), tensors(before), strict=True)
+    )
 
 
 @BOTH
@@ -182,11 +192,11 @@ def test_native_logits_have_the_same_bits_for_any_count(
     compiled: None, width: int, dtype: torch.dtype
 ) -> None:
     head, hidden = make_head(71, width, dtype), torch.randn(23, width, dtype=dtype)
-    together = passes.logits(head.weight, head.bias, hidden)
+    together = passes.logits(head, hidden)
     for count in (1, 2, 3, 5, 9, 17):
         for first in range(0, 23 - count, count):
             part = hidden[first : first + count]
-            alone = passes.logits(head.weight, head.bias, part)
+            alone = passes.logits(head, part)
             assert torch.equal(alone, together[first : first + count])
 
 
@@ -197,10 +207,10 @@ def test_native_results_do_not_depend_on_threads(compiled: None) -> None:
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        head = start.copy()
+        head = copied(start)
         try:
-            z = passes.logits(head.weight, head.bias, hidden)
-            results.append((z, *step(head, dz, hidden, targets, coefficient=0.1), *head))
+            z = passes.logits(head, hidden)
+            results.append((z, *step(head, dz, hidden, targets, coefficient=0.1), *tensors(head)))
         finally:
             torch.set_num_threads(before)
     for result in results[1:]:
@@ -213,29 +223,29 @@ def test_pytorch_gives_the_native_numbers_to_rounding(
 ) -> None:
     start, hidden = make_head(1003, 100, dtype), torch.randn(5, 100, dtype=dtype)
     dz, targets = torch.randn(1003, dtype=dtype), torch.randn(4, 1003, dtype=dtype)
-    heads, results = (start.copy(), start.copy()), []
+    heads, results = (copied(start), copied(start)), []
     for head, switch in zip(heads, "10", strict=True):
         monkeypatch.setenv("HYPERMASK_FAST_NATIVE", switch)
         results.append(step(head, dz, hidden, targets, coefficient=0.1))
     # Sums of 1003 terms of size up to 1e2, and moments that are not small.
     tolerance = 1e4 * torch.finfo(dtype).eps
     torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(tuple(heads[0]), tuple(heads[1]), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(tensors(heads[0]), tensors(heads[1]), rtol=tolerance, atol=tolerance)
 
 
 @BOTH
 def test_bfloat16_moments_are_rounded_once(backend: str, dtype: torch.dtype) -> None:
     head, hidden = make_head(203, 9, dtype), torch.randn(2, 9, dtype=dtype)
     dz, targets = torch.randn(203, dtype=dtype), torch.randn(1, 203, dtype=dtype)
-    small = Head(*head[:2], *(moment.to(torch.bfloat16) for moment in head[2:]))
-    exact = small.copy(torch.float64)
+    small = head_of((*tensors(head)[:2], *(m.to(torch.bfloat16) for m in tensors(head)[2:])))
+    exact = copied(small, torch.float64)
     torch_step(exact, dz.double(), hidden.double(), targets.double(), 0.5)
     step(small, dz, hidden, targets, coefficient=0.5)
     # A is updated with what the moments were before they were rounded.
     tolerance = 1e3 * torch.finfo(dtype).eps
     torch.testing.assert_close(small.weight.double(), exact.weight, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(small.bias.double(), exact.bias, rtol=tolerance, atol=tolerance)
-    for moment, wanted in zip(small[2:], exact[2:], strict=True):
+    for moment, wanted in zip(tensors(small)[2:], tensors(exact)[2:], strict=True):
         # Half a unit in the last of 8 bits, beside the float32 rounding of what is rounded.
         allowed = torch.exp2(wanted.frexp().exponent - 9.0) + 1e-5
         assert moment.dtype == torch.bfloat16
@@ -250,8 +260,8 @@ def test_bfloat16_ties_go_to_even_and_nan_stays(backend: str) -> None:
     gradients[0, 2] = nan
     start = torch.tensor([[1.0], [1 + unit], [1.0]]).bfloat16()
     exp_avg, exp_avg_sq = start.clone(), start.clone()
-    options = {**PLAIN, "beta1": 0.5}
-    passes.adam_rows(torch.zeros(3, 1), exp_avg, exp_avg_sq, gradients, torch.ones(1, 1), **options)
+    head = Head(torch.zeros(3, 1), moments=Moments(exp_avg, exp_avg_sq))
+    adam_rows(head, gradients, torch.ones(1, 1), beta1=0.5)
     # The means are 1 + unit / 2 and 1 + 3 unit / 2.
     assert exp_avg[:2, 0].tolist() == [1.0, 1 + 2 * unit]
     assert exp_avg[2].isnan()
@@ -266,15 +276,15 @@ def test_bfloat16_targets(
     """As targets of A's dtype, those that a logit rounds to moved onto it."""
     start, hidden = make_head(rows, width, dtype), torch.randn(count, width, dtype=dtype)
     dz = torch.randn(rows, dtype=dtype)
-    z = passes.logits(start.weight, start.bias, hidden)[1:]
+    z = passes.logits(start, hidden)[1:]
     near = torch.rand(z.shape) < 0.5
     targets = torch.where(near, z, z + 0.1 * torch.randn_like(z)).bfloat16()
-    small, plain = start.copy(), start.copy()
+    small, plain = copied(start), copied(start)
     results = [step(small, dz, hidden, targets, coefficient=0.3)]
     moved = torch.where(z.bfloat16() == targets, z, targets.to(dtype))
     results.append(step(plain, dz, hidden, moved, coefficient=0.3))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(small, plain, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(small), tensors(plain), strict=True))
     wanted = reference.output_residuals(z, targets).double().square().sum()
     assert results[0][1].item() == pytest.approx(wanted.item(), rel=1e-12)
 
@@ -295,10 +305,10 @@ def test_bfloat16_targets_at_ties_and_ends(backend: str, dtype: torch.dtype, off
     )
     weight, moments = values[:, None].clone(), [torch.zeros(14, 1, dtype=dtype) for _ in range(2)]
     zeros = [torch.zeros(14, dtype=dtype) for _ in range(4)]
-    head = Head(weight, zeros[0], *moments, *zeros[1:3])
+    head = head_of((weight, zeros[0], *moments, *zeros[1:3]))
     ones = torch.ones(2, 1, dtype=dtype)
     step(head, zeros[3], ones, targets, coefficient=1.0, beta1=0.0, step=1)
-    found, finite = head.exp_avg[:, 0], exact.isfinite()
+    found, finite = moments[0][:, 0], exact.isfinite()
     assert torch.equal(found[finite], exact[finite])
     assert not found[~finite].isfinite().any()
 
@@ -311,13 +321,13 @@ def test_a_frozen_head_takes_the_step_of_its_targets(
     head, old = make_head(203, 5), make_head(203, 5)
     hidden, then = (torch.randn(n, 5, dtype=torch.float64) for n in (tasks + 1, tasks))
     dz = torch.randn(203, dtype=torch.float64)
-    expected = head.copy()
+    expected = copied(head)
     targets = then @ old.weight.t() + old.bias
     wanted = torch_step(expected, dz, hidden, targets, 0.3, **options)
     frozen = freeze(old.weight, old.bias, then)
     ours = step(head, dz, hidden, frozen, coefficient=0.3, **options)
     torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(tuple(head), tuple(expected), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(tensors(head), tensors(expected), rtol=1e-11, atol=1e-11)
 
 
 @BOTH
@@ -325,27 +335,29 @@ def test_an_unchanged_head_has_no_residual_against_its_copy(
     backend: str, dtype: torch.dtype
 ) -> None:
     head, hidden = make_head(1003, 26, dtype), torch.randn(40, 26, dtype=dtype)
-    for tensor in head[2:]:
+    for tensor in tensors(head)[2:]:
         tensor.zero_()
-    before, frozen = head.copy(), freeze(head.weight, head.bias, hidden[1:])
+    before, frozen = copied(head), freeze(head.weight, head.bias, hidden[1:])
     dz = torch.zeros(1003, dtype=dtype)
     gradient, regularizer = step(head, dz, hidden, frozen, coefficient=1.0)
     assert regularizer.item() == 0.0
     assert not gradient.any()
-    assert all(torch.equal(now, then) for now, then in zip(head, before, strict=True))
+    assert all(
+        torch.equal(now, then) for now, then in zip(tensors(head), tensors(before), strict=True)
+    )
 
 
 @BOTH
 @pytest.mark.parametrize("width", [3, 5, 48, 100])
 def test_samples_of_a_batch_have_its_bits(backend: str, width: int, dtype: torch.dtype) -> None:
     head, batch = make_head(1003, width, dtype), torch.randn(24, width, dtype=dtype)
-    targets = passes.logits(head.weight, head.bias, batch)[1:]
-    for tensor in head[2:]:
+    targets = passes.logits(head, batch)[1:]
+    for tensor in tensors(head)[2:]:
         tensor.zero_()
     for count in (1, 2, 5, 9, 16):
         rows = torch.cat((torch.zeros(1, dtype=torch.int64), torch.randperm(23)[:count] + 1))
-        sampled = SampledTargets(targets[rows[1:] - 1], batch, rows)
-        z = passes.logits(head.weight, head.bias, batch[rows], sampled=sampled)
+        sampled = KeptSample(targets[rows[1:] - 1], batch, rows)
+        z = passes.logits(head, batch[rows], sample=sampled)
         assert torch.equal(z[1:], sampled.logits)
         zero = torch.zeros(1003, dtype=dtype)
         gradient, regularizer = step(head, zero, batch[rows], sampled, coefficient=1.0)
@@ -357,7 +369,7 @@ def test_samples_of_a_batch_have_its_bits(backend: str, width: int, dtype: torch
 def test_what_is_not_finite_stays_in_its_row_and_is_seen(backend: str, bad: float) -> None:
     head, hidden = make_head(40, 5, torch.float32), torch.rand(3, 5) + 0.1
     head.weight[7, 2] = bad
-    z = passes.logits(head.weight, head.bias, hidden)
+    z = passes.logits(head, hidden)
     assert torch.equal(~z.isfinite().all(0), torch.arange(40) == 7)
     gradient, regularizer = step(head, torch.ones(40), hidden, torch.zeros(2, 40), coefficient=1.0)
     assert not regularizer.isfinite()
@@ -369,18 +381,17 @@ def test_an_infinite_gradient_reaches_its_rows_only(backend: str) -> None:
     head = make_head(40, 5, torch.float32)
     dz = torch.ones(1, 40)
     dz[0, 3] = float("inf")
-    matrices = (head.weight, head.exp_avg, head.exp_avg_sq)
-    passes.adam_rows(*matrices, dz, torch.ones(1, 5), **PLAIN)
+    adam_rows(head, dz, torch.ones(1, 5))
     assert torch.equal(~head.weight.isfinite().all(1), torch.arange(40) == 3)
 
 
 def test_small_inputs_may_be_strided(backend: str) -> None:
     head, hidden = make_head(30, 8), torch.randn(8, 6, dtype=torch.float64).t()[::2]
     dz = torch.randn(30, 3, dtype=torch.float64).t()
-    z = passes.logits(head.weight, head.bias, hidden)
-    assert torch.equal(z, passes.logits(head.weight, head.bias, hidden.contiguous()))
+    z = passes.logits(head, hidden)
+    assert torch.equal(z, passes.logits(head, hidden.contiguous()))
     torch.testing.assert_close(passes.hidden_grad(head.weight, dz), dz @ head.weight)
-    expected = head.copy()
+    expected = copied(head)
     torch_step(expected, dz[0], hidden, dz[1:], 0.2)
     step(head, dz[0], hidden, dz[1:].contiguous(), coefficient=0.2)
 
@@ -388,11 +399,11 @@ def test_small_inputs_may_be_strided(backend: str) -> None:
 def test_autocast_changes_nothing(backend: str) -> None:
     start, hidden = make_head(50, 8, torch.float32), torch.randn(3, 8)
     dz, targets = torch.randn(50), torch.randn(2, 50)
-    heads, results = (start.copy(), start.copy()), []
+    heads, results = (copied(start), copied(start)), []
     for head, enabled in zip(heads, (False, True), strict=True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            z = passes.logits(head.weight, head.bias, hidden)
-            results.append((z, *step(head, dz, hidden, targets, coefficient=0.1), *head))
+            z = passes.logits(head, hidden)
+            results.append((z, *step(head, dz, hidden, targets, coefficient=0.1), *tensors(head)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -401,6 +412,6 @@ def test_autograd_notices_the_update(backend: str) -> None:
     parameter = torch.nn.Parameter(head.weight)
     loss = (torch.ones(1, 4, dtype=torch.float64, requires_grad=True) @ parameter.t()).sum()
     dz, hidden = torch.ones(1, 6, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64)
-    passes.adam_rows(parameter, head.exp_avg, head.exp_avg_sq, dz, hidden, **PLAIN)
+    adam_rows(head._replace(weight=parameter), dz, hidden)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

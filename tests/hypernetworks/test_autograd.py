@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
-from hypermask_fast.head import passes
-from hypermask_fast.hypernetworks import autograd
-from hypermask_fast.hypernetworks import frozen as frozen_head
+from hypermask_fast.head import frozen, tiles
+from hypermask_fast.hypernetworks import autograd, autograd_frozen
 from hypermask_fast.hypernetworks.autograd import head_logits
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from tests.support.hypermask_cases import batch, make, train
@@ -308,10 +307,10 @@ def test_a_backward_pass_has_the_backend_of_its_forward(
         return nullcontext()
 
     with backend("reference"):
-        losses = learner.losses(*batch(learner), 1)
-        for module in (autograd, frozen_head, passes):
+        losses = learner.losses(*batch(learner), 1, optimizer=optimizer)
+        for module in (autograd, autograd_frozen, frozen, tiles):
             monkeypatch.setattr(module, "full_precision", full_precision)
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(library, "load", lambda: None)
         thread = Thread(target=losses.total.backward)
         thread.start()
         thread.join()

@@ -1,4 +1,4 @@
-"""Hypernetworks against explicit loops, and the seam through which targets are kept."""
+"""Hypernetworks against explicit loops, and the seam through which kept are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.hypernetworks.full import ChunkedHypernetwork, Hypernetwork, Target
+from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.hypernetworks.init import Fan, hyperfan_
 
 _ACTIVATIONS: dict[str, Any] = {
     "elu": lambda v: np.where(v > 0, v, np.expm1(v)),
@@ -107,8 +109,8 @@ def test_an_unchanged_hypernetwork_has_a_residual_of_exactly_zero(
     for hidden in ((), (25, 25), (100,)):
         net = make(kind, n, hidden)
         ids = torch.arange(tasks).flip(0)
-        targets = net.targets(ids)
-        _, output_reg = net(ids, targets)
+        kept = net.kept(ids)
+        _, output_reg = net(ids, kept)
         assert output_reg.item() == 0.0
         output_reg.backward()
         for parameter in net.parameters():
@@ -119,13 +121,13 @@ def test_an_unchanged_hypernetwork_has_a_residual_of_exactly_zero(
 def test_the_regulariser_is_a_mean_over_earlier_tasks_of_a_sum_of_squares(kind: str) -> None:
     net = make(kind, 40, (9,)).double()
     ids = torch.tensor([5, 0, 3, 1])
-    targets = net.targets(ids)
-    assert targets is not None
-    assert targets.shape == (3, 40)
-    assert not targets.requires_grad
-    moved = targets + torch.randn(3, 40, dtype=torch.float64)
+    kept = net.kept(ids)
+    assert kept is not None
+    assert kept.shape == (3, 40)
+    assert not kept.requires_grad
+    moved = kept + torch.randn(3, 40, dtype=torch.float64)
     logits, output_reg = net(ids, moved)
-    expected = np.mean([((targets[j] - moved[j]) ** 2).sum().item() for j in range(3)])
+    expected = np.mean([((kept[j] - moved[j]) ** 2).sum().item() for j in range(3)])
     assert output_reg.item() == pytest.approx(expected, rel=1e-12)
     torch.testing.assert_close(logits, net.logits(torch.tensor([5]))[0], rtol=0, atol=1e-14)
     output_reg.backward()
@@ -138,7 +140,7 @@ def test_the_regulariser_is_a_mean_over_earlier_tasks_of_a_sum_of_squares(kind: 
 def test_without_earlier_tasks_there_is_nothing_to_keep() -> None:
     net = make("full", 10, (4,))
     ids = torch.tensor([2])
-    assert net.targets(ids) is None
+    assert net.kept(ids) is None
     logits, output_reg = net(ids)
     assert torch.equal(logits, net.logits(ids)[0])
     assert output_reg.item() == 0.0
@@ -148,14 +150,14 @@ def test_without_earlier_tasks_there_is_nothing_to_keep() -> None:
 def test_targets_do_not_follow_the_hypernetwork() -> None:
     net = make("full", 10, (4,))
     ids = torch.tensor([1, 0])
-    targets = net.targets(ids)
-    assert targets is not None
-    before = targets.clone()
+    kept = net.kept(ids)
+    assert kept is not None
+    before = kept.clone()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(1)
-    assert torch.equal(targets, before)
-    assert net(ids, targets)[1] > 0
+    assert torch.equal(kept, before)
+    assert net(ids, kept)[1] > 0
 
 
 def test_published_initialisation() -> None:
@@ -176,15 +178,15 @@ def test_published_initialisation() -> None:
 
 def test_hyperfan_variances() -> None:
     """Var = 2 / (c m d) for weights and 1 / m for biases, with c = 2 in a layer with a bias."""
-    width, targets = 16, []
+    width, fans = 16, []
     for fan_in, has_bias in ((50, True), (12, False), (27, True)):
-        targets.append(Target(40 * fan_in, fan_in, False, has_bias))
+        fans.append(Fan(40 * fan_in, fan_in, False, has_bias))
         if has_bias:
-            targets.append(Target(400, fan_in, True, True))
-    net = Hypernetwork(sum(t.size for t in targets), embedding_dim=9, hidden=(20, width))
-    net.hyperfan_(targets)
+            fans.append(Fan(400, fan_in, True, True))
+    net = Hypernetwork(sum(fan.size for fan in fans), embedding_dim=9, hidden=(20, width))
+    hyperfan_(net, fans)
     expected = [2 / (2 * width * 50), 1 / width, 2 / (width * 12), 2 / (2 * width * 27), 1 / width]
-    blocks = net.head.weight.split([t.size for t in targets])
+    blocks = net.head.weight.split([fan.size for fan in fans])
     for block, variance in zip(blocks, expected, strict=True):
         assert block.abs().max() <= math.sqrt(3 * variance) * (1 + 1e-6)
         error = 5 * math.sqrt(0.8 / block.numel())
@@ -201,7 +203,7 @@ def test_hyperfan_is_refused_for_chunks() -> None:
     net = make("chunked", 10, (4,))
     before = [p.clone() for p in net.parameters()]
     with pytest.raises(ConfigError, match=r"hyperfan.*chunked.*head='full'"):
-        net.hyperfan_([Target(10, 1, True, True)])
+        hyperfan_(net, [Fan(10, 1, True, True)])
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head import tiles
-from hypermask_fast.hypernetworks.frozen import FrozenHead, freeze, frozen_logits
+from hypermask_fast.head.frozen import freeze
+from hypermask_fast.head.types import FrozenHead
+from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.hypernetworks.kept import OutputTargets
+from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.hypermask.learner import HyperMask
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.runs import run
@@ -36,8 +38,8 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setenv("HYPERMASK_FAST_NATIVE", "0")
         # Small enough for several tiles.
         monkeypatch.setitem(tiles._TILE_BYTES, "cpu", 1 << 12)
-    elif native.library() is None:
-        pytest.skip(native.status())
+    elif library.load() is None:
+        pytest.skip(library.status())
     return request.param
 
 
@@ -206,9 +208,7 @@ def test_the_mean_over_all_samples_is_the_full_regulariser(
     learner = moved(learner_in(5, targets=form, regularized_tasks=count))
     every = []
     for subset in itertools.combinations(range(1, 6), count):
-        monkeypatch.setattr(
-            OutputTargets, "_sample", lambda *_, subset=subset: torch.tensor(subset)
-        )
+        monkeypatch.setattr(KeptOutputs, "_sample", lambda *_, subset=subset: torch.tensor(subset))
         value, *grads = gradients(learner, 5)
         every.append([value, *grads])
         of_embeddings = grads[
@@ -223,7 +223,7 @@ def test_the_mean_over_all_samples_is_the_full_regulariser(
 
 def test_every_subset_is_drawn_as_often() -> None:
     """5000 draws of 2 of 5 tasks: 10 subsets, chi-squared of 9 degrees of freedom."""
-    targets = OutputTargets("full", 2)
+    targets = KeptOutputs("full", 2)
     targets._seed = 0
     targets._set_ids([3, 0, 1, 2, 4, 5], torch.device("cpu"))
     draws = [tuple(targets._sample(step).tolist()) for step in range(5000)]  # type: ignore[union-attr]
@@ -236,7 +236,7 @@ def test_every_subset_is_drawn_as_often() -> None:
 def test_samples_are_a_function_of_seed_task_and_step() -> None:
     def drawn(seed: int, task: int, number: Callable[[int], Any] = int) -> list[list[int]]:
         torch.manual_seed(seed)
-        targets = OutputTargets("full", 3)
+        targets = KeptOutputs("full", 3)
         torch.rand(5)
         targets._set_ids([task, *range(20)], torch.device("cpu"))
         samples = [targets._sample(number(step)) for step in range(1, 9)]
@@ -359,7 +359,7 @@ def test_targets_move_and_keep_a_dtype_of_their_own(form: str) -> None:
     own = {"targets": torch.bfloat16 if form == "bfloat16" else torch.float64}
     assert dtypes == {name: own.get(name, torch.float64) for name in dtypes}
     assert gradients(learner, 3)[0].dtype == torch.float64
-    assert not any("_targets" in name for name in learner.state_dict())
+    assert not any("_kept" in name for name in learner.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from torch import Tensor
 from hypermask_fast import reference
 from hypermask_fast.functional import backend
 from hypermask_fast.masks.weights import MaskedTensors, mask_weights
-from hypermask_fast.native import library as native
-from hypermask_fast.native import threads
+from hypermask_fast.native import library, threads
 
 # One entry; a row; several blocks of the native pass, the last one short; a tensor of one block.
 SHAPES = [(1,), (7, 5), (3, 16384), (5461, 3), (64, 256)]
@@ -23,8 +22,8 @@ DTYPES = [pytest.param(d, id=str(d)[6:]) for d in (torch.float32, torch.float64)
 
 @pytest.fixture(autouse=True)
 def _native() -> None:
-    if native.library() is None:
-        pytest.skip(native.status())
+    if library.load() is None:
+        pytest.skip(library.status())
 
 
 def tensors(dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:

@@ -15,8 +15,10 @@ import torch
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.head import passes
+from hypermask_fast.head.types import Head
 from hypermask_fast.native import library as native
 from hypermask_fast.native import threads
+from hypermask_fast.native.head import HeadPass, partition
 
 Compiler = Callable[..., Path]
 
@@ -36,12 +38,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def built() -> Path:
     """The library that this machine's compiler makes."""
-    library = native.library()
-    if library is None:
+    loaded = native.load()
+    if loaded is None:
         status = native.status()
         assert "no C++ compiler" in status or "HYPERMASK_FAST_NATIVE=0" in status, status
         pytest.skip(status)
-    return Path(library._name)
+    return Path(loaded._name)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_logits() -> torch.Tensor:
-    return passes.logits(torch.eye(3), torch.ones(3), torch.tensor([[1.0, 2.0, 3.0]]))
+    return passes.logits(Head(torch.eye(3), torch.ones(3)), torch.tensor([[1.0, 2.0, 3.0]]))
 
 
 def test_the_machines_compiler_builds_into_a_private_folder(built: Path, cache: Path) -> None:
@@ -91,7 +93,7 @@ def test_the_library_is_built_once(
 ) -> None:
     log = compiler()
     for _ in range(3):
-        assert native.library() is not None
+        assert native.load() is not None
         forget(monkeypatch)
     assert log.read_text().splitlines() == ["call"]
 
@@ -122,7 +124,7 @@ def test_builds_at_the_same_time_do_not_harm_each_other(compiler: Compiler, cach
     log = compiler(before="sleep 0.3")
     found: list[native._Loaded] = []
     # _load takes no lock: threads meet in the folder as processes do.
-    threads = [threading.Thread(target=lambda: found.append(native._load())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(native._built())) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -200,7 +202,7 @@ def test_a_wrong_compilation_fails_the_self_test(
         library = right(path)
         original = library.logits_float32
 
-        def logits(work: native.Pass) -> None:
+        def logits(work: HeadPass) -> None:
             if fault == "count":
                 original(work)
                 out = (ctypes.c_float * (37 * work.count)).from_address(work.logits)
@@ -231,7 +233,7 @@ def test_the_switch_is_silent_and_checked(cache: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("rows", [0, 1, 1024, 1025, 2_036_010, 86_000_000])
 def test_blocks_cover_the_rows(rows: int) -> None:
-    block_rows, blocks = native.partition(rows)
+    block_rows, blocks = partition(rows)
     assert (blocks - 1) * block_rows < rows <= blocks * block_rows or rows == blocks == 0
     assert block_rows % 32 == 0
     assert blocks <= 128
@@ -244,7 +246,7 @@ def test_an_error_on_the_calling_thread_waits_for_the_others(
     monkeypatch.setattr(threads, "_team", lambda: None)
     caller, started, finished = threading.current_thread(), threading.Event(), threading.Event()
 
-    def function(_: native.Pass) -> None:
+    def function(_: HeadPass) -> None:
         if threading.current_thread() is caller:
             started.wait(10)
             raise KeyboardInterrupt
@@ -253,7 +255,7 @@ def test_an_error_on_the_calling_thread_waits_for_the_others(
         finished.set()
 
     with pytest.raises(KeyboardInterrupt):
-        threads.run(function, native.Pass(blocks=2))
+        threads.run(function, HeadPass(blocks=2))
     assert finished.is_set()
 
 
@@ -261,10 +263,10 @@ def test_an_error_on_the_calling_thread_waits_for_the_others(
 def test_a_forked_child_has_its_own_threads(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     weight, bias, hidden = torch.ones(3000, 4), torch.zeros(3000), torch.ones(1, 4)
-    assert passes.logits(weight, bias, hidden).eq(4).all()
+    assert passes.logits(Head(weight, bias), hidden).eq(4).all()
     child = os.fork()
     if child == 0:
-        os._exit(0 if passes.logits(weight, bias, hidden)[0, -1] == 4 else 1)
+        os._exit(0 if passes.logits(Head(weight, bias), hidden)[0, -1] == 4 else 1)
     for _ in range(200):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

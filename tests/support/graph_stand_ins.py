@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda
 from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.masks import weights as mask_weights
@@ -57,7 +57,7 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
         return tensor.dtype == torch.float32
 
     patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)
-    patch.setattr(passes, "_takes_kernels", lambda weight: uses_kernels("head", weight))
+    patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", mask_logits.hidden_grad)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.head import passes
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Kept, Moments
 
 ADAM = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0}
 PLAIN: dict[str, Any] = {**ADAM, "decoupled": False, "step": 3}
 
 
-class Head(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    bias_exp_avg: Tensor
-    bias_exp_avg_sq: Tensor
+def tensors(head: Head) -> tuple[Tensor, ...]:
+    """A, b, and the moments of each."""
+    assert head.moments is not None
+    assert head.bias_moments is not None
+    return head.weight, head.bias, *head.moments, *head.bias_moments
 
-    def copy(self, dtype: torch.dtype | None = None) -> Head:
-        return Head(*(tensor.clone().to(dtype or tensor.dtype) for tensor in self))
+
+def head_of(parts: Sequence[Tensor]) -> Head:
+    """The reverse of :func:`tensors`."""
+    weight, bias, m, v, bias_m, bias_v = parts
+    return Head(weight, bias, Moments(m, v), Moments(bias_m, bias_v))
+
+
+def copied(head: Head, dtype: torch.dtype | None = None) -> Head:
+    return head_of([tensor.clone().to(dtype or tensor.dtype) for tensor in tensors(head)])
 
 
 def make_head(rows: int, width: int, dtype: torch.dtype = torch.float64) -> Head:
@@ -30,11 +38,22 @@ def make_head(rows: int, width: int, dtype: torch.dtype = torch.float64) -> Head
         return torch.randn(*shape, dtype=dtype)
 
     moments = (draw(rows, width), draw(rows, width) ** 2, draw(rows), draw(rows) ** 2)
-    return Head(draw(rows, width) * 0.2, draw(rows), *moments)
+    return head_of((draw(rows, width) * 0.2, draw(rows), *moments))
 
 
-def step(head: Head, dz: Tensor, hidden: Tensor, targets: Tensor, **options: Any) -> Any:
-    return passes.step_rows(*head, dz, hidden, targets, **{**PLAIN, **options})
+def options_of(**options: Any) -> AdamOptions:
+    return AdamOptions(**{**PLAIN, **options})
+
+
+def step(
+    head: Head, dz: Tensor, hidden: Tensor, kept: Kept, coefficient: Any, **options: Any
+) -> HeadGrads:
+    adam = options_of(**options)
+    return passes.step_rows(HeadStep(head, dz[None], hidden, kept, coefficient, adam))
+
+
+def adam_rows(head: Head, dz: Tensor, hidden: Tensor, **options: Any) -> None:
+    passes.adam_rows(HeadStep(head, dz, hidden, adam=options_of(**options)))
 
 
 def torch_step(
@@ -57,7 +76,8 @@ def torch_step(
         maximize=chosen.get("maximize", False),
         foreach=False,
     )
-    for parameter, moments in ((weight, head[2:4]), (bias, head[4:])):
+    for parameter, moments in ((weight, head.moments), (bias, head.bias_moments)):
+        assert moments is not None
         assert parameter.grad is not None
         parameter.grad *= chosen.get("grad_scale", 1.0)
         optimizer.state[parameter] = {

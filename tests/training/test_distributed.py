@@ -172,7 +172,7 @@ def in_two_processes(case: Case, rank: int) -> Run:
             optimizer.zero_grad()
             parts = []
             for part in zip(x.chunk(case.parts), y.chunk(case.parts), strict=True):
-                parts.append(ddp(*part, task))
+                parts.append(ddp(*part, task, optimizer=optimizer))
                 (parts[-1].total / case.parts).backward()
             optimizer.step()
         if profile is not None:

@@ -18,7 +18,7 @@ from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.steps import Steps
 from hypermask_fast.methods.tasks import TaskList
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training import trainer as trainer_module
 from hypermask_fast.training.graph import GraphedStep
@@ -33,7 +33,7 @@ from tests.support.graph_stand_ins import RecordedGraphs
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of a step that a GPU takes, on the CPU."""
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     monkeypatch.setattr(Steps, "next", lambda self: self._taken + 1)
     # It reads the labels, on a CPU only.
     monkeypatch.setattr(TaskList, "check_labels", lambda *_: None)

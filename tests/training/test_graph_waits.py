@@ -151,8 +151,8 @@ def test_what_would_wait_is_found(
 ) -> None:
     original = HyperMask.losses
 
-    def losses(self: HyperMask, x: Tensor, y: Tensor, task: int) -> Losses:
-        out = original(self, x, y, task)
+    def losses(self: HyperMask, x: Tensor, y: Tensor, task: int, **rest: Any) -> Losses:
+        out = original(self, x, y, task, **rest)
         fault(out)
         return out
 

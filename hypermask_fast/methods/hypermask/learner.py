@@ -9,15 +9,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.network import MaskedNetwork
-from hypermask_fast.hypernetworks.full import ChunkedHypernetwork, Hypernetwork
-from hypermask_fast.hypernetworks.kept import OutputTargets
+from hypermask_fast.errors import check_choice
+from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.hypernetworks.init import hyperfan_
+from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.norms import TaskNorms
 from hypermask_fast.methods.base import Learner, Losses, evaluating
-from hypermask_fast.methods.checks import check_choice, check_factors, check_sparsity
+from hypermask_fast.methods.checks import check_factors, check_sparsity
 from hypermask_fast.methods.steps import Steps
 
 _NORM_REASONS = {
@@ -118,9 +122,9 @@ class HyperMask(Learner):
         check_choice("head", head, ("full", "chunked"))
         check_choice("init", init, ("default", "hyperfan"))
         check_factors(beta=beta, lam=lam)
-        output_targets = OutputTargets(targets, regularized_tasks)
+        kept = KeptOutputs(targets, regularized_tasks)
         super().__init__(net, capacity)
-        self._targets = output_targets
+        self._kept = kept
         self.sparsity, self.beta, self.lam = sparsity, beta, lam
         self.masked_l1, self.train_target = masked_l1, train_target
         self.bn, self.dropout = bn, dropout
@@ -142,9 +146,9 @@ class HyperMask(Learner):
                 options |= {"chunk_size": chunk_size, "chunk_embedding_dim": chunk_embedding_dim}
             make = ChunkedHypernetwork if head == "chunked" else Hypernetwork
             self.hypernetwork = make(self._network.size, **options)
-            output_targets.check(self.hypernetwork)
+            kept.check(self.hypernetwork)
             if init == "hyperfan":
-                self.hypernetwork.hyperfan_(self._network.hyperfan_targets())
+                hyperfan_(self.hypernetwork, self._network.fans())
             self.norms = TaskNorms(net, bn, capacity)
             if exempt is not None:
                 self._network.set_exempt(exempt)
@@ -221,7 +225,7 @@ class HyperMask(Learner):
         """
         task = self._checked_beginning(task, ramp_steps)
         earlier = [j for j in self._learned if j != task]
-        self._targets.record(self.hypernetwork, task, earlier)
+        self._kept.record(self.hypernetwork, task, earlier)
         self._previous = None
         if earlier and self.train_target and self.lam > 0:
             self._previous = self._network.flat_weights()
@@ -230,7 +234,7 @@ class HyperMask(Learner):
 
     def end_task(self) -> None:
         super().end_task()
-        self._targets.clear()
+        self._kept.clear()
         self._previous = None
 
     @property
@@ -292,7 +296,9 @@ class HyperMask(Learner):
         _, masks = self._masked(task, sparsity)
         return {name: mask for name, mask in masks.items() if name != self.exempt}
 
-    def losses(self, x: Tensor, y: Tensor, task: int) -> Losses:
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
         Each call counts as a step of the sparsity ramp and of ``dropout="first_step"``.
@@ -301,6 +307,9 @@ class HyperMask(Learner):
             x: Inputs (batch, ...), of the network's dtype.
             y: Local labels int64 (batch,).
             task: The id given to :meth:`begin_task`.
+            optimizer: A :class:`~hypermask_fast.FactoredAdam` with ``step_in_backward=True``, which
+                updates the head in the backward pass of these losses. Any other may be given, and
+                changes nothing.
 
         Raises:
             RuntimeError: The task was not begun.
@@ -309,8 +318,8 @@ class HyperMask(Learner):
         task = self._checked_batch(x, y, task)
         self._prepare(x)
         step = self._steps.next()
-        with self.hypernetwork.updating() as update:
-            logits, output_reg = self.hypernetwork(*self._targets.at(step))
+        update = self.hypernetwork.head_update(optimizer)
+        logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = self._network.masked(
             logits, sparsity, self._previous, masked_drift=self.masked_l1
@@ -323,7 +332,7 @@ class HyperMask(Learner):
             outputs = self._tasks.own_outputs(run(x), task)
         self._tasks.check_labels(y, task, outputs.shape[-1])
         task_loss = F.cross_entropy(outputs, y)
-        factor = self.beta / max(1, self._targets.earlier)
+        factor = self.beta / max(1, self._kept.earlier)
         total = task_loss + factor * output_reg + self.lam * weight_reg
         if update is not None:
             update.completes(total, factor)
@@ -348,7 +357,7 @@ class HyperMask(Learner):
             + ("" if self.train_target else "; the target does not train"),
             f"hypernetwork: {count:,} parameters, {mib:,.1f} MiB; with gradients and Adam's "
             f"moments {4 * mib:,.1f} MiB",
-            self._targets.describe(self.hypernetwork),
+            self._kept.describe(self.hypernetwork),
         ]
         if not self._network.traced:
             lines.append("the last layer's bias will be exempt: found at the first batch")
@@ -356,9 +365,9 @@ class HyperMask(Learner):
 
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().task_state()
-        of_targets = self._targets.state()
-        tensors |= of_targets[0]
-        state |= of_targets[1]
+        of_kept = self._kept.state()
+        tensors |= of_kept[0]
+        state |= of_kept[1]
         if self._previous is not None:
             tensors["previous"] = self._previous
         state |= {
@@ -372,7 +381,7 @@ class HyperMask(Learner):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
         device = self.hypernetwork.embeddings.device
-        self._targets.load(tensors, state, device)
+        self._kept.load(tensors, state, device)
         previous = tensors.get("previous")
         self._previous = None if previous is None else previous.to(device)
         self._steps.start(state["ramp_steps"], state["step"])

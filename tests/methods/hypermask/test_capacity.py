@@ -71,7 +71,7 @@ def test_a_task_that_is_being_learned_goes_on(in_backward: bool) -> None:
             for step in range(4):
                 if task == 1 and step == 2:
                     learner.add_task()
-                out = learner.losses(*batch(learner), task)
+                out = learner.losses(*batch(learner), task, optimizer=optimizer)
                 out.total.backward()
                 optimizer.step()
                 optimizer.zero_grad()

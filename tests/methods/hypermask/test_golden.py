@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
-from hypermask_fast.native import library as native
+from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.step import TrainingStep
@@ -79,7 +79,7 @@ def ordinary(learner: HyperMask, optimizer: torch.optim.Optimizer) -> Step:
     """Forward, backward and update as in a loop of one's own."""
 
     def step(x: Tensor, y: Tensor, task: int, before_update: Callable[[], None]) -> Losses:
-        losses = learner.losses(x, y, task)
+        losses = learner.losses(x, y, task, optimizer=optimizer)
         optimizer.zero_grad()
         before_update()
         losses.total.backward()
@@ -107,9 +107,9 @@ def test_the_whole_run_in_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if passes == "pytorch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip(f"the native passes are not available: {native.status()}")
+        monkeypatch.setattr(library, "load", lambda: None)
+    elif library.load() is None:
+        pytest.skip(f"the native passes are not available: {library.status()}")
     config = golden["config"]
     rows = {(int(row[0]), int(row[1])): row for row in golden["losses"]}
     learner = make_learner(golden, "init", torch.float64)

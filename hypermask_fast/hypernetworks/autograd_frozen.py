@@ -1,4 +1,4 @@
-"""The head with the output regulariser against a frozen copy of itself, in autograd."""
+"""The head with the output regularizer against a frozen copy of itself, in autograd."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast.backends.choice import backend, requested
+from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head import passes
 from hypermask_fast.head.checks import check, check_frozen, check_weight
 from hypermask_fast.head.frozen import (
-    FrozenHead,
     empty_products,
-    freeze,
     frozen_tiles,
     head_factors,
     quadratic,
     task_rows,
 )
-from hypermask_fast.optim.factors import full_precision
-
-__all__ = ["FrozenHead", "freeze", "frozen_logits"]
+from hypermask_fast.head.types import FrozenHead, Head
 
 
 class _FrozenLogits(torch.autograd.Function):
@@ -31,12 +28,12 @@ class _FrozenLogits(torch.autograd.Function):
         ctx: Any, weight: Tensor, bias: Tensor, hidden: Tensor, frozen: FrozenHead
     ) -> tuple[Tensor, Tensor]:
         q, products = task_rows(hidden[1:], frozen), empty_products(weight)
-        frozen_tiles(weight, bias, frozen, products=products)
+        frozen_tiles(Head(weight, bias), frozen, products=products)
         squares, hidden_grad = quadratic(q, products, frozen)
         ctx.frozen, ctx.q, ctx.hidden_grad = frozen, q, hidden_grad
         ctx.save_for_backward(weight, bias, hidden)
         ctx.backend = requested()
-        logits = passes.logits(weight, bias, hidden[:1])
+        logits = passes.logits(Head(weight, bias), hidden[:1])
         return logits[0], (squares / len(q)).to(hidden.dtype)
 
     @staticmethod
@@ -49,7 +46,7 @@ class _FrozenLogits(torch.autograd.Function):
             if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
                 head = torch.empty_like(weight), torch.empty_like(bias)
                 factors = head_factors(ctx.q, coefficient, hidden[0])
-                frozen_tiles(weight, bias, ctx.frozen, dz=dz, factors=factors, grads=head)
+                frozen_tiles(Head(weight, bias), ctx.frozen, dz=dz, factors=factors, grads=head)
             of_current = passes.hidden_grad(weight, dz[None])
             of_earlier = (coefficient * ctx.hidden_grad).to(weight.dtype)
         return *head, torch.cat((of_current, of_earlier)), None
@@ -58,7 +55,7 @@ class _FrozenLogits(torch.autograd.Function):
 def frozen_logits(
     weight: Tensor, bias: Tensor, hidden: Tensor, frozen: FrozenHead
 ) -> tuple[Tensor, Tensor]:
-    """Return the current task's logits, and the output regulariser without the earlier ones'.
+    """Return the current task's logits, and the output regularizer without the earlier ones'.
 
     The mean over earlier tasks of ``||z_j - z_j*||^2``, where z_j* is what ``frozen`` gives, is a
     quadratic form in A - A_old and in the change of the hidden rows, of a size that does not depend
@@ -67,7 +64,7 @@ def frozen_logits(
     Args:
         weight, bias: A (N, H) and b (N,).
         hidden: (t + 1, H), the current task's row first.
-        frozen: Of :func:`freeze`, with t hidden rows.
+        frozen: Of :func:`hypermask_fast.head.frozen.freeze`, with t hidden rows.
 
     Returns:
         logits (N,), and a 0-d tensor.

@@ -1,0 +1,58 @@
+"""Initialisations of hypernetworks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+from hypermask_fast.hypernetworks.full import Hypernetwork
+
+
+class Fan(NamedTuple):
+    """What the hyperfan initialisation must know of a target tensor."""
+
+    size: int
+    fan_in: int
+    is_bias: bool
+    layer_has_bias: bool
+
+
+@torch.no_grad()
+def hyperfan_(hypernetwork: Hypernetwork, fans: Sequence[Fan]) -> None:
+    """Initialise in place with hyperfan-in (Chang et al. 2020): the logits get a fan-in scale.
+
+    The rows of a weight are uniform with variance ``2 / (c m d)``, those of a bias with
+    ``1 / m``, where m is the width of the last hidden layer, d the target's fan-in and c is 2
+    in a layer with a bias, else 1. The trunk is Kaiming-uniform, biases are 0.
+
+    Args:
+        hypernetwork: With a full head.
+        fans: Of the target tensors, in the order of the outputs.
+
+    Raises:
+        ConfigError: The head is chunked.
+    """
+    if isinstance(hypernetwork, ChunkedHypernetwork):
+        raise ConfigError(
+            "init 'hyperfan' needs a head with a row for each target entry and this one is "
+            "chunked; use head='full' or init='default'"
+        )
+    for layer in hypernetwork.trunk:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    head = hypernetwork.head
+    nn.init.zeros_(head.bias)
+    sizes = [fan.size for fan in fans]
+    for rows, fan in zip(head.weight.split(sizes), fans, strict=True):
+        variance = 1 / head.in_features
+        if not fan.is_bias:
+            variance *= (1 if fan.layer_has_bias else 2) / fan.fan_in
+        bound = math.sqrt(3 * variance)
+        rows.uniform_(-bound, bound)
