@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.runs.folder import TEMPORARY, fsync_folder
-from hypermask_fast.runs.metrics_log import plain_json
+from hypermask_fast.runs.atomic import TEMPORARY, fsync_folder
+from hypermask_fast.runs.plain_json import plain_json
 from hypermask_fast.runs.tensor_file import check_tensors, safetensors_blocks, write_file
 
 FORMAT = "hypermask_fast"

@@ -1,8 +1,7 @@
-"""The folder of one training run: its files, an exclusive lock, and atomic writes."""
+"""The folder of one training run: its files and an exclusive lock."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import warnings
@@ -11,8 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from hypermask_fast.errors import ConfigError
-
-TEMPORARY = ".tmp-"  # how the name of a file or folder that is not finished begins
+from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 
 _fcntl: Any
 try:
@@ -34,47 +32,6 @@ def _drop_locks_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_locks_after_fork)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk, so that a rename survives a power failure."""
-    if os.name == "nt":  # Windows cannot open a folder, and writes its names through
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader, or a crash, finds the old content or the new.
-
-    Raises:
-        ConfigError: The file cannot be written; the old content is unchanged.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; "
-            "free space, correct the permissions, or choose another --out"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already after the rename
-            temporary.unlink()
-
-
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8, atomically; see `write_bytes_atomic`."""
-    write_bytes_atomic(path, text.encode())
 
 
 def _require_vacant(path: Path) -> None:

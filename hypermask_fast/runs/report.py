@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hypermask_fast.errors import DataError
-from hypermask_fast.runs.folder import write_bytes_atomic, write_text_atomic
+from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.metrics import summary
 
 _Array = NDArray[np.float64]

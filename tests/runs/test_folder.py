@@ -1,4 +1,4 @@
-"""Run folder: what it accepts, its lock, and atomic writes."""
+"""Run folder: what it accepts and its lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.runs import folder as run_folder
-from hypermask_fast.runs.folder import RunFolder, write_bytes_atomic, write_text_atomic
+from hypermask_fast.runs.folder import RunFolder
 
 _ROOT = Path(__file__).parents[2]
 
@@ -182,24 +182,3 @@ def test_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run_folder._fcntl, "flock", flock)
     with pytest.raises(ConfigError, match=r"cannot lock .*No locks available"):
         RunFolder.open(tmp_path)
-
-
-def test_atomic_write_replaces_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "result.csv"
-    write_text_atomic(path, "old é")
-    assert path.read_bytes() == b"old \xc3\xa9"
-    with open(path, "rb") as reader:
-        write_bytes_atomic(path, b"new\r\n\x00")
-        assert reader.read() == b"old \xc3\xa9"
-    assert path.read_bytes() == b"new\r\n\x00"
-
-    def fsync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(ConfigError, match=r"result.csv \(5 bytes\): No space left on device"):
-        write_bytes_atomic(path, b"third")
-    assert path.read_bytes() == b"new\r\n\x00"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.csv"]
