@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from hypermask_fast.scenarios.builders import permuted, split
 from hypermask_fast.scenarios.datasets import (
-    ImageDataset,
-    ImageSet,
     load,
     load_cifar100,
     load_digits,
     load_fashion_mnist,
     load_mnist,
 )
+from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
 from hypermask_fast.scenarios.preprocess import Preprocess
 from hypermask_fast.scenarios.published import (
     SCENARIO_NAMES,
@@ -29,8 +28,9 @@ from hypermask_fast.scenarios.published import (
     split_fashion_mnist,
     split_mnist,
 )
-from hypermask_fast.scenarios.scenario import Scenario, Split, Task
+from hypermask_fast.scenarios.scenario import Scenario
 from hypermask_fast.scenarios.stream import BatchStream
+from hypermask_fast.scenarios.task import Task
 
 __all__ = [
     "SCENARIO_NAMES",

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from hypermask_fast.counters import PERMUTATION, counter_permutation
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios.datasets import ImageDataset, ImageSet
+from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
 from hypermask_fast.scenarios.preprocess import Preprocess
-from hypermask_fast.scenarios.scenario import Scenario, Split, Task
+from hypermask_fast.scenarios.scenario import Scenario
+from hypermask_fast.scenarios.task import Task
 
 
 def _blocks(

@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors: UCI digits, MNIST, Fashion-MNIST and CIFAR-100.
+"""Loaders of image data sets as uint8 tensors: UCI digits, MNIST, Fashion-MNIST and CIFAR-100.
 
 The digits come with the package (``digits.npz``, about 45 kB): the test file of "Optical
 Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository,
@@ -9,17 +9,16 @@ beside it says the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, DataError, nearest
-from hypermask_fast.scenarios.files import fetch_missing, read_idx, read_pickle
-from hypermask_fast.scenarios.moving import Movable
+from hypermask_fast.scenarios.download import fetch_missing
+from hypermask_fast.scenarios.files import read_idx, read_pickle
+from hypermask_fast.scenarios.images import ImageDataset, ImageSet
 from hypermask_fast.scenarios.vision import import_torchvision
 
 _DIGITS = tuple("0123456789")
@@ -36,91 +35,6 @@ _FASHION = (
     "Ankle boot",
 )
 _DIGITS_TEST_EVERY = 5
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet(Movable):
-    """Images with their global labels.
-
-    Attributes:
-        images: uint8 (n, C, H, W).
-        labels: int64 (n,).
-
-    Raises:
-        ValueError: a tensor has another type or shape.
-    """
-
-    images: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.dim() != 4:
-            raise ValueError(
-                f"images are {images.dtype} {tuple(images.shape)}; give torch.uint8 (n, C, H, W)"
-            )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"labels are {labels.dtype} {tuple(labels.shape)}; "
-                f"give torch.int64 ({len(images)},), one for each image"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds the images."""
-        return self.images.device
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def _moved(self, device: torch.device) -> ImageSet:
-        return ImageSet(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class ImageDataset:
-    """A data set with its official split.
-
-    Attributes:
-        name: Used in the names of scenarios.
-        train, test: Image sets of one image shape.
-        class_names: One for each global label.
-
-    Raises:
-        DataError: the shapes differ, or a label has no class name.
-    """
-
-    name: str
-    train: ImageSet
-    test: ImageSet
-    class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if self.train.shape != self.test.shape:
-            raise DataError(
-                f"{self.name} has training images of shape {self.train.shape} and test images of "
-                f"shape {self.test.shape}; they must be equal"
-            )
-        for part, images in (("training", self.train), ("test", self.test)):
-            if len(images) == 0:
-                raise DataError(f"{self.name} has no {part} images; give at least one")
-            low, high = int(images.labels.min()), int(images.labels.max())
-            if low < 0 or high >= self.num_classes:
-                raise DataError(
-                    f"{self.name} has {part} labels from {low} to {high}; expected 0 to "
-                    f"{self.num_classes - 1}, a class name for each"
-                )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
 
 
 def _image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:

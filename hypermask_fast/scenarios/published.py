@@ -10,12 +10,12 @@ from typing import Any
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.scenarios.builders import permuted, split
 from hypermask_fast.scenarios.datasets import (
-    ImageDataset,
     load_cifar100,
     load_digits,
     load_fashion_mnist,
     load_mnist,
 )
+from hypermask_fast.scenarios.images import ImageDataset
 from hypermask_fast.scenarios.scenario import Scenario
 
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from hypermask_fast.counters import ORDER, counter_permutation
-
-if TYPE_CHECKING:
-    from hypermask_fast.scenarios.scenario import Task
+from hypermask_fast.scenarios.images import Split
+from hypermask_fast.scenarios.preprocess import Preprocess
 
 
 class BatchStream:
-    """An infinite shuffled stream over a task's training images, on the device that holds them.
+    """An infinite shuffled stream over training images, on the device that holds them.
 
     Pass e runs through the n images in the order of ``counter_permutation(n, seed, task_id, ORDER,
     e)``. Sample b of step s is number ``s * batch_size + b`` of the stream, so a batch may straddle
@@ -26,27 +23,38 @@ class BatchStream:
     :meth:`prepare` with the step number before each replay.
 
     Args:
-        task: The task; its training split must not be empty.
-        batch_size: Samples in a batch; may be larger than the training split.
+        split: The images and labels; must not be empty.
+        preprocess: What makes network inputs of them, on the same device.
+        batch_size: Samples in a batch; may be larger than the split.
         seed, task_id: Integers that select the random numbers. Default 0.
+        name: Whose images they are, for messages. Default "the split".
 
     Raises:
-        ValueError: the batch size is below 1, or the task has no training images.
+        ValueError: the batch size is below 1, or there are no images.
     """
 
-    def __init__(self, task: Task, batch_size: int, seed: int = 0, task_id: int = 0) -> None:
-        n = len(task.train)
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        batch_size: int,
+        seed: int = 0,
+        task_id: int = 0,
+        *,
+        name: str = "the split",
+    ) -> None:
+        n = len(split)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         if n == 0:
-            raise ValueError(f"task {task.name!r} has no training images to draw batches from")
+            raise ValueError(f"{name} has no training images to draw batches from")
         self.batch_size = batch_size
         self.seed = seed
         self.task_id = task_id
         self._n = n
-        self._split = task.train
-        self._preprocess = task.train_preprocess
-        self._device = task.device
+        self._split = split
+        self._preprocess = preprocess
+        self._device = split.device
         self._slots = (batch_size + n - 2) // n + 1
         self._pass_in_slot = [-1] * self._slots
         # A row a stream position: image, label and, for random transforms, the draws.

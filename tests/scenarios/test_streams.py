@@ -329,7 +329,7 @@ def test_samples_are_augmented_one_by_one():
 def test_stream_refuses_settings():
     task = make_task(5)
     with pytest.raises(ValueError, match="batch_size is 0"):
-        BatchStream(task, 0)
+        BatchStream(task.train, task.train_preprocess, 0)
     with pytest.raises(ValueError, match="step is -1"):
         task.stream(2).batch(-1)
 

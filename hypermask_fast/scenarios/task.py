@@ -1,0 +1,111 @@
+"""One task of a scenario: its classes, its images and how they are fed to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.scenarios.images import Split
+from hypermask_fast.scenarios.preprocess import Preprocess
+from hypermask_fast.scenarios.stream import BatchStream
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a scenario.
+
+    Attributes:
+        name: Shown in reports.
+        classes: Global class ids; the place in the tuple is the local label.
+        class_names: Names in the same order.
+        train, validation, test: Splits; only ``validation`` may be empty.
+        train_preprocess, eval_preprocess: With and without random transforms.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    train_preprocess: Preprocess
+    eval_preprocess: Preprocess
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which is the number of local labels."""
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return self.eval_preprocess.output_shape(self.train.source.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the images."""
+        return self.train.device
+
+    def to(self, device: torch.device | str) -> Task:
+        """Return the task with all tensors on ``device``.
+
+        Images that another living task has there already are shared with it, not copied again.
+        """
+        same = self.train_preprocess is self.eval_preprocess
+        evaluation = self.eval_preprocess.to(device)
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            train_preprocess=evaluation if same else self.train_preprocess.to(device),
+            eval_preprocess=evaluation,
+        )
+
+    def split(self, name: str) -> Split:
+        """Return the split called "train", "validation" or "test".
+
+        Raises:
+            ConfigError: there is no split of this name.
+        """
+        if name not in _SPLITS:
+            raise ConfigError(
+                f"there is no split {name!r}{nearest(name, _SPLITS)}; use one of {list(_SPLITS)}"
+            )
+        split: Split = getattr(self, name)
+        return split
+
+    def evaluation_batches(
+        self, split_name: str, batch_size: int = 1000
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return an iterator over a split in data set order, without random transforms.
+
+        Args:
+            split_name: "train", "validation" or "test".
+            batch_size: Samples in a batch; the last batch may be smaller. Default 1000.
+
+        Returns:
+            Iterator of inputs float32 (b, C, H, W) and local labels int64 (b,).
+        """
+        split = self.split(split_name)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        return (
+            (self.eval_preprocess(split.images.index_select(0, index)), labels)
+            for index, labels in zip(
+                split.index.split(batch_size), split.labels.split(batch_size), strict=True
+            )
+            if len(index)
+        )
+
+    def stream(self, batch_size: int, seed: int = 0, task_id: int = 0) -> BatchStream:
+        """Return the infinite stream of shuffled training batches; see :class:`BatchStream`."""
+        return BatchStream(
+            self.train, self.train_preprocess, batch_size, seed, task_id, name=f"task {self.name!r}"
+        )
