@@ -17,8 +17,8 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.scenarios import BatchStream
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import CudaGraphs, GraphedStep
@@ -190,7 +190,8 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
         learner.hypernetwork.__class__ = _DenseHypernetwork
         optimizer = torch.optim.Adam(learner.parameters(), lr=_LR)
     else:
-        optimizer = optimizers.make_optimizer(learner, lr=_LR, weight_decay=0.0, moments_dtype=None)
+        made = optimizers.make_optimizers(learner, lr=_LR, weight_decay=0.0, moments_dtype=None)
+        optimizer = made[optimizers.MAIN]
     step = TrainingStep(learner, optimizer)
     if variant == "ours" and device != "cpu":
         return _graphed(learner, step, case, device)
@@ -222,12 +223,12 @@ def _graphed(
     with torch.no_grad():
         for tensor, value in zip(_state(learner), recorded, strict=True):
             tensor.copy_(value)
-        for state in step.optimizer.state.values():
+        for state in step.optimizers[optimizers.MAIN].state.values():
             for value in state.values():
                 value.zero_()
     return Engine(
         lambda x, y: graphed(next(numbers)),
-        step.optimizer,
+        step.optimizers[optimizers.MAIN],
         _named(learner),
         status=lambda: {"graph": graphed.status, "compile": compiler.status},
     )

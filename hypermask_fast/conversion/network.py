@@ -210,7 +210,7 @@ class MaskedNetwork:
         if weights.keys() != names:
             raise ValueError(
                 f"weights lack {sorted(names - weights.keys())} and have "
-                f"{sorted(weights.keys() - names)} too many; give those of masked_weights()"
+                f"{sorted(weights.keys() - names)} too many; give those of task_weights()"
             )
         changes: list[tuple[nn.Module, str, object]] = [
             (layer, "active", _stand_in(name, layer, weights)) for name, layer in self._layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -157,6 +157,14 @@ class NormTable(nn.Module):
         weight, bias, mean, var = (None if table is None else table[task] for table in tables)
         return NormState(weight, bias, mean, var, learning)
 
+    def blended(self, alpha: Tensor) -> NormState:
+        """Return the sum of the first rows, times their factors alpha (tasks,)."""
+        count, tables = len(alpha), _own(self)[:4]
+        weight, bias, mean, var = (
+            None if table is None else torch.tensordot(alpha, table[:count], 1) for table in tables
+        )
+        return NormState(weight, bias, mean, var)
+
     @torch.no_grad()
     def install(self, layer: nn.Module, task: int) -> None:
         """Copy the row of a task into a plain layer."""
@@ -214,9 +222,16 @@ class TaskNorms(nn.Module):
             task: The row.
             learning: Whether a forward in training mode may move the task's running statistics.
         """
+        return self._with_tables({name: t.state(task, learning) for name, t in self._rows()})
+
+    def blended(self, alpha: Tensor) -> list[tuple[TaskNorm, NormState]]:
+        """Return each layer with a blend of the first tasks' states, times alpha (tasks,)."""
+        return self._with_tables({name: table.blended(alpha) for name, table in self._rows()})
+
+    def _with_tables(self, rows: Mapping[str, NormState]) -> list[tuple[TaskNorm, NormState]]:
         states = {name: _own(layer) for name, layer in self._layers.items()}
         states |= {name: NormState(*states[name][:2]) for name in self._batch}
-        states |= {name: table.state(task, learning) for name, table in self._rows()}
+        states |= rows
         return [(layer, states[name]) for name, layer in self._layers.items()]
 
     @property

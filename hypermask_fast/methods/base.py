@@ -1,49 +1,53 @@
-"""What every method shares: tasks and their life cycle, and batches of one or several tasks."""
+"""What every method shares: tasks and their life cycle, steps, and what others may ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import Compiler
-from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
-class Losses(NamedTuple):
-    """What a training forward returns; all but the logits are 0-d.
-
-    Attributes:
-        total: What to call ``backward`` on.
-        task: Mean cross-entropy of the batch.
-        output_reg: The hypernetwork's output regulariser, a mean over earlier tasks.
-        weight_reg: The drift of the target weights; 0 where its factor is 0.
-        logits: (batch, outputs).
-    """
-
-    total: Tensor
-    task: Tensor
-    output_reg: Tensor
-    weight_reg: Tensor
-    logits: Tensor
+def ordinary_step(
+    losses_of: Callable[..., Losses],
+    x: Tensor,
+    y: Tensor,
+    task: int,
+    optimizers: Mapping[str, Optimizer],
+    before_update: Callable[[], None] | None = None,
+) -> Losses:
+    """Take the step of :meth:`Learner.step` with losses of ``losses_of``."""
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    losses = losses_of(x, y, task, optimizer=next(iter(optimizers.values()), None))
+    if before_update is not None:
+        before_update()
+    losses.total.backward()
+    for optimizer in optimizers.values():
+        optimizer.step()
+    return losses
 
 
 class Learner(nn.Module):
     """A network that learns tasks one after the other.
 
     The life of a task: :meth:`add_task` (it can be evaluated from then on), :meth:`begin_task`,
-    :meth:`losses` for each batch, :meth:`end_task`.
+    :meth:`losses` or :meth:`step` for each batch, :meth:`end_task`. A method overrides what it does
+    differently, :meth:`losses`, :meth:`activated` and :meth:`task_weights` at least.
 
     Args:
         net: The target network.
         capacity: Tasks that there are rows for at first.
 
     Attributes:
+        phase: Name of the phase that the current task is in.
         capacity: Tasks that there are rows for; it doubles when a task finds none left.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
@@ -58,6 +62,7 @@ class Learner(nn.Module):
         self._tasks = TaskList()
         self._learned: list[int] = []
         self._current: int | None = None
+        self.phase = ""
 
     @property
     def tasks(self) -> Sequence[TaskRecord]:
@@ -108,40 +113,56 @@ class Learner(nn.Module):
         """
         return self._tasks.named(name)
 
-    def updatable_hypernetwork(self) -> Hypernetwork | None:
-        """Return the hypernetwork whose head a backward pass may update, if there is one."""
-        return None
+    def phases(self, task: int, steps: int) -> Sequence[Phase]:
+        """Return the phases that a task's steps make up, in their order. Default: one.
 
-    def tables(self) -> list[nn.Parameter]:
-        """Return the parameters with a row for each task; rows without a gradient must not move."""
-        return []
+        Args:
+            task: A task that was added.
+            steps: Of all phases together.
+        """
+        return [Phase("train", steps)]
 
-    def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
+    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
+        """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
+        return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
+
+    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: what earlier tasks need kept is recorded now.
 
         Args:
             task: A task that was added.
-            ramp_steps: Calls of :meth:`losses` over which a method with a ramp raises its sparsity.
+            steps: Training steps that the task will have, for what a method changes over them.
+                Default 0: unknown, and nothing changes.
+            data: What the task is learned from, such as a :class:`hypermask_fast.scenarios.Task`,
+                for methods that look at it first.
 
         Raises:
-            ValueError: The task was not added, or ramp_steps is negative.
+            ValueError: The task was not added, or the number of steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        self._current = self._checked_beginning(task, ramp_steps)
+        self._current = self._checked_beginning(task, steps)
+        self.begin_phase(self.phases(task, steps)[0].name)
 
-    def _checked_beginning(self, task: int, ramp_steps: int) -> int:
+    def begin_phase(self, name: str) -> None:
+        """Enter a phase of the current task, which has new optimizers."""
+        self.phase = name
+
+    def _checked_beginning(self, task: int, steps: int) -> int:
         task = self._tasks.checked(task)
         if self._current is not None:
             raise RuntimeError(
                 f"task {self._current} is still being learned; call end_task() before "
                 f"begin_task({task})"
             )
-        if ramp_steps < 0:
-            raise ValueError(f"ramp_steps is {ramp_steps}; give 0 or more")
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; give 0 or more")
         return task
 
-    def end_task(self) -> None:
+    def end_task(self, data: object = None) -> None:
         """Finish the current task; later tasks protect it.
+
+        Args:
+            data: As in :meth:`begin_task`, for methods that look at it once more.
 
         Raises:
             RuntimeError: No task was begun.
@@ -165,6 +186,24 @@ class Learner(nn.Module):
         """
         raise NotImplementedError
 
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task: int,
+        optimizers: Mapping[str, Optimizer],
+        before_update: Callable[[], None] | None = None,
+    ) -> Losses:
+        """Learn from a batch: forward, backward and updates. Default: of all optimizers at once.
+
+        Args:
+            x, y, task: As in :meth:`losses`.
+            optimizers: Over :meth:`parameter_groups`, by name; the first one is given to
+                :meth:`losses`.
+            before_update: Called after the forward, before anything is updated.
+        """
+        return ordinary_step(self.losses, x, y, task, optimizers, before_update)
+
     def activated(
         self, task: int, weights: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[nn.Module]:
@@ -172,24 +211,81 @@ class Learner(nn.Module):
 
         Args:
             task: A task that was added.
-            weights: Target weights to use, from :meth:`masked_weights`; default: the present ones.
+            weights: Target weights to use, from :meth:`task_weights`; default: the present ones.
 
         Raises:
             ValueError: The task was not added, or the names of the weights do not fit.
         """
         raise NotImplementedError
 
-    def masked_weights(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
-        """Return copies of the target parameters that a task uses, masked, by name.
+    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+        """Return copies of the target parameters that a task uses, by name.
 
         Args:
             task: A task that was added.
-            sparsity: Percent; default: the learner's.
+            in_step: As the last step used them, where a method changes its weights over the steps.
 
         Raises:
             ValueError: The task was not added.
         """
         raise NotImplementedError
+
+    def install_norms(self, net: nn.Module, task: int) -> None:
+        """Give a plain copy of the target network what a task needs beside its weights."""
+
+    def features(self, x: Tensor, task: int) -> Tensor:
+        """Return what the last layer of the task's network reads, (batch, features).
+
+        The last layer is the module with parameters of its own that runs last.
+
+        Args:
+            x: Inputs (batch, ...).
+            task: A task that was added.
+        """
+        self._prepare(x)
+        read: list[Tensor] = []
+        layers = [
+            m for m in self.net.modules() if next(m.parameters(recurse=False), None) is not None
+        ]
+        hooks = [
+            m.register_forward_pre_hook(lambda _, given: read.append(given[0])) for m in layers
+        ]
+        try:
+            with self.activated(self._tasks.checked(task)) as net:
+                net(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return read[-1]
+
+    @torch.no_grad()
+    def all_outputs(self, x: Tensor) -> Tensor:
+        """Return the logits of every task that was added, (tasks, batch, outputs), in id order.
+
+        Args:
+            x: Inputs (batch, ...).
+        """
+        self._check_devices(inputs=x)
+        return torch.stack([self._forward_one(x, task) for task in range(len(self.tasks))])
+
+    def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
+        """Return a context in which :attr:`net` has a blend of all tasks' weights.
+
+        Args:
+            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
+        """
+        raise NotImplementedError
+
+    def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
+        """Return the tensors of the learner by the name that a plan of the memory shows them under.
+
+        Those that are not named count as parts of the target network.
+        """
+        return {}
+
+    def facts(self) -> Mapping[str, int]:
+        """Return the numbers that tell the size of a learner, by name, for a plan."""
+        return {}
 
     def compile_steps(self, compiler: Compiler) -> None:
         """Run what :meth:`losses` spends its time in through torch.compile, where that is enabled.
@@ -200,12 +296,7 @@ class Learner(nn.Module):
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         """Return the settings that a CUDA graph of :meth:`losses` would not see change."""
-        return self._current, self.training, self.capacity
-
-    @property
-    def step_sparsity(self) -> float:
-        """Percent of mask entries removed in the step that was taken last."""
-        raise NotImplementedError
+        return self._current, self.phase, self.training, self.capacity
 
     def manifest(self) -> list[dict[str, Any]]:
         """Return name, shape, offset, masked and reason of every target parameter, for JSON."""
@@ -280,6 +371,7 @@ class Learner(nn.Module):
             "tasks": self._tasks.state(),
             "learned": list(self._learned),
             "current": self._current,
+            "phase": self.phase,
         }
         return {}, state
 
@@ -289,16 +381,4 @@ class Learner(nn.Module):
         self._make_room()
         self._learned = list(state["learned"])
         self._current = state["current"]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode without gradients, and back afterwards."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
+        self.phase = state.get("phase", "train")

@@ -169,7 +169,9 @@ class Plan:
             other = self._changed(self._narrowed(width))
             return other is None or not other.fits()
 
-        return bisect.bisect_left(range(1, self.found.width + 1), True, key=is_too_wide)
+        return bisect.bisect_left(
+            range(1, self.found.facts.get("head_width", 0) + 1), True, key=is_too_wide
+        )
 
     def require(self, *, resuming: bool = False) -> None:
         """Raise ConfigError where the memory there is is too little, with what would fit."""
@@ -199,8 +201,7 @@ class Plan:
         found, title = self.found, self.config.preset or self.config.scenario
         lines = [
             f"{title} on {self.device}, at the last of {self.size.tasks} tasks",
-            f"{found.entries:,} mask entries, H = {found.width}, head of "
-            f"{found.head_parameters:,} parameters",
+            ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in found.facts.items()),
             "",
         ]
         rows = [*self.parts.items(), (f"peak, in the {self.moment}", self.peak)]
@@ -230,9 +231,7 @@ class Plan:
             "scenario": self.config.scenario,
             "device": self.device,
             "tasks": self.size.tasks,
-            "mask_entries": self.found.entries,
-            "head_width": self.found.width,
-            "head_parameters": self.found.head_parameters,
+            **self.found.facts,
             "moment": self.moment,
             "parts": self.parts,
             "peak": self.peak,

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.head.types import HeadGrads, HeadStep
-from hypermask_fast.methods.base import evaluating
+from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.native.head import partition
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.planning.live_memory import LiveMemory
 from hypermask_fast.settings.build import make_learner
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.optimizers import make_optimizers
 
-DATA, TARGET, HEAD, TRUNK = (
-    "data set",
-    "target network",
-    "hypernetwork: head",
-    "hypernetwork: trunk and embeddings",
-)
+DATA, TARGET = "data set", "target network"
 MOMENTS, BEST, LOADED = "Adam's moments", "best model so far", "checkpoint that is loaded"
 RESUMING = "resuming"
 MASKS, ACTIVATIONS, GRADIENTS = "masks and logits", "activations", "gradients"
-TARGETS, PREVIOUS = "targets of earlier tasks", "weights of the last task"
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,27 @@ class Simulation:
     """What :func:`simulate` returns.
 
     Attributes:
-        entries, width: N and H.
-        head_parameters: Of the head, its bias included.
+        facts: Of the learner.
         peaks: For each moment the bytes of each part at its peak.
         learner: Bytes of its parameters and buffers.
         checkpoint: Bytes of a checkpoint within the last task.
     """
 
-    entries: int
-    width: int
-    head_parameters: int
+    facts: Mapping[str, int]
     peaks: dict[str, dict[str, int]]
     learner: int
     checkpoint: int
 
 
-class _CompiledAdam(FactoredAdam):
-    """Adam whose pass over the head allocates what the compiled one does."""
+class _Adam(FactoredAdam):
+    """Adam that steps nothing: after a backward pass it takes less than that has freed by then."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.forget_update()
+
+
+class _CompiledAdam(_Adam):
+    """Whose pass over the head allocates what the compiled one does."""
 
     def step_rows(self, step: HeadStep, *, finite: Tensor | None = None) -> HeadGrads:
         blocks = partition(len(step.head.weight))[1]
@@ -92,9 +93,7 @@ class _Run:
             self.data = torch.empty(size.data, dtype=torch.uint8, device="meta")
         with memory.making(TARGET), torch.device("meta"):
             self.learner = make_learner(config, size.input_shape, size.classes)
-        hypernetwork = self.learner.hypernetwork
-        memory.assign(TRUNK, hypernetwork.parameters())
-        memory.assign(HEAD, hypernetwork.head.parameters())
+        self._assign()
         self.learner.net.register_forward_pre_hook(lambda *_: self._now_make(ACTIVATIONS))
         self.learner.net.register_forward_hook(lambda *_: self._now_make(MASKS))
         for task in range(size.tasks):
@@ -103,6 +102,11 @@ class _Run:
 
     def _now_make(self, part: str) -> None:
         self.memory.part = part
+
+    def _assign(self) -> None:
+        """Count the learner's tensors as the parts that it names."""
+        for part, tensors in self.learner.memory_parts().items():
+            self.memory.assign(part, tensors)
 
     def _inputs(self, count: int) -> Tensor:
         with self.memory.making(ACTIVATIONS):
@@ -128,49 +132,58 @@ class _Run:
         tensors, state = self.learner.task_state()
         state["learned"] = list(range(self.last))
         self.learner.load_task_state(tensors, state)
-        self.learner.begin_task(self.last)
-        for name, tensor in self.task_buffers():
-            self.memory.assign(PREVIOUS if "previous" in name else TARGETS, [tensor])
+        self.learner.begin_task(self.last, steps=self.steps)
+        self._assign()
         self._ended("start of a task")
 
-    def task_buffers(self) -> list[tuple[str, Tensor]]:
-        """Return what the learner keeps only within a task, with names."""
-        lasting = self.learner.state_dict().keys()
-        return [item for item in self.learner.named_buffers() if item[0] not in lasting]
+    @property
+    def steps(self) -> int:
+        """Of a task; how many there are makes no difference to the memory."""
+        return self.config.steps or 1000
 
-    def make_optimizer(self) -> FactoredAdam:
-        """Return Adam as it is after its first step."""
+    def state_bytes(self) -> int:
+        """Return what a checkpoint within the task takes of the learner."""
+        lasting = self.learner.state_dict()
+        within = (b for name, b in self.learner.named_buffers() if name not in lasting)
+        return _bytes(lasting.values()) + _bytes(within)
+
+    def make_optimizers(self) -> dict[str, Optimizer]:
+        """Return the present phase's optimizers as they are after their first step."""
         small = self.config.moments == "bfloat16"
-        hypernetwork = self.learner.updatable_hypernetwork()
-        make = _CompiledAdam if self.memory.heap else FactoredAdam
-        optimizer = make(
-            [p for p in self.learner.parameters() if p.requires_grad],
+        made = make_optimizers(
+            self.learner,
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
             moments_dtype=torch.bfloat16 if small else None,
-            step_in_backward=hypernetwork is not None,
+            kind=_CompiledAdam if self.memory.heap else _Adam,
         )
-        factored = {id(p) for p in hypernetwork.head.parameters()} if hypernetwork else set()
+        groups = self.learner.parameter_groups(self.learner.phase)
+        factored = {id(p) for group in groups for p in group.in_backward}
         with self.memory.making(MOMENTS):
-            for p in optimizer.param_groups[0]["params"]:
-                dtype = torch.bfloat16 if small and id(p) in factored else p.dtype
-                moments = {
-                    name: torch.empty_like(p, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")
-                }
-                optimizer.state[p] = {"step": torch.tensor(1.0), **moments}
-        return optimizer
+            for optimizer in made.values():
+                for p in (p for group in optimizer.param_groups for p in group["params"]):
+                    dtype = torch.bfloat16 if small and id(p) in factored else p.dtype
+                    moments = {
+                        name: torch.empty_like(p, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")
+                    }
+                    optimizer.state[p] = {"step": torch.tensor(1.0), **moments}
+        return made
 
-    def step(self, optimizer: FactoredAdam) -> dict[str, Tensor] | None:
+    def step(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor] | None:
         """Take a step; return the weights before it where the published selection wants them."""
         x = self._inputs(self.config.batch_size)
         y = torch.zeros(self.config.batch_size, dtype=torch.int64, device="meta")
-        losses = self.learner.losses(x, y, self.last, optimizer=optimizer)
-        stale = None
-        if self.config.selection == "best_published":
-            stale = self.learner.masked_weights(self.last)
-        with self.memory.making(GRADIENTS):
-            losses.total.backward()
-        # The rest of Adam's step takes less than what the backward pass has freed by now.
+        stale: dict[str, Tensor] = {}
+
+        def after_forward() -> None:
+            if self.config.selection == "best_published":
+                stale.update(self.learner.task_weights(self.last))
+            self._now_make(GRADIENTS)
+
+        self.learner.step(x, y, self.last, optimizers, after_forward)
+        self._now_make(MASKS)
         self._ended("training step")
-        return stale
+        return stale or None
 
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
@@ -206,24 +219,24 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
     with LiveMemory(heap=on_cpu) as memory:
         run = _Run(config, size, memory)
         run.begin()
-        optimizer = run.make_optimizer()
-        stale = run.step(optimizer)
-        checkpoint = _bytes(run.learner.state_dict().values())
-        checkpoint += _bytes(tensor for _, tensor in run.task_buffers())
-        checkpoint += _bytes(m for state in optimizer.state.values() for m in state.values())
+        checkpoint, stale = 0, None
+        for phase in run.learner.phases(run.last, run.steps):
+            run.learner.begin_phase(phase.name)
+            optimizers = run.make_optimizers()
+            stale = run.step(optimizers)
+            states = [state for each in optimizers.values() for state in each.state.values()]
+            moments = sum(_bytes(state.values()) for state in states)
+            checkpoint = max(checkpoint, run.state_bytes() + moments)
         if config.selection != "last" or config.schedule == "plateau":
             checkpoint += _bytes(run.validate(stale))
         del stale
         run.end()
-    learner = {part: memory.live(part) for part in (DATA, TARGET, TRUNK, HEAD)}
+    learner = {part: memory.live(part) for part in (DATA, TARGET, *run.learner.memory_parts())}
     if on_cpu:
         # Pages of the mapped file are not counted: the system takes them back where it needs them.
         run.peaks[RESUMING] = {**learner, LOADED: checkpoint}
-    head = run.learner.hypernetwork.head
     return Simulation(
-        entries=run.learner.hypernetwork.num_outputs,
-        width=head.in_features,
-        head_parameters=sum(p.numel() for p in head.parameters()),
+        facts=run.learner.facts(),
         peaks=run.peaks,
         learner=_bytes(run.learner.state_dict().values()),
         checkpoint=checkpoint,

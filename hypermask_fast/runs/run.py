@@ -73,7 +73,6 @@ def build(config: RunConfig) -> tuple[Scenario, Trainer]:
         batch_size=config.batch_size,
         steps=config.steps,
         epochs=config.epochs,
-        ramp=config.ramp,
         schedule=config.schedule,
         selection=config.selection,
         check_every=config.check_every,

@@ -78,8 +78,7 @@ class Session:
                         "step": trainer.step,
                         "loss": float(losses.total),
                         "task_loss": float(losses.task),
-                        "output_reg": float(losses.output_reg),
-                        "weight_reg": float(losses.weight_reg),
+                        **{name: float(value) for name, value in losses.terms.items()},
                     }
                 )
             read = trainer.losses_read

@@ -39,6 +39,7 @@ def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int
         lam=config.lam,
         masked_l1=config.masked_l1,
         train_target=config.train_target,
+        ramp=config.ramp,
         bn=config.bn,
         dropout=config.dropout,
         head=config.head,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.layers.norms import NormTable, TaskNorm
-from hypermask_fast.methods.base import Learner, Losses
+from hypermask_fast.methods.base import Learner, ordinary_step
+from hypermask_fast.methods.protocol import Losses
 
 _Gradients = Sequence[Tensor | None]
 
@@ -126,7 +127,8 @@ def _wrapped(
     learner = losses.learner
     hypernetwork = _hypernetwork_of(learner)
     assert hypernetwork is not None
-    others = {id(p) for p in (*hypernetwork.parameters(), *learner.tables())}
+    tables = [p for g in learner.parameter_groups() if g.row_sparse for p in g.params]
+    others = {id(p) for p in (*hypernetwork.parameters(), *tables)}
     learned = [name for name, p in losses.named_parameters() if id(p) not in others]
     # A converted normalisation layer's own statistics never move.
     moving = {
@@ -303,13 +305,26 @@ class DistributedDataParallel(nn.Module):
         """Return the same as a call."""
         return self(x, y, task, optimizer=optimizer)
 
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task: int,
+        optimizers: Mapping[str, Optimizer],
+        before_update: Callable[[], None] | None = None,
+    ) -> Losses:
+        """Take an ordinary step on this process's part of a batch, as the learner's ``step``."""
+        return ordinary_step(self.losses, x, y, task, optimizers, before_update)
+
     @torch.no_grad()
     def mean(self, losses: Losses) -> Losses:
         """Return losses, averaged over the processes for logging; the logits stay the local ones.
 
         Call it in every process.
         """
-        return Losses._make((*self._mean(losses[:-1]), losses.logits))
+        scalars = losses.scalars()
+        total, task, *terms = self._mean(list(scalars.values()))
+        return Losses(total, task, losses.logits, dict(zip(losses.terms, terms, strict=True)))
 
     def shard(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return this process's rows of a batch that is the same in every process.

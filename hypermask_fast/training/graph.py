@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, TrainingError
-from hypermask_fast.methods.base import Losses
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.scenarios import BatchStream
 from hypermask_fast.training.step import TrainingStep
@@ -160,7 +160,8 @@ class GraphedStep:
         step = self._steps.step
         options = [
             id(value) if isinstance(value, Tensor) else value
-            for group in step.optimizer.param_groups
+            for optimizer in step.optimizers.values()
+            for group in optimizer.param_groups
             for name, value in group.items()
             if name != "params"
         ]
@@ -182,9 +183,10 @@ class GraphedStep:
             with torch.cuda.device(self._device) if on_cuda else nullcontext():
                 return self._cuda.capture(self._run)
         except RuntimeError as error:
-            step.optimizer.zero_grad(set_to_none=True)
-            if isinstance(step.optimizer, FactoredAdam):
-                step.optimizer.forget_update()
+            for optimizer in step.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+                if isinstance(optimizer, FactoredAdam):
+                    optimizer.forget_update()
             # The end of a capture that failed raises once more.
             reason = " ".join(str(error.__context__ or error).split())
             if self._mode is True:
@@ -212,7 +214,7 @@ def trial() -> str:
 
     def run() -> Losses:
         value.add_(1)
-        return Losses(value, value, value, value, value)
+        return Losses(value, value, value, {})
 
     try:
         CudaGraphs().capture(run).replay()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.errors import TrainingError
-from hypermask_fast.methods.base import Losses
-
-_NAMES = tuple(name for name in Losses._fields if name != "logits")
+from hypermask_fast.methods.protocol import Losses
 
 
 class Copy(NamedTuple):
@@ -57,7 +55,7 @@ class LossWatch:
         copy: Callable[[Tensor], Copy] = copy_to_host,
     ) -> None:
         self._task, self._on_cpu, self._every, self._copy = task, device.type == "cpu", every, copy
-        self._pending: tuple[int, Copy] | None = None
+        self._pending: tuple[int, list[str], Copy] | None = None
         self._newest: tuple[int, Losses] | None = None
         self.latest: dict[str, float | Tensor] = {}
 
@@ -68,13 +66,13 @@ class LossWatch:
             TrainingError: Losses that were read are not finite.
         """
         if self._on_cpu:
-            # One number is read, not four, where all is well.
+            # One number is read, not all, where all is well.
             if not math.isfinite(float(losses.total)):
-                self._check(step, [float(getattr(losses, name)) for name in _NAMES])
-            self.latest = {name: getattr(losses, name) for name in _NAMES}
+                self._check(step, {k: float(v) for k, v in losses.scalars().items()})
+            self.latest = dict(losses.scalars())
             return
         self._newest = (step, losses)
-        if self._pending is not None and self._pending[1].is_done():
+        if self._pending is not None and self._pending[2].is_done():
             self._read()
         if step % self._every == 0:
             if self._pending is not None:
@@ -94,23 +92,23 @@ class LossWatch:
             self._read()
 
     def _start(self, step: int, losses: Losses) -> None:
-        values = torch.stack([getattr(losses, name) for name in _NAMES])
-        self._pending = (step, self._copy(values))
+        scalars = losses.scalars()
+        self._pending = (step, list(scalars), self._copy(torch.stack(list(scalars.values()))))
         self._newest = None
 
     def _read(self) -> None:
         assert self._pending is not None
-        step, copy = self._pending
+        step, names, copy = self._pending
         self._pending = None
         copy.wait()
-        values = copy.values.tolist()
+        values = dict(zip(names, copy.values.tolist(), strict=True))
         self._check(step, values)
-        self.latest = dict(zip(_NAMES, values, strict=True))
+        self.latest = dict(values)
 
-    def _check(self, step: int, values: list[float]) -> None:
-        if all(math.isfinite(value) for value in values):
+    def _check(self, step: int, values: Mapping[str, float]) -> None:
+        if all(math.isfinite(value) for value in values.values()):
             return
-        parts = ", ".join(f"{name} {v:g}" for name, v in zip(_NAMES, values, strict=True))
+        parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise TrainingError(
             f"the loss of task {self._task!r} is not finite at step {step} ({parts}); lower the "
             "learning rate or check the data"

@@ -1,94 +1,99 @@
-"""The optimizer of a task and its schedule, and their state as a checkpoint holds it."""
+"""The optimizers of a phase, and their state as a checkpoint holds it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
 
-_PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+MAIN = "main"
+"""Name of the optimizer whose state stands in a checkpoint without a name."""
 
 
-def make_optimizer(
-    learner: Learner, *, lr: float, weight_decay: float, moments_dtype: torch.dtype | None
-) -> FactoredAdam:
-    """Return a new Adam over a learner's parameters, which updates the head in the backward pass.
+def _options(group: ParameterGroup, lr: float) -> dict[str, Any]:
+    rate = lr if group.lr is None else group.lr
+    device = group.params[0].device
+    # Where a CUDA graph reads it anew in each step. One for each group: a schedule multiplies them
+    # one after the other.
+    in_tensor = device.type not in ("cpu", "meta")
+    return {
+        "params": list(group.params),
+        "lr": torch.full((), rate, dtype=torch.float32, device=device) if in_tensor else rate,
+        "row_sparse": group.row_sparse,
+        "step_in_backward": bool(group.in_backward),
+    }
 
-    On a GPU the learning rate is a tensor there, which a CUDA graph reads anew in each step.
+
+def make_optimizers(
+    learner: Learner,
+    *,
+    lr: float,
+    weight_decay: float,
+    moments_dtype: torch.dtype | None,
+    kind: type[FactoredAdam] = FactoredAdam,
+) -> dict[str, Optimizer]:
+    """Return new optimizers over a learner's parameters in its present phase, by name.
+
+    A head that may be updated in the backward pass is.
+
+    Args:
+        learner: The learner.
+        lr: Learning rate of the groups without one of their own.
+        weight_decay, moments_dtype: As in :class:`FactoredAdam`.
+        kind: Replaces it.
     """
-    tables = learner.tables()
-    held = {id(table) for table in tables}
-    rest = [p for p in learner.parameters() if p.requires_grad and id(p) not in held]
-    groups: list[dict[str, Any]] = [{"params": rest}, {"params": tables, "row_sparse": True}]
-    device = next(learner.parameters()).device
-    if device.type != "cpu":
-        for group in groups:
-            # One each: a schedule multiplies them one after the other.
-            group["lr"] = torch.full((), lr, dtype=torch.float32, device=device)
-    return FactoredAdam(
-        groups,
-        lr=lr,
-        weight_decay=weight_decay,
-        moments_dtype=moments_dtype,
-        step_in_backward=learner.updatable_hypernetwork() is not None,
-    )
+    groups = [group for group in learner.parameter_groups(learner.phase) if group.params]
+    return {
+        name: kind(
+            [_options(group, lr) for group in groups if group.optimizer == name],
+            lr=lr,
+            weight_decay=weight_decay,
+            moments_dtype=moments_dtype,
+        )
+        for name in dict.fromkeys(group.optimizer for group in groups)
+    }
+
+
+def _prefix(name: str) -> str:
+    return "optimizer" if name == MAIN else f"optimizer.{name}"
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the tensors of an optimizer's state by ``index/name``, and its groups for JSON."""
-    saved = optimizer.state_dict()
-    tensors = {
-        f"{index}/{key}": value
-        for index, entries in saved["state"].items()
-        for key, value in entries.items()
-    }
-    return tensors, [{**group, "lr": float(group["lr"])} for group in saved["param_groups"]]
+    optimizers: Mapping[str, Optimizer],
+) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
+    """Return the tensors of optimizers by ``optimizer/index/name``, and their groups for JSON.
+
+    The first part is ``optimizer.NAME`` for those that are not the main one.
+    """
+    tensors: dict[str, Tensor] = {}
+    groups = {}
+    for name, optimizer in optimizers.items():
+        saved = optimizer.state_dict()
+        for index, entries in saved["state"].items():
+            tensors |= {f"{_prefix(name)}/{index}/{key}": v for key, v in entries.items()}
+        groups[name] = [{**group, "lr": float(group["lr"])} for group in saved["param_groups"]]
+    return tensors, groups
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    optimizers: Mapping[str, Optimizer],
+    tensors: Mapping[str, Tensor],
+    groups: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     """Restore what :func:`optimizer_state` returned."""
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition("/")
-        entries.setdefault(int(index), {})[key] = value
-    restored = [{**group, "betas": tuple(group["betas"])} for group in groups]
-    optimizer.load_state_dict({"state": entries, "param_groups": restored})
-
-
-def make_plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
-    """Return HyperMask's schedule: sqrt(0.1) of the rate after 5 epochs of no better accuracy."""
-    return ReduceLROnPlateau(optimizer, mode="max", factor=0.1**0.5, patience=5, min_lr=5e-7)
-
-
-def finite_or_none(value: float) -> float | None:
-    """Return a number as JSON can hold it."""
-    return value if math.isfinite(value) else None
-
-
-def or_minus_infinity(value: float | None) -> float:
-    """Return what :func:`finite_or_none` made of the best value of none."""
-    return -math.inf if value is None else value
-
-
-def plateau_state(scheduler: ReduceLROnPlateau | None) -> dict[str, Any] | None:
-    """Return the counters of a schedule for JSON."""
-    if scheduler is None:
-        return None
-    state = {key: getattr(scheduler, key) for key in _PLATEAU_STATE}
-    return {**state, "best": finite_or_none(state["best"])}
-
-
-def load_plateau_state(scheduler: ReduceLROnPlateau, state: Mapping[str, Any]) -> None:
-    """Restore what :func:`plateau_state` returned."""
-    vars(scheduler).update({**state, "best": or_minus_infinity(state["best"])})
+    for name, optimizer in optimizers.items():
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, _, rest = key.partition("/")
+            if part == _prefix(name):
+                index, _, field = rest.partition("/")
+                entries.setdefault(int(index), {})[field] = value
+        restored = [{**group, "betas": tuple(group["betas"])} for group in groups[name]]
+        optimizer.load_state_dict({"state": entries, "param_groups": restored})

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from hypermask_fast.methods.base import Learner, Losses
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.protocol import Losses
 
 
 class TrainingStep:
-    """Forward, backward and update of a learner on one batch.
+    """A learner's step with its optimizers, on one batch.
 
     With a :class:`~hypermask_fast.FactoredAdam` of ``step_in_backward=True`` the head is read and
     written once in the backward pass; with any other optimizer the step is the ordinary one.
 
     Args:
         learner: The learner, between ``begin_task`` and ``end_task``.
-        optimizer: An optimizer over its parameters, new or reset for this task.
+        optimizers: Over its parameters, new or reset for this task and phase, by name; one alone is
+            the main one.
     """
 
-    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, learner: Learner, optimizers: Optimizer | Mapping[str, Optimizer]) -> None:
         self.learner = learner
-        self.optimizer = optimizer
+        self.optimizers: Mapping[str, Optimizer] = (
+            {"main": optimizers} if isinstance(optimizers, Optimizer) else optimizers
+        )
 
     def __call__(
         self,
@@ -37,12 +41,6 @@ class TrainingStep:
         Args:
             x, y: A batch, as in :meth:`Learner.losses`.
             task: The current task.
-            before_update: Called after the forward, before anything is updated.
+            before_update: As in :meth:`Learner.step`.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.learner.losses(x, y, task, optimizer=self.optimizer)
-        if before_update is not None:
-            before_update()
-        losses.total.backward()
-        self.optimizer.step()
-        return Losses(*(value.detach() for value in losses))
+        return self.learner.step(x, y, task, self.optimizers, before_update).detached()

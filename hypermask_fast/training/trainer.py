@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
-from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.runs.checkpoint import check_manifest
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
+from hypermask_fast.training.schedules import Plateau, finite_or_none, or_minus_infinity
 from hypermask_fast.training.step import TrainingStep
 
 _SELECTIONS = ("last", "best", "best_published")
 _SCHEDULES = ("constant", "plateau")
 _FINITE_CHECK_STEPS = 50
+_PARTS = ("learner", "task", "best", "rng")
 _MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -40,7 +43,6 @@ class Trainer:
         batch_size: Default 32.
         steps: Training steps of a task; or
         epochs: passes over the task's training data, rounded up to whole steps. Default: 10 epochs.
-        ramp: Raise the sparsity linearly during the first task (HyperMask). Default True.
         schedule: "constant", or "plateau" (HyperMask on CIFAR-100): multiply the learning rate by
             sqrt(0.1) after 5 epochs without a better validation accuracy.
         selection: The model kept after a task: "last", "best" (highest validation accuracy), or
@@ -76,7 +78,6 @@ class Trainer:
         batch_size: int = 32,
         steps: int | None = None,
         epochs: int | None = None,
-        ramp: bool = True,
         schedule: str = "constant",
         selection: str = "last",
         check_every: int = 100,
@@ -96,7 +97,7 @@ class Trainer:
         self.moments = moments
         self.steps = steps
         self.epochs = 10 if steps is None and epochs is None else epochs
-        self.ramp, self.schedule, self.selection = ramp, schedule, selection
+        self.schedule, self.selection = schedule, selection
         self.check_every, self.seed, self.eval_batch_size = check_every, seed, eval_batch_size
         self.progress = progress
         self.hooks: list[Callable[[Trainer], None]] = []
@@ -108,7 +109,7 @@ class Trainer:
         self._watch: LossWatch | None = None
         self._graphed = GraphedStep(graph)
         self._compiler = Compiler(compile)
-        self._scheduler: ReduceLROnPlateau | None = None
+        self._plateau: Plateau | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
 
@@ -169,19 +170,42 @@ class Trainer:
         self.learner.compile_steps(self._compiler)
         if self.learner.current is None:
             self._begin(task_id, total, stream)
-        assert self._step_fn is not None
         self.learner.train()
-        self._graphed.begin(self._step_fn, stream, task_id)
         self._watch = LossWatch(task.name, self._device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
-            for step in range(self.step, total):
-                self._train_step(stream, step, task_id, total)
-                read = self._watch.latest
-                progress.update(self.step, 0, {"loss": read["total"]} if read else None)
-                for hook in self.hooks:
-                    hook(self)
+            begin = 0
+            for phase in self._phases(task_id, total):
+                end = begin + phase.steps
+                if self.step == begin and self.learner.phase != phase.name:
+                    self.learner.begin_phase(phase.name)
+                    self._make_optimizers()
+                if self.step < end:
+                    self._train_phase(stream, task_id, end, total, progress)
+                begin = end
         self._watch.flush()
         return self._finish(task_id)
+
+    def _phases(self, task_id: int, total: int) -> Sequence[Phase]:
+        phases = self.learner.phases(task_id, total)
+        if sum(phase.steps for phase in phases) != total:
+            raise ConfigError(
+                f"the phases {list(phases)} of {type(self.learner).__name__} do not make up the "
+                f"task's {total} steps; give as many"
+            )
+        return phases
+
+    def _train_phase(
+        self, stream: BatchStream, task_id: int, end: int, total: int, progress: Progress
+    ) -> None:
+        assert self._step_fn is not None
+        assert self._watch is not None
+        self._graphed.begin(self._step_fn, stream, task_id)
+        for step in range(self.step, end):
+            self._train_step(stream, step, task_id, total)
+            read = self._watch.latest
+            progress.update(self.step, 0, {"loss": read["total"]} if read else None)
+            for hook in self.hooks:
+                hook(self)
 
     @property
     def losses_read(self) -> Mapping[str, float | Tensor]:
@@ -203,31 +227,29 @@ class Trainer:
             self.learner(stream.batch(0)[0][:2], task_id)
         if not self._rows:
             self._rows.append({j: self.evaluate(j) for j in self._tasks})
-        self.learner.begin_task(task_id, ramp_steps=total if self.ramp else 0)
-        self._make_optimizer()
+        self.learner.begin_task(task_id, steps=total, data=task)
+        self._make_optimizers()
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
-    def _make_optimizer(self) -> None:
-        optimizer = optimizers.make_optimizer(
+    def _make_optimizers(self) -> None:
+        made = optimizers.make_optimizers(
             self.learner,
             lr=self.lr,
             weight_decay=self.weight_decay,
             moments_dtype=_MOMENTS[self.moments],
         )
-        self._step_fn = TrainingStep(self.learner, optimizer)
-        self._scheduler = None
-        if self.schedule == "plateau":
-            self._scheduler = optimizers.make_plateau(optimizer)
+        self._step_fn = TrainingStep(self.learner, made)
+        self._plateau = Plateau(made.values()) if self.schedule == "plateau" else None
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
         selects = self.selection != "last"
         is_due = step % self.check_every == 0 or ends_epoch or step + 1 == total
-        checks = (selects and is_due) or (self._scheduler is not None and ends_epoch)
+        checks = (selects and is_due) or (self._plateau is not None and ends_epoch)
         stale: dict[str, Tensor] = {}
 
         def keep_weights() -> None:
-            stale.update(self.learner.masked_weights(task_id, sparsity=self.learner.step_sparsity))
+            stale.update(self.learner.task_weights(task_id, in_step=True))
 
         published = checks and self.selection == "best_published"
         self.losses = self._graphed(step, keep_weights if published else None)
@@ -239,15 +261,15 @@ class Trainer:
             if selects and accuracy > self._best_accuracy:
                 self._best_accuracy = accuracy
                 self._best = {k: v.clone() for k, v in self.learner.state_dict().items()}
-            if self._scheduler is not None and ends_epoch:
-                self._scheduler.step(accuracy)
+            if self._plateau is not None and ends_epoch:
+                self._plateau.after_epoch(accuracy)
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
             self.learner.load_state_dict(self._best)
         self._graphed.end()
-        self._best = self._step_fn = self._scheduler = self._watch = None
-        self.learner.end_task()
+        self._best = self._step_fn = self._plateau = self._watch = None
+        self.learner.end_task(data=self._tasks[task_id])
         self.step = 0
         seen = [*self.learner.learned, self.tasks_done]
         self._rows.append({j: self.evaluate(j) for j in seen if j in self._tasks})
@@ -290,17 +312,18 @@ class Trainer:
         tensors["rng/cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
-        groups: list[dict[str, Any]] = []
+        groups: dict[str, list[dict[str, Any]]] = {}
         if self._step_fn is not None:
-            of_optimizer, groups = optimizers.optimizer_state(self._step_fn.optimizer)
-            tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
+            of_optimizers, groups = optimizers.optimizer_state(self._step_fn.optimizers)
+            tensors |= of_optimizers
         state = {
             "manifest": self.learner.manifest(),
             "task": task_state,
             "step": self.step,
-            "optimizer": groups,
-            "plateau": optimizers.plateau_state(self._scheduler),
-            "best_accuracy": optimizers.finite_or_none(self._best_accuracy),
+            "optimizer": groups.pop(optimizers.MAIN, []),
+            "optimizers": groups,
+            "plateau": None if self._plateau is None else self._plateau.state(),
+            "best_accuracy": finite_or_none(self._best_accuracy),
             "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
         }
         return tensors, state
@@ -311,12 +334,11 @@ class Trainer:
         Raises:
             CheckpointError: The state belongs to another network, or to other settings.
         """
-        parts: dict[str, dict[str, Tensor]] = {
-            name: {} for name in ("learner", "task", "best", "rng", "optimizer")
-        }
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = value
+            if part in parts:
+                parts[part][rest] = value
         self.learner.load_task_state(parts["task"], state["task"])
         check_manifest(state["manifest"], self.learner.manifest())
         try:
@@ -327,16 +349,15 @@ class Trainer:
                 "resume with the settings of the run"
             ) from error
         if self.learner.current is not None:
-            self._make_optimizer()
+            self._make_optimizers()
             assert self._step_fn is not None
-            optimizers.load_optimizer_state(
-                self._step_fn.optimizer, parts["optimizer"], state["optimizer"]
-            )
-        if self._scheduler is not None:
-            optimizers.load_plateau_state(self._scheduler, state["plateau"])
+            groups = {optimizers.MAIN: state["optimizer"], **state.get("optimizers", {})}
+            optimizers.load_optimizer_state(self._step_fn.optimizers, tensors, groups)
+        if self._plateau is not None:
+            self._plateau.load(state["plateau"])
         device = self._device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
-        self._best_accuracy = optimizers.or_minus_infinity(state["best_accuracy"])
+        self._best_accuracy = or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]
         self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
         torch.set_rng_state(parts["rng"]["cpu"].cpu())

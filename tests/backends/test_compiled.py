@@ -58,9 +58,10 @@ def run(
     losses: list[float] = []
     for task in range(tasks):
         learner.add_task(classes=[0, 1, 2] if task % 2 else [0, 1])
-        learner.begin_task(task, ramp_steps=2)
-        fuses = learner.updatable_hypernetwork() is not None
-        optimizer = FactoredAdam(learner.parameters(), step_in_backward=fuses)
+        learner.begin_task(task, steps=2)
+        optimizer = FactoredAdam(
+            learner.parameters(), step_in_backward=learner.hypernetwork.can_update
+        )
         step = TrainingStep(learner.train(), optimizer)
         for _ in range(2):
             out = step(torch.randn(8, 6), torch.randint(2, (8,)), task)

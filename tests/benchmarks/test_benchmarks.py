@@ -30,9 +30,9 @@ from benchmarks.steps.published import percentile
 from benchmarks.steps.sizes import floor_bytes, groups_of
 from hypermask_fast.layers.masked import MaskedLinear
 from hypermask_fast.native import library
-from hypermask_fast.training.optimizers import make_optimizer
 from hypermask_fast.training.step import TrainingStep
 from tests.support.graph_stand_ins import RecordedGraphs
+from tests.support.hypermask_cases import adam_of
 
 _FIELDS = {
     *("case", "variant", "median_ms", "p20_ms", "p80_ms", "ratio", "max_error", "peak_mib"),
@@ -188,7 +188,7 @@ def test_graphed_engine_replays_its_first_step_from_the_recorded_state(
     monkeypatch.setattr(library, "load", lambda: None)
     (case,) = find_cases("gpu", [name], "tiny")
     learner = make_learner(case)
-    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.0, moments_dtype=None)
+    optimizer = adam_of(learner, lr=1e-3, weight_decay=0.0)
     for group in optimizer.param_groups:
         # As on a GPU: numbers of the host would stay those of the capture.
         group |= {"capturable": True, "lr": torch.tensor(1e-3)}

@@ -76,7 +76,7 @@ def test_networks_are_masked_in_place_and_back(
     with torch.no_grad():
         logits = learner(x, 1)
     assert learner.exempt == exempt
-    masked = learner.masked_weights(1)
+    masked = learner.task_weights(1)
     norms = {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
     assert set(masked) == {n for n in before["parameters"] if n.rpartition(".")[0] not in norms}
     for name, value in masked.items():
@@ -127,7 +127,7 @@ def test_exclude_takes_names_and_patterns(exclude: Any, frozen: set[str] | None)
     assert {entry["name"] for entry in entries if not entry["masked"]} == frozen
     x = torch.randn(2, 5)
     learner(x, 0)
-    assert frozen.isdisjoint(learner.masked_weights(0))
+    assert frozen.isdisjoint(learner.task_weights(0))
     learner.begin_task(0)
     before = clone_state(net)
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.1, weight_decay=0.1)

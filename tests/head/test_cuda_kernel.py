@@ -112,7 +112,7 @@ def train(
             loss.total.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses += [float(value) for value in loss[:4]]
+            losses += [float(value) for value in loss.scalars().values()]
         learner.end_task()
     return losses, [p.detach() for p in learner.parameters()]
 

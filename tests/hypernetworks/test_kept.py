@@ -27,6 +27,7 @@ from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.runs import run
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.step import TrainingStep
+from tests.support.hypermask_cases import tables as tables_of
 
 FORMS = ("full", "bfloat16", "frozen_head")
 DOUBLE: Any = {"dtype": torch.float64}
@@ -255,7 +256,7 @@ def test_as_many_as_there_are_means_all(count: int) -> None:
 
 def test_tasks_that_were_not_drawn_stay_where_they_are() -> None:
     learner = moved(learner_in(6, regularized_tasks=2))
-    tables = learner.tables()
+    tables = tables_of(learner)
     optimizer = FactoredAdam([{"params": tables, "row_sparse": True}])
     changed = set()
     for i in range(12):

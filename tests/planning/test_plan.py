@@ -18,7 +18,7 @@ from hypermask_fast.methods.base import Learner
 from hypermask_fast.planning import live_memory
 from hypermask_fast.planning.live_memory import KEPT, LiveMemory, available_memory
 from hypermask_fast.planning.plan import Plan, plan, scenario_size
-from hypermask_fast.planning.simulation import HEAD, MOMENTS, PREVIOUS, TARGET, TARGETS
+from hypermask_fast.planning.simulation import MOMENTS, TARGET
 from hypermask_fast.runs import run
 from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario
 from hypermask_fast.scenarios import published as presets
@@ -26,6 +26,8 @@ from hypermask_fast.settings.config import SCENARIOS, RunConfig
 from hypermask_fast.training.trainer import Trainer
 
 MIB = 2**20
+HEAD, KEPT_OUTPUTS = "hypernetwork: head", "outputs kept of earlier tasks"
+PREVIOUS = "weights of the last task"
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,7 +80,7 @@ def test_planned_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> N
         "device": "cpu",
     }
     found = plan(RunConfig(**settings))
-    assert found.found.head_parameters > 50e6
+    assert found.found.facts["head_parameters"] > 50e6
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
     if not found.available or found.available < 3 * found.peak:
@@ -97,7 +99,7 @@ def test_parts_are_those_of_the_formulas() -> None:
     assert parts[MOMENTS] == 2 * 4 * (n + n * 6 + trunk)
     assert parts[PREVIOUS] == 4 * n
     # Beside them ids and counters.
-    assert 0 <= parts[TARGETS] - 2 * 4 * n <= 100
+    assert 0 <= parts[KEPT_OUTPUTS] - 2 * 4 * n <= 100
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_what_would_fit_does_fit() -> None:
     assert not tight.fits()
     found = dict(tight.alternatives())
     (narrowed,) = [text for text in found if text.startswith("hidden=")]
-    width = found[narrowed].found.width
+    width = found[narrowed].found.facts["head_width"]
     assert found[narrowed].fits()
     assert not plan(config.replace(hidden=(width + 1,)), memory=tight.available).fits()
     assert {"moments='bfloat16'", "head='chunked'"} <= set(found)

@@ -52,7 +52,7 @@ def make_learner(
     learner._prepare(torch.zeros(1, 1, 6, 6, device=next(learner.parameters()).device))
     for j in range(earlier + 1):
         learner.add_task(tasks[j].name, tasks[j].classes)
-        learner.begin_task(j, ramp_steps=ramp)
+        learner.begin_task(j, steps=ramp)
         if j < earlier:
             learner.end_task()
     with torch.no_grad():

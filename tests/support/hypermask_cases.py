@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
+from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.training.optimizers import make_optimizers
 
 
 def make(net: nn.Module | None = None, tasks: int = 3, **options: Any) -> HyperMask:
@@ -17,6 +20,19 @@ def make(net: nn.Module | None = None, tasks: int = 3, **options: Any) -> HyperM
     for _ in range(tasks):
         learner.add_task()
     return learner
+
+
+def adam_of(learner: Learner, lr: float = 1e-3, weight_decay: float = 0.0) -> FactoredAdam:
+    """The trainer's optimizer."""
+    made = make_optimizers(learner, lr=lr, weight_decay=weight_decay, moments_dtype=None)
+    optimizer = made["main"]
+    assert isinstance(optimizer, FactoredAdam)
+    return optimizer
+
+
+def tables(learner: Learner) -> list[nn.Parameter]:
+    """The parameters with a row for each task."""
+    return [p for group in learner.parameter_groups() if group.row_sparse for p in group.params]
 
 
 def batch(
@@ -35,7 +51,7 @@ def train(
 ) -> list[Any]:
     """Train a task with an Adam of its own; return the losses of each step."""
     learner.train()
-    learner.begin_task(task, ramp_steps=options.pop("ramp_steps", 0))
+    learner.begin_task(task, steps=options.pop("ramp_steps", 0))
     optimizer = torch.optim.Adam(learner.parameters(), **{"lr": 0.05, **options})
     batches = [batch(learner, shape=shape) for _ in range(steps)]
     outs = [train_step(learner, optimizer, task, x, y) for x, y in batches]

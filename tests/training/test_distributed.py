@@ -16,12 +16,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.distributed import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
+from tests.support.hypermask_cases import tables as tables_of
 
 WORLD, BATCH, CLASSES, STEPS = 2, 8, 3, 3
 WIDTH = 20  # H, so that the head's N * H is far from the 2N that may be exchanged
@@ -72,7 +73,7 @@ def in_backward(learner: HyperMask) -> torch.optim.Optimizer:
 
 
 def row_sparse(learner: HyperMask) -> torch.optim.Optimizer:
-    tables = learner.tables()
+    tables = tables_of(learner)
     rest = [p for p in learner.parameters() if all(p is not table for table in tables)]
     return FactoredAdam([{"params": rest}, {"params": tables, "row_sparse": True}], lr=1e-2)
 
@@ -150,7 +151,7 @@ def steps(case: Case, learner: HyperMask) -> Iterator[tuple[torch.optim.Optimize
 
 
 def as_floats(losses: Losses) -> list[float]:
-    return [float(value.detach()) for value in losses[:-1]]
+    return [float(value.detach()) for value in losses.scalars().values()]
 
 
 def mean_of(losses: list[list[float]]) -> list[float]:

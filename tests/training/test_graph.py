@@ -23,11 +23,12 @@ from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training import trainer as trainer_module
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import Copy, LossWatch
-from hypermask_fast.training.optimizers import make_optimizer, make_plateau
+from hypermask_fast.training.schedules import Plateau
 from hypermask_fast.training.step import TrainingStep
 from hypermask_fast.training.trainer import Trainer
 from tests.support.graph_cases import BATCH, convolutional, make_learner, make_tasks, mlp
 from tests.support.graph_stand_ins import RecordedGraphs
+from tests.support.hypermask_cases import adam_of
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def optimizer_of(learner: HyperMask, lr: float = 1e-2) -> FactoredAdam:
     """The trainer's optimizer, as it is on a GPU."""
-    optimizer = make_optimizer(learner, lr=lr, weight_decay=0.1, moments_dtype=None)
+    optimizer = adam_of(learner, lr=lr, weight_decay=0.1)
     for group in optimizer.param_groups:
         group |= {"capturable": True, "lr": torch.tensor(lr)}
     return optimizer
@@ -75,7 +76,7 @@ def train(
         called: list[int] = []
         losses = step(number, (lambda: called.append(1)) if number in observed else None)  # noqa: B023
         assert len(called) == (number in observed)
-        seen.append([float(value) for value in losses[:4]])
+        seen.append([float(value) for value in losses.scalars().values()])
     state = {name: value.clone() for name, value in learner.state_dict().items()}
     for name, p in learner.named_parameters():
         state |= {f"{name}.{key}": v for key, v in optimizer.state.get(p, {}).items()}
@@ -192,7 +193,7 @@ def begin(trainer: Trainer, learner: HyperMask, graphed: bool, cudas: list[Recor
     optimizer = optimizer_of(learner)
     trainer._step_fn = TrainingStep(learner, optimizer)
     if trainer.schedule == "plateau":
-        trainer._scheduler = make_plateau(optimizer)
+        trainer._plateau = Plateau([optimizer])
     cudas.append(RecordedGraphs(learner, optimizer))
     trainer._graphed = GraphedStep(graphed, cuda=cudas[-1])
 
@@ -214,7 +215,7 @@ def test_a_trainer_with_graphs_is_one_without(options: dict[str, Any]) -> None:
         learner = HyperMask(mlp(), embedding_dim=3, hidden=(4,), sparsity=30.0, capacity=4)
         trainer = Trainer(learner, lr=1e-2, batch_size=BATCH, steps=20, progress=False, **options)
         cudas: list[RecordedGraphs] = []
-        trainer._make_optimizer = partial(begin, trainer, learner, graphed, cudas)  # type: ignore[method-assign]
+        trainer._make_optimizers = partial(begin, trainer, learner, graphed, cudas)  # type: ignore[method-assign]
         torch.manual_seed(1)
         tasks = make_tasks(validation=6)
         for task in tasks:
@@ -257,13 +258,13 @@ def test_a_rate_in_a_tensor_is_a_number_in_a_checkpoint() -> None:
         torch.manual_seed(0)
         learner = HyperMask(mlp(), embedding_dim=3, hidden=(4,), capacity=4)
         trainer = Trainer(learner, batch_size=BATCH, steps=9, progress=False, schedule="plateau")
-        trainer._make_optimizer = partial(begin, trainer, learner, False, [])  # type: ignore[method-assign]
+        trainer._make_optimizers = partial(begin, trainer, learner, False, [])  # type: ignore[method-assign]
         trainers.append(trainer)
     saved: list[str] = []
 
     def save(t: Trainer) -> None:
         assert t._step_fn is not None
-        for group in t._step_fn.optimizer.param_groups:
+        for group in t._step_fn.optimizers["main"].param_groups:
             group["lr"].fill_(0.25)
         tensors, state = t.state()
         saved.append(json.dumps(state))
@@ -276,7 +277,7 @@ def test_a_rate_in_a_tensor_is_a_number_in_a_checkpoint() -> None:
     with pytest.raises(KeyboardInterrupt):
         trainers[0].fit(task)
     assert trainers[1]._step_fn is not None
-    rates = [group["lr"] for group in trainers[1]._step_fn.optimizer.param_groups]
+    rates = [group["lr"] for group in trainers[1]._step_fn.optimizers["main"].param_groups]
     assert all(isinstance(lr, Tensor) for lr in rates)
     assert rates == [0.25, 0.25]
     assert rates[0] is not rates[1]
@@ -329,11 +330,14 @@ def test_twenty_graphed_steps_are_bitwise_twenty_ordinary_ones(
         torch.manual_seed(3)
         tasks = [task.to("cuda") for task in make_tasks(crop=1, flip=True)]
         learner = make_learner(net, earlier, tasks, device="cuda", **options)
-        optimizer = make_optimizer(learner, lr=1e-2, weight_decay=0.1, moments_dtype=None)
+        optimizer = adam_of(learner, lr=1e-2, weight_decay=0.1)
         step = GraphedStep(mode)
         step.begin(TrainingStep(learner, optimizer), tasks[earlier].stream(BATCH), earlier)
         torch.cuda.manual_seed(7)
-        seen = [torch.stack([v.clone() for v in step(number)[:4]]) for number in range(20)]
+        seen = [
+            torch.stack([v.clone() for v in step(number).scalars().values()])
+            for number in range(20)
+        ]
         assert step.status.startswith("yes" if mode else "no")
         state = {**learner.state_dict(), "losses": torch.stack(seen)}
         for name, p in learner.named_parameters():

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.errors import TrainingError
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim import factored_adam as optim
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
-from hypermask_fast.training.optimizers import make_optimizer
 from hypermask_fast.training.step import TrainingStep
 from tests.support.graph_cases import BATCH, convolutional, make_learner, make_tasks, mlp
 from tests.support.graph_stand_ins import MetaGraphs, OnDevice, launches_on_meta
+from tests.support.hypermask_cases import adam_of
 
 LOGITS = {"_mask_logits_vector_kernel"}
 SELECTION = {f"_select_{name}_kernel" for name in ("histogram", "begin", "refine", "pick", "end")}
@@ -31,9 +31,9 @@ def take_steps(net: Callable[[], nn.Module], earlier: int, options: dict[str, An
     tasks = [task.to("meta") for task in make_tasks(crop=1, flip=True)]
     with torch.device("meta"):
         learner = make_learner(net, earlier, tasks, **options)
-    optimizer = make_optimizer(learner, lr=1e-3, weight_decay=0.1, moments_dtype=None)
+    optimizer = adam_of(learner, lr=1e-3, weight_decay=0.1)
     for group in optimizer.param_groups:
-        group["fused"] = True
+        group |= {"fused": True, "lr": torch.full((), 1e-3, device="meta")}
     graphs = MetaGraphs()
     step = GraphedStep(True, cuda=graphs)
     step.begin(TrainingStep(learner, optimizer), tasks[earlier].stream(BATCH), earlier)
@@ -165,7 +165,7 @@ def test_what_would_wait_is_found(
 def test_ordinary_steps_on_cuda_wait_for_nothing() -> None:
     tasks = [task.to("cuda") for task in make_tasks(crop=1, flip=True)]
     learner = make_learner(convolutional, 2, tasks, device="cuda")
-    optimizer = make_optimizer(learner, lr=1e-2, weight_decay=0.1, moments_dtype=None)
+    optimizer = adam_of(learner, lr=1e-2, weight_decay=0.1)
     step, stream = TrainingStep(learner, optimizer), tasks[2].stream(BATCH)
     watch = LossWatch("a", torch.device("cuda"), every=2)
     step(*stream.batch(0), 2)

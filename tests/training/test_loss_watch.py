@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import TrainingError
-from hypermask_fast.methods.base import Losses
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.training.loss_watch import Copy, LossWatch
 
 
 def some_losses(total: float) -> Losses:
-    return Losses(*(torch.tensor(total + i) for i in range(4)), torch.zeros(2, 2))
+    task, output_reg, weight_reg = (torch.tensor(total + i) for i in range(1, 4))
+    terms = {"output_reg": output_reg, "weight_reg": weight_reg}
+    return Losses(torch.tensor(total), task, torch.zeros(2, 2), terms)
 
 
 class Copies:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam

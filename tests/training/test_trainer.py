@@ -22,10 +22,10 @@ def digits() -> Scenario:
     return split_digits(tasks=3)
 
 
-def make(digits: Scenario, **options: object) -> Trainer:
+def make(digits: Scenario, *, ramp: bool = True, **options: object) -> Trainer:
     torch.manual_seed(0)
     net = MLP(64, (12,), digits.num_classes)
-    learner = HyperMask(net, embedding_dim=4, hidden=(8,), sparsity=20.0, capacity=4)
+    learner = HyperMask(net, embedding_dim=4, hidden=(8,), sparsity=20.0, capacity=4, ramp=ramp)
     defaults = {"steps": 6, "batch_size": 16, "progress": False}
     trainer = Trainer(learner, **{**defaults, **options})  # type: ignore[arg-type]
     for task in digits:
@@ -63,7 +63,7 @@ def test_adam_is_new_for_each_task(digits: Scenario) -> None:
 
     def record(_: Trainer) -> None:
         assert trainer._step_fn is not None
-        state = trainer._step_fn.optimizer.state
+        state = trainer._step_fn.optimizers["main"].state
         seen.append(int(next(iter(state.values()))["step"]))
 
     trainer.hooks.append(record)
@@ -99,7 +99,7 @@ def test_best_selection_returns_to_the_best_checked_state(digits: Scenario) -> N
         accuracies.append(t.evaluate(0, "validation"))
         if t.step == 30:
             assert t._step_fn is not None
-            t._step_fn.optimizer.param_groups[0]["lr"] = 5.0
+            t._step_fn.optimizers["main"].param_groups[0]["lr"] = 5.0
 
     trainer.hooks.append(destroy)
     trainer.fit(digits[0])
@@ -139,7 +139,7 @@ def test_plateau_lowers_the_rate_after_six_epochs_without_progress(digits: Scena
 
     def record(t: Trainer) -> None:
         assert t._step_fn is not None
-        rates.append(t._step_fn.optimizer.param_groups[0]["lr"])
+        rates.append(t._step_fn.optimizers["main"].param_groups[0]["lr"])
 
     trainer.hooks.append(record)
     trainer.fit(digits[0])

@@ -20,8 +20,10 @@ from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.norms import TaskNorms
-from hypermask_fast.methods.base import Learner, Losses, evaluating
+from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.checks import check_factors, check_sparsity
+from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.steps import Steps
 
 _NORM_REASONS = {
@@ -54,6 +56,8 @@ class HyperMask(Learner):
         lam: Weight of the L1 drift, a sum over all weights. Default 1e-3.
         masked_l1: Multiply the drift by the mask. Default True.
         train_target: Train the target's parameters; False keeps them as they are. Default True.
+        ramp: Raise the sparsity linearly during the first task (HyperMask), where its steps are
+            given to :meth:`begin_task`. Default True.
         bn: "per_task" (default): normalisation layers have parameters and statistics for each
             task; the statistics move only while that task is learned. "batch" (published): shared
             parameters, and the batch's statistics also in evaluation. "frozen": as they are.
@@ -102,6 +106,7 @@ class HyperMask(Learner):
         lam: float = 1e-3,
         masked_l1: bool = True,
         train_target: bool = True,
+        ramp: bool = True,
         bn: str = "per_task",
         dropout: str = "always",
         head: str = "full",
@@ -127,7 +132,7 @@ class HyperMask(Learner):
         self._kept = kept
         self.sparsity, self.beta, self.lam = sparsity, beta, lam
         self.masked_l1, self.train_target = masked_l1, train_target
-        self.bn, self.dropout = bn, dropout
+        self.bn, self.dropout, self.ramp = bn, dropout, ramp
         self.register_buffer("_previous", None, persistent=False)
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self._network = MaskedNetwork(net, patterns, f"hyper(p={sparsity:g})")
@@ -201,44 +206,51 @@ class HyperMask(Learner):
                 "call eval() first"
             )
 
-    def updatable_hypernetwork(self) -> Hypernetwork | None:
-        return self.hypernetwork if self.hypernetwork.can_update else None
-
-    def tables(self) -> list[nn.Parameter]:
-        return [self.hypernetwork.embeddings, *self.norms.parameters()]
+    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
+        """Return all but the tables, with the head, and the tables of embeddings and norms."""
+        tables = [self.hypernetwork.embeddings, *self.norms.parameters()]
+        held = {id(table) for table in tables}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in held]
+        head = list(self.hypernetwork.head.parameters()) if self.hypernetwork.can_update else []
+        return [
+            ParameterGroup(rest, in_backward=head),
+            ParameterGroup(tables, row_sparse=True),
+        ]
 
     def _grow(self, capacity: int) -> None:
         self.hypernetwork.grow(capacity)
         self.norms.grow(capacity)
 
-    def begin_task(self, task: int, *, ramp_steps: int = 0) -> None:
+    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: record the earlier tasks' logits and the weights to stay near.
 
         Args:
             task: A task that was added.
-            ramp_steps: In the first task, raise the sparsity linearly from 0 over this many calls
-                of :meth:`losses` (published: all of the task's steps). Default 0: no ramp.
+            steps: Calls of :meth:`losses` that the task will have: in the first task, with
+                ``ramp``, the sparsity rises linearly from 0 over them. Default 0: no ramp.
+            data: Not looked at.
 
         Raises:
-            ValueError: The task was not added, or ramp_steps is negative.
+            ValueError: The task was not added, or the number of steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        task = self._checked_beginning(task, ramp_steps)
+        task = self._checked_beginning(task, steps)
         earlier = [j for j in self._learned if j != task]
         self._kept.record(self.hypernetwork, task, earlier)
         self._previous = None
         if earlier and self.train_target and self.lam > 0:
             self._previous = self._network.flat_weights()
-        self._steps.start(0 if earlier else ramp_steps)
-        super().begin_task(task)
+        self._steps.start(steps if self.ramp and not earlier else 0)
+        super().begin_task(task, steps=steps, data=data)
 
-    def end_task(self) -> None:
-        super().end_task()
+    def end_task(self, data: object = None) -> None:
+        super().end_task(data)
         self._kept.clear()
         self._previous = None
 
     @property
     def step_sparsity(self) -> float:
+        """Percent of mask entries removed in the step that was taken last."""
         return float(self._steps.sparsity(self.sparsity, self._steps.taken))
 
     @property
@@ -283,15 +295,55 @@ class HyperMask(Learner):
             yield net
 
     @torch.no_grad()
-    def masked_weights(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
-        weights, _ = self._masked(task, sparsity)
+    def task_weights(
+        self, task: int, *, in_step: bool = False, sparsity: float | None = None
+    ) -> dict[str, Tensor]:
+        """Return copies of the masked target parameters of a task, by name.
+
+        Args:
+            task: A task that was added.
+            in_step: With the sparsity of the step that was taken last.
+            sparsity: Percent; default: the learner's.
+
+        Raises:
+            ValueError: The task was not added.
+        """
+        weights, _ = self._masked(task, self.step_sparsity if in_step else sparsity)
         return {name: w.detach().clone() for name, w in weights.items()}
+
+    @contextmanager
+    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
+        """Return a context in which :attr:`net` has a blend of all tasks' masked weights.
+
+        With ``bn="per_task"`` the tasks' parameters and statistics of normalisation are blended
+        alike.
+
+        Args:
+            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
+        """
+        if alpha.shape != (len(self.tasks),):
+            raise ValueError(
+                f"alpha has shape {tuple(alpha.shape)}; give ({len(self.tasks)},), a factor for "
+                "each task"
+            )
+        weights: dict[str, Tensor] = {}
+        for task, factor in enumerate(alpha):
+            for name, value in self._masked(task, None)[0].items():
+                weights[name] = weights.get(name, 0) + factor * value
+        norms = self.norms.blended(alpha)
+        with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
+            yield net
 
     @torch.no_grad()
     def masks(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
         """Return the masks of a task by parameter name; the exempt bias has none.
 
-        Args and errors: as in :meth:`masked_weights`.
+        Args:
+            task: A task that was added.
+            sparsity: Percent; default: the learner's.
+
+        Raises:
+            ValueError: The task was not added.
         """
         _, masks = self._masked(task, sparsity)
         return {name: mask for name, mask in masks.items() if name != self.exempt}
@@ -337,7 +389,8 @@ class HyperMask(Learner):
         if update is not None:
             update.completes(total, factor)
         self._steps.count()
-        return Losses(total, task_loss, output_reg, weight_reg, outputs)
+        terms = {"output_reg": output_reg, "weight_reg": weight_reg}
+        return Losses(total, task_loss, outputs, terms)
 
     def install_norms(self, net: nn.Module, task: int) -> None:
         """Copy the task's normalisation into a plain copy of the target network."""
@@ -345,6 +398,25 @@ class HyperMask(Learner):
 
     def manifest(self) -> list[dict[str, Any]]:
         return self._network.manifest()
+
+    def memory_parts(self) -> dict[str, list[Tensor]]:
+        head: list[Tensor] = list(self.hypernetwork.head.parameters())
+        of_head = {id(p) for p in head}
+        trunk: list[Tensor] = [p for p in self.hypernetwork.parameters() if id(p) not in of_head]
+        return {
+            "hypernetwork: head": head,
+            "hypernetwork: trunk and embeddings": trunk,
+            "outputs kept of earlier tasks": [*self._kept.buffers(), *self._steps.buffers()],
+            "weights of the last task": [] if self._previous is None else [self._previous],
+        }
+
+    def facts(self) -> dict[str, int]:
+        head = self.hypernetwork.head
+        return {
+            "mask_entries": self.hypernetwork.num_outputs,
+            "head_width": head.in_features,
+            "head_parameters": sum(p.numel() for p in head.parameters()),
+        }
 
     def report(self) -> str:
         """Return a table of the target's parameters: which are masked, which are not and why."""

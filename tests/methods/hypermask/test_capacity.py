@@ -9,6 +9,7 @@ from torch import Tensor
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from tests.support.hypermask_cases import batch, make, mixed_net
+from tests.support.hypermask_cases import tables as tables_of
 
 
 def grown(**options: object) -> HyperMask:
@@ -56,7 +57,7 @@ def test_a_task_that_is_being_learned_goes_on(in_backward: bool) -> None:
         if capacity == 2:
             small = make(mixed_net(), tasks=2, capacity=2, beta=0.5).double()
             state = learner.state_dict()
-            tables = {id(p) for p in small.tables()}
+            tables = {id(p) for p in tables_of(small)}
             rows = {n for n, p in small.named_parameters() if id(p) in tables}
             rows |= {f"norms.{n}" for n, _ in small.norms.named_buffers()}
             small.load_state_dict({n: v[:2] if n in rows else v for n, v in state.items()})

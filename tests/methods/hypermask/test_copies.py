@@ -54,7 +54,7 @@ def test_a_copy_continues_bit_identically(
         train(learner, 0)
         optimizer = torch.optim.Adam(learner.parameters(), lr=0.05)
     if task is not None:
-        learner.begin_task(task, ramp_steps=5)
+        learner.begin_task(task, steps=5)
         for _ in range(2):
             train_step(learner, optimizer, task, *batch(learner))
     twin = copy_of(learner).train()

@@ -75,7 +75,7 @@ def test_an_empty_batch_of_ids() -> None:
     [
         pytest.param(lambda learner, task: learner.begin_task(task), id="begin"),
         pytest.param(lambda learner, task: learner.losses(X, Y, task), id="losses"),
-        pytest.param(lambda learner, task: learner.masked_weights(task), id="masked-weights"),
+        pytest.param(lambda learner, task: learner.task_weights(task), id="masked-weights"),
         pytest.param(lambda learner, task: learner.masks(task), id="masks"),
         pytest.param(lambda learner, task: learner.activated(task).__enter__(), id="activated"),
     ],
@@ -138,8 +138,8 @@ def test_calls_out_of_order() -> None:
     learner.end_task()
     with pytest.raises(RuntimeError, match="while no task"):
         learner.losses(X, Y, 0)
-    with pytest.raises(ValueError, match="ramp_steps is -1; give 0 or more"):
-        learner.begin_task(1, ramp_steps=-1)
+    with pytest.raises(ValueError, match="steps is -1; give 0 or more"):
+        learner.begin_task(1, steps=-1)
     assert learner.current is None
     assert learner.learned == (0,)
 
@@ -188,7 +188,7 @@ def test_wrong_inputs_of_a_forward() -> None:
 
 def test_masks_are_unknown_before_an_input() -> None:
     learner = with_tasks()
-    for call in (learner.masks, learner.masked_weights):
+    for call in (learner.masks, learner.task_weights):
         with pytest.raises(RuntimeError, match=r"still unknown; run learner\(x, task\)"):
             call(0)
     with (
@@ -243,6 +243,6 @@ def test_a_fraction_is_warned_of() -> None:
 def test_sparsity_of_masks_is_checked() -> None:
     learner = with_tasks()
     learner(X, 0)
-    for call in (learner.masks, learner.masked_weights):
+    for call in (learner.masks, learner.task_weights):
         with pytest.raises(ValueError, match="120"):
             call(0, sparsity=120.0)

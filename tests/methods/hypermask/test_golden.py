@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hypermask_fast.methods.base import Losses
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -114,7 +114,7 @@ def test_the_whole_run_in_float64(
     rows = {(int(row[0]), int(row[1])): row for row in golden["losses"]}
     learner = make_learner(golden, "init", torch.float64)
     for task in range(config["tasks"]):
-        learner.begin_task(task, ramp_steps=config["steps"])
+        learner.begin_task(task, steps=config["steps"])
         take_step = make_step(learner, make_optimizer(learner.parameters(), lr=config["lr"]))
         if task:
             targets = learner.task_state()[0]["targets"]

@@ -16,6 +16,7 @@ from hypermask_fast import unconvert
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP, ResNet, ZenkeNet
 from tests.support.hypermask_cases import batch, make, perturb, train, train_step
+from tests.support.hypermask_cases import tables as tables_of
 
 Array = npt.NDArray[np.float64]
 
@@ -100,7 +101,7 @@ def test_losses_of_the_first_three_tasks_by_hand(options: dict[str, Any]) -> Non
         assert out.output_reg.item() == pytest.approx(sum(squares) / max(1, t), rel=1e-12)
         assert out.weight_reg.item() == pytest.approx(drift, rel=1e-12)
         assert out.total.item() == pytest.approx(total, rel=1e-12)
-        assert all(value.dim() == 0 for value in out[:4])
+        assert all(value.dim() == 0 for value in out.scalars().values())
         learner.end_task()
 
 
@@ -111,7 +112,7 @@ def test_masks_and_masked_weights_by_hand() -> None:
     for task in range(3):
         for p in (None, 0.0, 40.0, 75.0):
             masks = learner.masks(task, sparsity=p)
-            products = learner.masked_weights(task, sparsity=p)
+            products = learner.task_weights(task, sparsity=p)
             z = oracle_logits(learner, task)
             expected = oracle_masks(z, list(weights.values()), 40.0 if p is None else p)
             assert list(products) == list(weights)
@@ -166,7 +167,7 @@ def test_removed_weights_have_no_gradient() -> None:
 
 def test_the_sparsity_ramps_in_the_first_task_only() -> None:
     learner = make(sparsity=60.0)
-    learner.begin_task(0, ramp_steps=4)
+    learner.begin_task(0, steps=4)
     for i in range(1, 7):
         out = learner.losses(*batch(learner), 0)
         assert learner.step_sparsity == pytest.approx(60.0 * min(i, 4) / 4)
@@ -177,7 +178,7 @@ def test_the_sparsity_ramps_in_the_first_task_only() -> None:
         # Evaluation always uses the full percentage.
         assert (learner.masks(0)["hidden.0.weight"] == 0).sum() == 12
     learner.end_task()
-    learner.begin_task(1, ramp_steps=4)
+    learner.begin_task(1, steps=4)
     for _ in range(2):
         learner.losses(*batch(learner), 1)
         assert learner.step_sparsity == 60.0
@@ -186,25 +187,25 @@ def test_the_sparsity_ramps_in_the_first_task_only() -> None:
 
 def test_a_ramp_is_what_the_step_uses() -> None:
     learner = make(sparsity=60.0, dropout="off")
-    learner.begin_task(0, ramp_steps=3)
+    learner.begin_task(0, steps=3)
     x, y = batch(learner)
     for i in range(1, 4):
         out = learner.losses(x, y, 0)
-        weights = learner.masked_weights(0, sparsity=60.0 * i / 3)
+        weights = learner.task_weights(0, sparsity=60.0 * i / 3)
         with learner.activated(0, weights=weights) as net:
             assert torch.equal(net(x), out.logits)
 
 
 def test_earlier_embeddings_train_and_later_rows_never_move() -> None:
     learner = make(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), beta=1.0)
-    start = {id(table): table.detach().clone() for table in learner.tables()}
+    start = {id(table): table.detach().clone() for table in tables_of(learner)}
     assert len(start) == 3
     for task in range(3):
         before = learner.hypernetwork.embeddings.detach().clone()
         train(learner, task)
         moved = (learner.hypernetwork.embeddings != before).any(1)
         assert moved.tolist() == [row <= task for row in range(5)]
-    for table in learner.tables():
+    for table in tables_of(learner):
         assert torch.equal(table[3:], start[id(table)][3:])
 
 
@@ -265,7 +266,7 @@ def test_a_task_learned_again_is_not_its_own_target() -> None:
     learner = make(sparsity=20.0)
     for task in (0, 1, 2):
         train(learner, task)
-    learner.begin_task(1, ramp_steps=9)
+    learner.begin_task(1, steps=9)
     tensors, state = learner.task_state()
     assert state["ids"] == [1, 0, 2]
     assert len(tensors["targets"]) == 2

@@ -122,7 +122,7 @@ def test_activated_with_weights_that_were_kept() -> None:
     learner = make(sparsity=30.0)
     x, _ = batch(learner)
     expected = learner(x, 0)
-    weights = learner.masked_weights(0)
+    weights = learner.task_weights(0)
     perturb(learner)
     assert not torch.equal(learner(x, 0), expected)
     with learner.activated(0, weights=weights) as net:

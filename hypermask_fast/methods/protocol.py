@@ -1,0 +1,69 @@
+"""What a method and those who train, plan and log it say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Losses(NamedTuple):
+    """What a training forward returns; all but the logits are 0-d.
+
+    A term is also an attribute: ``losses.output_reg`` is ``losses.terms["output_reg"]``.
+
+    Attributes:
+        total: What to call ``backward`` on.
+        task: The loss of the batch, such as its mean cross-entropy.
+        logits: (batch, outputs).
+        terms: What a method adds to the task's loss, by name, without its factors.
+    """
+
+    total: Tensor
+    task: Tensor
+    logits: Tensor
+    terms: Mapping[str, Tensor]
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self.terms:
+            raise AttributeError(
+                f"these losses have no {name!r}; they have total, task, logits and the terms "
+                f"{', '.join(self.terms) or 'of none'}"
+            )
+        return self.terms[name]
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return all but the logits, by name."""
+        return {"total": self.total, "task": self.task, **self.terms}
+
+    def detached(self) -> Losses:
+        """Return the losses without their graph."""
+        terms = {name: value.detach() for name, value in self.terms.items()}
+        return Losses(self.total.detach(), self.task.detach(), self.logits.detach(), terms)
+
+
+class Phase(NamedTuple):
+    """A stretch of a task's steps with optimizers of its own."""
+
+    name: str
+    steps: int
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that are trained alike.
+
+    Attributes:
+        params: The parameters.
+        optimizer: Name of the optimizer that takes them; a method that steps optimizers one after
+            the other names several.
+        lr: Learning rate in place of the run's.
+        row_sparse: They are tables with a row for each task: rows without a gradient must not move.
+        in_backward: Those of a head, which an optimizer may update in the backward pass.
+    """
+
+    params: Sequence[nn.Parameter]
+    optimizer: str = "main"
+    lr: float | None = None
+    row_sparse: bool = False
+    in_backward: Sequence[nn.Parameter] = ()
