@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
     from hypermask_fast.backends.choice import backend, explain
-    from hypermask_fast.conversion.convert import export_subnet, unconvert
+    from hypermask_fast.conversion.convert import unconvert
     from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
     from hypermask_fast.hypernetworks.full import Hypernetwork
+    from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -55,7 +56,7 @@ _MODULE_OF = {
     "Trainer": "training.trainer",
     "backend": "backends.choice",
     "explain": "backends.choice",
-    "export_subnet": "conversion.convert",
+    "export_subnet": "inference.export",
     "plan": "planning.plan",
     "unconvert": "conversion.convert",
 }

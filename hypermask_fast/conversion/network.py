@@ -1,23 +1,22 @@
-"""A converted network under a learner: its mask entries, and masks put on and taken off again."""
+"""A converted network: its parameters, and forwards with other weights in their place."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from hypermask_fast.conversion.convert import Entry, MaskedLayer, convert, is_converted
+from hypermask_fast.conversion.convert import convert, is_converted
+from hypermask_fast.conversion.entries import Entry, manifest
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.hypernetworks.init import Fan
-from hypermask_fast.layers.masked import MaskedWeights
+from hypermask_fast.layers.masked import MaskedLayer, MaskedWeights
 from hypermask_fast.layers.norms import NormState, TaskNorm
-from hypermask_fast.masks.weights import MaskedTensors, mask_weights
 
 _EXEMPT = "exempt: last bias"
 
@@ -48,8 +47,8 @@ def _stand_in(name: str, layer: MaskedLayer, weights: Mapping[str, Tensor]) -> M
     )
 
 
-class MaskedNetwork:
-    """The entries of a network's masks, and the means to run it with masked weights.
+class ConvertedNetwork:
+    """The parameters of a network, and the means to run it with other weights in their place.
 
     It converts the network in place and holds it; it has no parameters of its own.
 
@@ -61,6 +60,7 @@ class MaskedNetwork:
     Attributes:
         net: The network.
         entries: All its parameters.
+        owners: For each of :attr:`tensors`, the module that has it, and its name there.
         exempt: Name of the bias that is not masked; None before it is known, or if there is none.
         traced: Whether ``exempt`` is known.
 
@@ -77,38 +77,29 @@ class MaskedNetwork:
         self._dropouts = [m for m in net.modules() if isinstance(m, _DropoutNd)]
         for _, layer in self._layers:
             layer.mask_source = source
-        self._owners = [
+        self.owners = [
             (net.get_submodule(entry.name.rpartition(".")[0]), entry.name.rpartition(".")[2])
             for entry in self.tensors
         ]
 
     @property
     def tensors(self) -> list[Entry]:
-        """The parameters with mask logits, in the order of the logits."""
+        """The parameters that are replaced, in order."""
         return [entry for entry in self.entries if entry.offset >= 0]
 
     @property
     def size(self) -> int:
-        """N, the number of mask logits."""
+        """N, the number of elements of :attr:`tensors`."""
         return sum(entry.size for entry in self.tensors)
 
     def weights(self) -> list[Tensor]:
-        """Return the parameters with mask logits, in the order of the logits."""
-        return [getattr(module, key) for module, key in self._owners]
+        """Return the present values of :attr:`tensors`."""
+        return [getattr(module, key) for module, key in self.owners]
 
     @torch.no_grad()
     def flat_weights(self) -> Tensor:
-        """Return a copy of the parameters with mask logits, (N,)."""
+        """Return a copy of the present values of :attr:`tensors`, (N,)."""
         return torch.cat([w.flatten() for w in self.weights()])
-
-    def fans(self) -> list[Fan]:
-        """Return what the hyperfan initialisation must know of each tensor."""
-        fans = []
-        for entry, (module, key) in zip(self.tensors, self._owners, strict=True):
-            assert isinstance(module, MaskedLayer)
-            fan_in = module.weight[0].numel()
-            fans.append(Fan(entry.size, fan_in, key == "bias", module.bias is not None))
-        return fans
 
     def set_exempt(self, name: str | None) -> None:
         """Choose the bias that is not masked.
@@ -160,28 +151,6 @@ class MaskedNetwork:
         bias = f"{order[-1]}.bias".lstrip(".")
         self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
 
-    def masked(
-        self,
-        logits: Tensor,
-        sparsity: float | Tensor,
-        previous: Tensor | None = None,
-        *,
-        masked_drift: bool = True,
-    ) -> tuple[dict[str, Tensor], MaskedTensors]:
-        """Return what stands in for each of :meth:`tensors`, by name, with masks and L1 drift.
-
-        The exempt bias comes back unmasked; its mask is ``|tanh z|`` without a threshold.
-
-        Args:
-            logits, sparsity, previous, masked_drift: As in
-                :func:`hypermask_fast.masks.weights.mask_weights`.
-        """
-        tensors = self.tensors
-        result = mask_weights(
-            self.weights(), logits, sparsity, [e.masked for e in tensors], previous, masked_drift
-        )
-        return dict(zip([e.name for e in tensors], result.products, strict=True)), result
-
     @contextmanager
     def applied(
         self,
@@ -193,7 +162,7 @@ class MaskedNetwork:
         """Run the network with other weights inside a ``with`` block.
 
         Args:
-            weights: What stands in for each of :meth:`tensors`, by name.
+            weights: What stands in for each of :attr:`tensors`, by name.
             norms: What stands in for normalisation layers' states.
             dropout: False turns dropout layers off, whatever their mode.
 
@@ -222,7 +191,7 @@ class MaskedNetwork:
 
     def manifest(self) -> list[dict[str, Any]]:
         """Return name, shape, offset, masked and reason of every parameter, for JSON."""
-        return [{**asdict(entry), "shape": list(entry.shape)} for entry in self.entries]
+        return manifest(self.entries)
 
     def table(self, reasons: Mapping[str, str]) -> list[str]:
         """Return a line for each parameter (name, shape, size, why it is not masked), and a sum.

@@ -1,1 +1,1 @@
-"""Drop-in layers that can be masked, and normalisation layers with a state for each task."""
+"""Drop-in layers whose weights can be masked, and whose normalisation can be replaced."""

@@ -242,3 +242,10 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         return functional.masked_conv2d(
             x, self.weight, self.bias, *mask, self.stride, padding, self.dilation, self.groups
         )
+
+
+MaskedLayer = MaskedLinear | MaskedConv2d
+
+MASKED_LAYERS: dict[type[nn.Module], type[MaskedLayer]] = {
+    cls.plain: cls for cls in (MaskedLinear, MaskedConv2d)
+}

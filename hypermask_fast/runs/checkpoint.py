@@ -14,9 +14,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -304,34 +303,3 @@ def load_latest(
         else:
             fix = "no older checkpoint is whole"
         raise CheckpointError(f"{error} ({fix})") from error
-
-
-def check_manifest(
-    saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]
-) -> None:
-    """Refuse a checkpoint whose mask entries are not those of the model.
-
-    Args:
-        saved: Entries ``{name, shape, offset, masked, reason}`` of the checkpoint, in order.
-        current: Those of the model.
-
-    Raises:
-        CheckpointError: They differ; the first difference is named.
-    """
-    fix = "build the network with the settings of the checkpoint, or start a new run"
-    for i, (old, new) in enumerate(zip_longest(saved, current)):
-        if old is None or new is None:
-            names = [repr(entry["name"]) if entry else "absent" for entry in (new, old)]
-            raise CheckpointError(
-                f"manifest entry {i} is {names[0]} in the model and {names[1]} in the checkpoint; "
-                f"{fix}"
-            )
-        for key in dict.fromkeys([*old, *new]):
-            seen, expected = new.get(key), old.get(key)
-            if key == "shape" and seen is not None and expected is not None:
-                seen, expected = list(seen), list(expected)  # JSON has no tuples
-            if seen != expected:
-                raise CheckpointError(
-                    f"manifest entry {i} {old.get('name')!r} has {key} {seen!r} in the model and "
-                    f"{expected!r} in the checkpoint; {fix}"
-                )

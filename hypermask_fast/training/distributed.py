@@ -13,10 +13,11 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel as _TorchDDP
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.conversion.norm_tables import NormTable
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.layers.norms import NormTable, TaskNorm
 from hypermask_fast.methods.base import Learner, ordinary_step
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.layers.norms import TaskNorm
 
 _Gradients = Sequence[Tensor | None]
 

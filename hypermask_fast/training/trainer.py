@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
+from hypermask_fast.conversion.entries import check_manifest
 from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Losses, Phase
-from hypermask_fast.runs.checkpoint import check_manifest
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import GraphedStep

@@ -13,13 +13,14 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.convert import freeze, unconvert
-from hypermask_fast.conversion.network import MaskedNetwork
+from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.conversion.norm_tables import TaskNorms
 from hypermask_fast.errors import check_choice
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.layers.norms import TaskNorms
+from hypermask_fast.methods import generated
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.checks import check_factors, check_sparsity
 from hypermask_fast.methods.evaluating import evaluating
@@ -135,7 +136,7 @@ class HyperMask(Learner):
         self.bn, self.dropout, self.ramp = bn, dropout, ramp
         self.register_buffer("_previous", None, persistent=False)
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self._network = MaskedNetwork(net, patterns, f"hyper(p={sparsity:g})")
+        self._network = ConvertedNetwork(net, patterns, f"hyper(p={sparsity:g})")
         try:
             first = self._network.weights()[0]
             self._steps = Steps(first.device)
@@ -153,7 +154,7 @@ class HyperMask(Learner):
             self.hypernetwork = make(self._network.size, **options)
             kept.check(self.hypernetwork)
             if init == "hyperfan":
-                hyperfan_(self.hypernetwork, self._network.fans())
+                hyperfan_(self.hypernetwork, generated.fans(self._network))
             self.norms = TaskNorms(net, bn, capacity)
             if exempt is not None:
                 self._network.set_exempt(exempt)
@@ -280,7 +281,7 @@ class HyperMask(Learner):
         ids = [self._tasks.checked(task)]
         logits, _ = self.hypernetwork(torch.tensor(ids, device=self.hypernetwork.embeddings.device))
         p = self.sparsity if sparsity is None else sparsity
-        weights, tensors = self._network.masked(logits, p)
+        weights, tensors = generated.masked_weights(self._network, logits, p)
         return weights, dict(zip(weights, tensors.masks, strict=True))
 
     @contextmanager
@@ -373,8 +374,8 @@ class HyperMask(Learner):
         update = self.hypernetwork.head_update(optimizer)
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
-        weights, (_, _, weight_reg) = self._network.masked(
-            logits, sparsity, self._previous, masked_drift=self.masked_l1
+        weights, (_, _, weight_reg) = generated.masked_weights(
+            self._network, logits, sparsity, self._previous, masked_drift=self.masked_l1
         )
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
@@ -393,7 +394,6 @@ class HyperMask(Learner):
         return Losses(total, task_loss, outputs, terms)
 
     def install_norms(self, net: nn.Module, task: int) -> None:
-        """Copy the task's normalisation into a plain copy of the target network."""
         self.norms.install(net, task)
 
     def manifest(self) -> list[dict[str, Any]]:
