@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size2 = int | tuple[int, ...]
+Geometry = tuple[Size2, Size2 | str, Size2, int]
+"""Stride, padding, dilation and groups of a convolution, as in ``torch.nn.functional.conv2d``."""
 
 
 def _masked(weight: Tensor, logits: Tensor, threshold: Tensor | None) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast.kernels import ops
-from hypermask_fast.reference import Size2
+from hypermask_fast.masks.types import Mask
+from hypermask_fast.reference import Geometry, Size2
 
 
 def _pair(value: Size2) -> tuple[int, int]:
@@ -61,19 +62,9 @@ def _gradients(
 
 class _MaskedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        weight_logits: Tensor,
-        bias_logits: Tensor | None,
-        weight_threshold: Tensor | None,
-        bias_threshold: Tensor | None,
-    ) -> Tensor:
-        args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
-        ctx.save_for_backward(*args)
-        return ops.masked_linear(*args)
+    def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return ops.masked_linear(*tensors)
 
     @staticmethod
     @once_differentiable
@@ -84,24 +75,10 @@ class _MaskedLinear(torch.autograd.Function):
 
 class _MaskedConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        weight_logits: Tensor,
-        bias_logits: Tensor | None,
-        weight_threshold: Tensor | None,
-        bias_threshold: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> Tensor:
-        args = (x, weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
-        ctx.save_for_backward(*args)
-        ctx.geometry = (stride, padding, dilation, groups)
-        return ops.masked_conv2d(*args, *ctx.geometry)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        ctx.save_for_backward(*arguments[:-4])
+        ctx.geometry = arguments[-4:]
+        return ops.masked_conv2d(*arguments)
 
     @staticmethod
     @once_differentiable
@@ -111,26 +88,17 @@ class _MaskedConv2d(torch.autograd.Function):
         return *_gradients(ctx, operators, inputs, grads[0], ctx.geometry), *(None,) * 6
 
 
-def masked_linear(x: Tensor, *args: Tensor | None) -> Tensor:
-    """Return what :func:`hypermask_fast.reference.masked_linear` does; same arguments."""
-    return _MaskedLinear.apply(_inputs_like_products(x), *args)
+def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
+    """Return what :func:`hypermask_fast.layers.functional.masked_linear` does; same arguments."""
+    return _MaskedLinear.apply(_inputs_like_products(x), weight, bias, *mask)
 
 
 def masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    weight_logits: Tensor,
-    bias_logits: Tensor | None,
-    weight_threshold: Tensor | None,
-    bias_threshold: Tensor | None,
-    stride: Size2,
-    padding: Size2 | str,
-    dilation: Size2,
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask, geometry: Geometry
 ) -> Tensor:
-    """Return what :func:`hypermask_fast.reference.masked_conv2d` does; same arguments."""
+    """Return what :func:`hypermask_fast.layers.functional.masked_conv2d` does; same arguments."""
     x = _inputs_like_products(x)
+    stride, padding, dilation, groups = geometry
     dilation = _pair(dilation)
     if isinstance(padding, str):
         around = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -143,6 +111,6 @@ def masked_conv2d(
             x, around = torch.nn.functional.pad(x, sides), [0, 0]
         padding = (around[0] // 2, around[1] // 2)
     batched = x if x.dim() == 4 else x[None]
-    mask = (weight, bias, weight_logits, bias_logits, weight_threshold, bias_threshold)
-    y = _MaskedConv2d.apply(batched, *mask, _pair(stride), _pair(padding), dilation, groups)
+    sizes = (_pair(stride), _pair(padding), dilation)
+    y = _MaskedConv2d.apply(batched, weight, bias, *mask, *sizes, groups)
     return y if x.dim() == 4 else y[0]

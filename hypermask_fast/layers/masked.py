@@ -9,18 +9,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from hypermask_fast import functional, reference
+from hypermask_fast import reference
+from hypermask_fast.layers import functional
+from hypermask_fast.masks.checks import check_mask, check_sparsity
+from hypermask_fast.masks.thresholds import mask_threshold
+from hypermask_fast.masks.types import Mask
 
 _MASK_STATE = ("active", "mask_source")
-
-
-class MaskLogits(NamedTuple):
-    """A mask that the layer's operation makes itself; see :func:`functional.masked_linear`."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    weight_threshold: Tensor | None = None
-    bias_threshold: Tensor | None = None
 
 
 class MaskedWeights(NamedTuple):
@@ -35,7 +30,7 @@ class _Masked(nn.Module):
 
     # Class attributes: a plain layer that is converted in place gets them without an __init__.
     plain: ClassVar[type[nn.Module]]
-    active: MaskLogits | MaskedWeights | None = None
+    active: Mask | MaskedWeights | None = None
     mask_source: str = "none"
 
     weight: Tensor
@@ -61,12 +56,11 @@ class _Masked(nn.Module):
         Raises:
             ValueError, TypeError: A shape, device, dtype or the sparsity does not fit.
         """
-        functional.check_mask(self.weight, self.bias, weight_logits, bias_logits, None, None)
-        thresholds = [
-            None if z is None else functional.mask_threshold(z, sparsity)
-            for z in (weight_logits, bias_logits)
-        ]
-        self.active = MaskLogits(weight_logits, bias_logits, *thresholds)
+        mask = Mask(weight_logits, bias_logits)
+        check_mask(self.weight, self.bias, mask)
+        check_sparsity(sparsity)
+        thresholds = [None if z is None else mask_threshold(z, sparsity) for z in mask[:2]]
+        self.active = Mask(weight_logits, bias_logits, *thresholds)
         self.mask_source = f"logits(p={sparsity:g})"
 
     def clear_mask(self) -> None:
@@ -144,7 +138,7 @@ def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
         vars(twin).pop(name, None)
     if mask is None:
         return twin
-    if isinstance(mask, MaskLogits):
+    if isinstance(mask, Mask):
         (weight,), _ = reference.mask_weights(
             [layer.weight], [mask.weight], [mask.weight_threshold]
         )
@@ -199,7 +193,8 @@ class MaskedLinear(_Masked, nn.Linear):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return nn.functional.linear(x, mask.weight, mask.bias)
-        return functional.masked_linear(x, self.weight, self.bias, *mask)
+        check_mask(self.weight, self.bias, mask)
+        return functional.masked_linear(x, self.weight, self.bias, mask)
 
 
 class MaskedConv2d(_Masked, nn.Conv2d):
@@ -239,9 +234,9 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
             padding = 0
-        return functional.masked_conv2d(
-            x, self.weight, self.bias, *mask, self.stride, padding, self.dilation, self.groups
-        )
+        check_mask(self.weight, self.bias, mask)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return functional.masked_conv2d(x, self.weight, self.bias, mask, geometry)
 
 
 MaskedLayer = MaskedLinear | MaskedConv2d

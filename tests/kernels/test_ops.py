@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hypermask_fast import reference
 from hypermask_fast.kernels import ops
-from hypermask_fast.layers import fused as masked_layers
+from hypermask_fast.layers import fused
+from hypermask_fast.masks.types import Mask
 from hypermask_fast.masks.weights import _KernelMaskWeights
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -74,31 +75,39 @@ def gradients(function: Callable[..., Tensor], *args: Any) -> list[Tensor]:
     return [y, *(leaf.grad for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad)]
 
 
+def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *mask: Tensor | None) -> Tensor:
+    return fused.masked_linear(x, weight, bias, Mask(*mask))
+
+
+def fused_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return fused.masked_conv2d(x, weight, bias, Mask(*rest[:4]), rest[4:])
+
+
 LAYERS = {
-    "linear": (masked_layers.masked_linear, reference.masked_linear, (X, W, B, Z, ZB, CUT, CUT_B)),
+    "linear": (fused_linear, reference.masked_linear, (X, W, B, Z, ZB, CUT, CUT_B)),
     "linear-plain-bias": (
-        masked_layers.masked_linear,
+        fused_linear,
         reference.masked_linear,
         (X, W, B, Z, None, None, None),
     ),
     "linear-of-one-input": (
-        masked_layers.masked_linear,
+        fused_linear,
         reference.masked_linear,
         (X[0, 0], W, B, Z, ZB, CUT, CUT_B),
     ),
     "linear-without-inputs": (
-        masked_layers.masked_linear,
+        fused_linear,
         reference.masked_linear,
         (X[..., :0], W[:, :0], B, Z[:, :0], ZB, None, CUT_B),
     ),
     "linear-without-bias": (
-        masked_layers.masked_linear,
+        fused_linear,
         reference.masked_linear,
         (X[0], W, None, Z, None, CUT, None),
     ),
     **{
         f"conv2d-{name}": (
-            masked_layers.masked_conv2d,
+            fused_conv2d,
             reference.masked_conv2d,
             (image, KERNEL, B, ZK, ZB, CUT, None, *geometry),
         )
@@ -137,14 +146,14 @@ def test_what_needs_no_gradient_is_not_computed(monkeypatch: pytest.MonkeyPatch)
     x, weight, bias, logits, bias_logits = X.clone().requires_grad_(), W, B, Z, ZB
     for name in ("masked_linear_weight", "masked_linear_bias"):
         monkeypatch.setattr(ops, name, fail)
-    masked_layers.masked_linear(x, weight, bias, logits, bias_logits, None, None).sum().backward()
+    fused_linear(x, weight, bias, logits, bias_logits, None, None).sum().backward()
     assert x.grad is not None
 
 
 def test_autocast_rounds_the_inputs() -> None:
     x, w, z = randn(3, 5, dtype=torch.float32), W.float(), Z.float()
     with torch.autocast("cpu", torch.bfloat16):
-        y = masked_layers.masked_linear(x, w, None, z, None, None, None)
+        y = fused_linear(x, w, None, z, None, None, None)
         expected = reference.masked_linear(x, w, None, z)
     assert y.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected)

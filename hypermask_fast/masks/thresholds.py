@@ -1,0 +1,34 @@
+"""The threshold of a mask: a percentile of its values, by the kernels or by PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hypermask_fast import reference
+from hypermask_fast.backends.choice import uses_kernels
+
+
+def mask_threshold(
+    logits: Tensor, sparsity: float | Tensor, *, backend: str | None = None
+) -> Tensor | None:
+    """Return the smallest mask value kept; see :func:`hypermask_fast.functional.mask_threshold`."""
+    with_kernel = uses_kernels("mask_threshold", logits, backend, entries=logits.numel())
+    if not isinstance(sparsity, Tensor) and sparsity == 0:
+        return None
+    if not with_kernel or not logits.numel():
+        return reference.mask_threshold(logits, sparsity)
+    from hypermask_fast.kernels import ops
+
+    flat = logits.detach().flatten()
+    percent = sparsity_on(sparsity, logits.device)
+    values, _ = ops.mask_thresholds(flat, [logits.numel()], percent, [True])
+    return values[0]
+
+
+def sparsity_on(sparsity: float | Tensor, device: torch.device) -> Tensor:
+    """Return a sparsity as the 0-d float64 tensor that the kernels read."""
+    if isinstance(sparsity, Tensor):
+        return sparsity.to(device, torch.float64)
+    # Filled on the device: a copy from the host would break the capture of a CUDA graph.
+    return torch.full((), sparsity, dtype=torch.float64, device=device)
