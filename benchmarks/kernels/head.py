@@ -15,6 +15,7 @@ from hypermask_fast import backend
 from hypermask_fast.head import passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
+from hypermask_fast.masks.types import MaskRequest
 from hypermask_fast.masks.weights import mask_weights
 
 _LR, _BETA1, _BETA2, _EPS, _STEP = 1e-3, 0.9, 0.999, 1e-8, 10
@@ -181,7 +182,8 @@ def _masks(shapes: list[torch.Size], sparsity: float) -> Problem:
         thetas = [w.to(dtype).requires_grad_() for w in weights]
         z = logits.to(dtype).requires_grad_()
         with backend("reference"):
-            products, masks, drift = mask_weights(thetas, z, sparsity, masked, previous.to(dtype))
+            request = MaskRequest(thetas, z, sparsity, masked, previous.to(dtype))
+            products, masks, drift = mask_weights(request)
         upstream = [*(g.to(dtype) for g in grads), drift_grad.to(dtype)]
         of_logits, *of_weights = torch.autograd.grad(
             [*products[:-1], drift], [z, *thetas], upstream

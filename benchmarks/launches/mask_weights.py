@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.launches import Launch, Run, floats, route
 from hypermask_fast.kernels.masks import weights as mask_weights
+from hypermask_fast.masks.types import MaskRequest
 from hypermask_fast.masks.weights import mask_weights as masks_of_all
 
 _WIDE = ((1000, 784), (1000,), (1000, 1000), (1000,), (10, 1000), (10,))
@@ -35,7 +36,7 @@ def _whole(shapes: tuple[tuple[int, ...], ...]) -> Run:
     weights = [floats(*shape) for shape in shapes]
     z = floats(sum(w.numel() for w in weights))
     masked = [True] * (len(shapes) - 1) + [False]
-    return partial(masks_of_all, weights, z, 30.0, masked, floats(z.numel()))
+    return partial(masks_of_all, MaskRequest(weights, z, 30.0, masked, floats(z.numel())))
 
 
 LAUNCHES = {

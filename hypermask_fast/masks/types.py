@@ -24,6 +24,20 @@ class Mask(NamedTuple):
     bias_threshold: Tensor | None = None
 
 
+class MaskedTensors(NamedTuple):
+    """What :func:`hypermask_fast.masks.weights.mask_weights` returns.
+
+    Attributes:
+        products: ``theta_i * mask_i`` of every tensor; theta_i itself where it is not masked.
+        masks: ``mask_i`` of every tensor; of those that are not masked ``|tanh z|``.
+        drift: 0-d, the L1 drift; 0 without previous weights.
+    """
+
+    products: list[Tensor]
+    masks: list[Tensor]
+    drift: Tensor
+
+
 class MaskRequest(NamedTuple):
     """What :func:`hypermask_fast.masks.weights.mask_weights` is asked for.
 
@@ -49,16 +63,17 @@ class MaskRequest(NamedTuple):
         """Number of elements of each tensor."""
         return [w.numel() for w in self.weights]
 
+    def shaped(self, masks: Tensor, drift: Tensor, *products: Tensor) -> MaskedTensors:
+        """Return what a pass over all tensors found.
 
-class MaskedTensors(NamedTuple):
-    """What :func:`hypermask_fast.masks.weights.mask_weights` returns.
-
-    Attributes:
-        products: ``theta_i * mask_i`` of every tensor; theta_i itself where it is not masked.
-        masks: ``mask_i`` of every tensor; of those that are not masked ``|tanh z|``.
-        drift: 0-d, the L1 drift; 0 without previous weights.
-    """
-
-    products: list[Tensor]
-    masks: list[Tensor]
-    drift: Tensor
+        Args:
+            masks: (N,), one after the other.
+            drift: 0-d.
+            *products: Of the tensors that are masked.
+        """
+        found = iter(products)
+        return MaskedTensors(
+            [next(found) if m else w for w, m in zip(self.weights, self.masked, strict=True)],
+            [m.view(w.shape) for m, w in zip(masks.split(self.sizes), self.weights, strict=True)],
+            drift,
+        )

@@ -7,7 +7,8 @@ from torch import Tensor
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.layers.masked import MaskedLayer
-from hypermask_fast.masks.weights import MaskedTensors, mask_weights
+from hypermask_fast.masks.types import MaskedTensors, MaskRequest
+from hypermask_fast.masks.weights import mask_weights
 
 
 def masked_weights(
@@ -25,12 +26,12 @@ def masked_weights(
     Args:
         network: The network.
         logits, sparsity, previous, masked_drift: As in
-            :func:`hypermask_fast.masks.weights.mask_weights`.
+            :class:`hypermask_fast.masks.types.MaskRequest`.
     """
     tensors = network.tensors
-    result = mask_weights(
-        network.weights(), logits, sparsity, [e.masked for e in tensors], previous, masked_drift
-    )
+    masked = [entry.masked for entry in tensors]
+    request = MaskRequest(network.weights(), logits, sparsity, masked, previous, masked_drift)
+    result = mask_weights(request)
     return dict(zip([e.name for e in tensors], result.products, strict=True)), result
 
 

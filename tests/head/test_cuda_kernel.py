@@ -10,7 +10,7 @@ from hypermask_fast.backends import choice
 from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep
-from hypermask_fast.masks import weights as mask_weights
+from hypermask_fast.masks import cuda as mask_weights
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import make_network
 from hypermask_fast.optim.factored_adam import FactoredAdam

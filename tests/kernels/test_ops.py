@@ -12,8 +12,8 @@ from torch import Tensor
 from hypermask_fast import reference
 from hypermask_fast.kernels import ops
 from hypermask_fast.layers import fused
-from hypermask_fast.masks.types import Mask
-from hypermask_fast.masks.weights import _KernelMaskWeights
+from hypermask_fast.masks import cuda
+from hypermask_fast.masks.types import Mask, MaskRequest
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -159,11 +159,10 @@ def test_autocast_rounds_the_inputs() -> None:
     torch.testing.assert_close(y, expected)
 
 
-@pytest.mark.parametrize("sparsity", [None, 40.0])
-def test_masked_weights_of_a_network(sparsity: float | None) -> None:
+@pytest.mark.parametrize("sparsity", [0.0, 40.0])
+def test_masked_weights_of_a_network(sparsity: float) -> None:
     weights, previous = [randn(3, 5), randn(4), randn(2)], randn(21)
     logits, masked = randn(21), (True, False, True)
-    p = None if sparsity is None else torch.tensor(sparsity, dtype=torch.float64)
 
     def plain(z: Tensor, *w: Tensor) -> Tensor:
         shaped = [part.view_as(x) for part, x in zip(z.split([15, 4, 2]), w, strict=True)]
@@ -177,8 +176,8 @@ def test_masked_weights_of_a_network(sparsity: float | None) -> None:
         return torch.cat([products[0].flatten(), products[2], drift[None]])
 
     def ours(z: Tensor, *w: Tensor) -> Tensor:
-        _, drift, first, third = _KernelMaskWeights.apply(z, previous, p, masked, True, *w)
-        return torch.cat([first.flatten(), third, drift[None]])
+        products, _, drift = cuda.mask_weights(MaskRequest(w, z, sparsity, masked, previous))
+        return torch.cat([products[0].flatten(), products[2], drift[None]])
 
     for found, expected in zip(
         gradients(ours, logits, *weights), gradients(plain, logits, *weights), strict=True

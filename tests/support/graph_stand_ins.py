@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from hypermask_fast.head import cuda
 from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
-from hypermask_fast.masks import weights as mask_weights
+from hypermask_fast.masks import cuda as mask_weights
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.training.graph import Captured, CudaGraphs
