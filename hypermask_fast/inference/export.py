@@ -26,7 +26,7 @@ def export_subnet(learner: Learner, task: int) -> nn.Module:
         ValueError: The task was not added.
         RuntimeError: The learner has seen no input, so that the unmasked bias is not known yet.
     """
-    weights = learner.masked_weights(task)
+    weights = learner.task_weights(task)
     net = unconvert(copy.deepcopy(learner.net))
     learner.install_norms(net, task)
     parameters = dict(net.named_parameters())

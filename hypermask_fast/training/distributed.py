@@ -15,9 +15,9 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.norm_tables import NormTable
 from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.base import Learner, ordinary_step
 from hypermask_fast.methods.protocol import Losses
-from hypermask_fast.layers.norms import TaskNorm
 
 _Gradients = Sequence[Tensor | None]
 

@@ -115,7 +115,7 @@ def test_learning_a_task_leaves_the_others_untouched() -> None:
     train(learner, 0)
     x = batch()
     hypernetwork = {k: v.clone() for k, v in learner.hypernetwork.state_dict().items()}
-    weights = learner.masked_weights(0)
+    weights = learner.task_weights(0)
     rows = {k: v[[0, 2]].clone() for k, v in learner.norms.state_dict().items()}
     own = {k: v.clone() for k, v in learner.net.state_dict().items() if "bn" in k or "layer" in k}
     logits = learner.eval()(x, 0)
@@ -175,7 +175,7 @@ def test_batch_mode_equals_a_net_without_running_statistics(affine: bool, mode: 
     own = {k: v.clone() for k, v in learner.net.state_dict().items()}
     twin.load_state_dict({k: v for k, v in own.items() if "running" not in k and "num_" not in k})
     with torch.no_grad():
-        for name, value in learner.masked_weights(0).items():
+        for name, value in learner.task_weights(0).items():
             twin.get_parameter(name).copy_(value)
     x = batch()
     assert torch.equal(learner(x, 0), twin(x))
