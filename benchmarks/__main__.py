@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=0, help="of a worker; 0 (default): torch's")
     run.add_argument("--json", type=Path, required=True, metavar="FILE")
     tuning = commands.add_parser("tune", help="time the kernels' configurations on this GPU")
-    tuning.add_argument("--only", metavar="STEM", help="one module of benchmarks/launches")
+    tuning.add_argument("--only", metavar="STEM", help="one module of launches, as mask_logits")
     tuning.add_argument("--json", type=Path, default=TABLE, metavar="FILE")
     tuning.add_argument("--minutes", type=float, default=6.0, help="no launch begins after (6)")
     tuning.add_argument("--resume", action="store_true", help="only sizes that the table has not")

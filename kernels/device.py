@@ -78,3 +78,8 @@ def semi_binary(z, threshold, HAS_THRESHOLD: tl.constexpr):
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which kernels launch on the tensor's GPU."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def fit(block: int, size: int) -> int:
+    """Return a tile no larger than the size needs, and no smaller than a product takes."""
+    return min(block, max(16, triton.next_power_of_2(size)))

@@ -110,7 +110,7 @@ def _conv2d_bias_kernel(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _hidden_grad_kernel(weight: Tensor, dz: Tensor) -> Tensor:
-    from hypermask_fast.kernels.head.logits import hidden_grad
+    from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 
     return hidden_grad(weight, dz)
 

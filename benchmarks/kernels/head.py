@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels.case import KernelCase, Output, Problem
-from benchmarks.launches import floats
+from benchmarks.launches.launch import floats
 from benchmarks.steps.cases import find_cases
 from hypermask_fast import backend
 from hypermask_fast.head import passes

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernels.case import KernelCase, Output, Problem
-from benchmarks.launches import floats
+from benchmarks.launches.launch import floats
 from hypermask_fast import reference
 
 _ROWS = (128, 1, 32, 4096, 8, 1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -19,16 +18,14 @@ from benchmarks.harness import ahead
 from benchmarks.harness.ahead import leave_after_a_fault, run_ahead
 from benchmarks.harness.files import write_json
 from benchmarks.harness.process import Worker, variables
-from benchmarks.launches import Launch
-from hypermask_fast.errors import ConfigError, nearest
+from benchmarks.launches.catalogue import find_launches
+from benchmarks.launches.launch import Launch
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.kernels import tuning
 
 TABLE = tuning.TABLE
 Entry = dict[str, Any]
 Table = dict[str, dict[str, list[Entry]]]
-_FOLDER = Path(__file__).parents[1] / "launches"
-# Of a step most time is the head's, then the masks'; what is not named comes last.
-_ORDER = ("step_rows", "mask_logits", "mask_weights", "select", "factored_adam", "masked_linear")
 _LAUNCH_SECONDS = 90.0
 """No launch takes as long with all its configurations, unless one of them never ends."""
 _FAULTS = 2
@@ -50,43 +47,6 @@ class Answer(NamedTuple):
 
 
 Measure = Callable[[str, Launch, Sequence[Mapping[str, int]]], Answer]
-
-
-def _worth(stem: str) -> tuple[int, str]:
-    return (_ORDER.index(stem) if stem in _ORDER else len(_ORDER), stem)
-
-
-def find_launches(only: str | None = None) -> dict[str, Launch]:
-    """Return the launches to time by ``stem/name``: the most valuable first, large grids last.
-
-    Where a kernel is compared with an alternative, its launches without one are left out.
-
-    Args:
-        only: A module of benchmarks/launches; None for all.
-
-    Raises:
-        ConfigError: There is no such module.
-    """
-    stems = sorted((path.stem for path in _FOLDER.glob("[a-z]*.py")), key=_worth)
-    if only is not None and only not in stems:
-        raise ConfigError(
-            f"--only is {only!r}{nearest(only, stems)}; choose from {', '.join(stems)}"
-        )
-    first: dict[str, Launch] = {}
-    last: dict[str, Launch] = {}
-    for stem in stems if only is None else [only]:
-        module = importlib.import_module(f"benchmarks.launches.{stem}")
-        routes = {f"route-{name}": launch for name, launch in getattr(module, "ROUTES", {}).items()}
-        grid = getattr(module, "GRID", {})
-        for found, group in ((module.LAUNCHES, first), (routes, first), (grid, last)):
-            group |= {f"{stem}/{name}": launch for name, launch in found.items()}
-    launches = first | last
-    compared = {launch.kernel for launch in launches.values() if launch.alternative}
-    return {
-        name: launch
-        for name, launch in launches.items()
-        if any(launch.configs) and (launch.alternative or launch.kernel not in compared)
-    }
 
 
 def merged(table: Table, device: str, kernel: str, entry: Entry) -> Table:
@@ -218,7 +178,7 @@ def tune(only: str | None, file: Path, minutes: float, resume: bool = False) -> 
     """Time every shipped configuration on this GPU and merge the fastest into a file.
 
     Args:
-        only: A module of benchmarks/launches; None for all.
+        only: The stem of one module of launches; None for all.
         file: The table.
         minutes: No launch begins after this time.
         resume: Leave out what the table has.

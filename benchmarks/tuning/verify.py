@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.launches import Launch, Run
+from benchmarks.launches.launch import Launch, Run
 from hypermask_fast.kernels import tuning
 
 _ALLOWED = {torch.float16: 2e-2, torch.bfloat16: 2e-2}

@@ -15,8 +15,9 @@ import torch
 from benchmarks.harness.ahead import device_works, in_a_line
 from benchmarks.harness.process import serve
 from benchmarks.harness.timing import make_sets, median_ms
-from benchmarks.launches import Launch, Run
-from benchmarks.tuning.tune import Answer, Entry, find_launches
+from benchmarks.launches.catalogue import find_launches
+from benchmarks.launches.launch import Launch, Run
+from benchmarks.tuning.tune import Answer, Entry
 from benchmarks.tuning.verify import Check
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.kernels import tuning

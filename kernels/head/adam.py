@@ -29,8 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, on_device, only_if
-from hypermask_fast.kernels.head.logits import exact_dot
+from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.tuning import Config, choose
 
 SCALARS = 9
@@ -262,7 +262,7 @@ def factored_adam(
     name = "sums" if bucket else "products"
     sizes = {"rows": rows, "width": width, "count": count}
     config = choose(f"factored_adam_{name}", CONFIGS[name], weight.device, **sizes)
-    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
+    columns = fit(config["BLOCK_H"], width)
     grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(width, columns))
     with on_device(weight):
         _factored_adam_kernel[grid](

@@ -1,89 +1,44 @@
-"""Logits of task embeddings, z = A h + b, and the gradient dh = dz A, each in one read of A.
+"""Logits of task embeddings, z = A h + b, in one read of A; and their residuals.
 
-A (N, H), b (N,), hidden (k, H), z and dz (k, N), all float32.
+A (N, H), b (N,), hidden (k, H), z (k, N), all float32.
 
 * One embedding: float32 multiply-adds, a tree sum along H. Bytes: 4 N H + 8 N.
 * Up to 128 embeddings: a product on the matrix cores, of float32's accuracy. 4 N H + 4 k N + 4 N.
-* dh: each of a number of programs that only N decides sums over its rows, one embedding by float32
-  multiply-adds, more by products; torch adds their parts in float64, in the order of the rows. A
-  and dz are read once for every 128 embeddings.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.target_info import is_hip
 
-from hypermask_fast.kernels.device import INTERPRET, cast, on_device, only_if
+from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.tuning import Config, choose
 
 
-def _config(rows: int, columns: int, warps: int, stages: int = 3) -> Config:
+def tile(rows: int, columns: int, warps: int, stages: int = 3) -> Config:
+    """Return a configuration by its sizes."""
     return {"BLOCK_N": rows, "BLOCK_H": columns, "num_warps": warps, "num_stages": stages}
 
 
 CONFIGS: dict[str, tuple[Config, ...]] = {
     "vector": (
-        _config(64, 32, 4),
-        _config(128, 32, 4),
-        _config(64, 64, 4),
-        _config(32, 128, 4),
-        _config(64, 128, 8),
+        tile(64, 32, 4),
+        tile(128, 32, 4),
+        tile(64, 64, 4),
+        tile(32, 128, 4),
+        tile(64, 128, 8),
     ),
-    "matrix16": (_config(64, 32, 4), _config(128, 32, 4), _config(64, 64, 8)),
-    "matrix128": (_config(64, 32, 8), _config(32, 32, 4), _config(64, 32, 8, 2)),
-    "vector_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(64, 128, 8)),
-    "matrix16_grad": (_config(32, 128, 4), _config(64, 64, 4), _config(32, 64, 4)),
-    "matrix128_grad": (_config(32, 64, 8), _config(32, 32, 4), _config(32, 64, 8, 2)),
+    "matrix16": (tile(64, 32, 4), tile(128, 32, 4), tile(64, 64, 8)),
+    "matrix128": (tile(64, 32, 8), tile(32, 32, 4), tile(64, 32, 8, 2)),
 }
 """By kernel, and the most embeddings at once."""
 
 _EMBEDDINGS = 128
-_GRAD_PROGRAMS = 512
-_GRAD_ROWS = 128
-
-
-@triton.jit
-def _halves(x):
-    """x rounded to tf32, and what is left; the product cuts off what of it is no tf32."""
-    high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return high, x - high
-
-
-@triton.jit
-def exact_dot(a, b, acc):
-    """acc + a b, with float32's accuracy.
-
-    "tf32x3" without the instructions by which infinite terms do not become NaN: a third of all.
-    """
-    if INTERPRET or not is_hip():
-        a_high, a_low = _halves(a)
-        b_high, b_low = _halves(b)
-        sums = tl.dot(a_low, b_high, input_precision="tf32")
-        sums = tl.dot(a_high, b_low, sums, input_precision="tf32")
-        # From 0, and added at the end: a matrix core rounds each of its sums towards 0.
-        return acc + tl.dot(a_high, b_high, sums, input_precision="tf32")
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
-def vector_logits(
-    weight_ptr, bias_ptr, hidden_ptr, row, valid, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr
-):
-    """A h + b of some rows, whose pointers begin at the tile."""
-    column = tl.arange(0, BLOCK_H)
-    tile_ptr = weight_ptr + (row[:, None] * WIDTH + column[None, :])
-    sums = tl.zeros((row.shape[0], BLOCK_H), tl.float32)
-    for first in tl.range(0, WIDTH, BLOCK_H, loop_unroll_factor=4):
-        inside = column < WIDTH - first
-        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
-        h = tl.load(hidden_ptr + first + column, mask=inside, other=0.0)
-        sums = tl.fma(a, h[None, :], sums)
-    return tl.sum(sums, 1) + tl.load(bias_ptr + row, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -101,19 +56,16 @@ def _mask_logits_vector_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = tl.arange(0, BLOCK_N)
     valid = row < rows - start
-    pointers = weight_ptr + start * WIDTH, bias_ptr + start, hidden_ptr
-    z = vector_logits(*pointers, row, valid, WIDTH, BLOCK_H)
+    column = tl.arange(0, BLOCK_H)
+    tile_ptr = weight_ptr + start * WIDTH + (row[:, None] * WIDTH + column[None, :])
+    sums = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+    for first in tl.range(0, WIDTH, BLOCK_H, loop_unroll_factor=4):
+        inside = column < WIDTH - first
+        a = tl.load(tile_ptr + first, mask=valid[:, None] & inside[None, :], other=0.0)
+        h = tl.load(hidden_ptr + first + column, mask=inside, other=0.0)
+        sums = tl.fma(a, h[None, :], sums)
+    z = tl.sum(sums, 1) + tl.load(bias_ptr + start + row, mask=valid, other=0.0)
     tl.store(out_ptr + start + row, z, mask=valid)
-
-
-@triton.jit
-def residuals(z, target, live):
-    """z - target; 0 where z rounds to a target of a narrower dtype, and where not live."""
-    wide = target.to(tl.float32)
-    residual = z - wide
-    if target.dtype != tl.float32:
-        residual = tl.where(cast(z, target.dtype).to(tl.float32) == wide, 0.0, residual)
-    return tl.where(live, residual, 0.0)
 
 
 @triton.jit
@@ -172,87 +124,27 @@ def _mask_logits_matrix_kernel(
     tl.store(out_ptr, cast(z, out_ptr.dtype.element_ty), mask=whole)
 
 
-@triton.jit
-def _mask_logits_grad_kernel(
-    weight_ptr,
-    dz_ptr,
-    parts_ptr,
-    rows,
-    count,
-    program_rows,
-    dz_stride,
-    WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """parts[program] (BLOCK_K, BLOCK_H) = dz A over the program's rows."""
-    program = tl.program_id(0).to(tl.int64)
-    begin = program * program_rows
-    end = tl.minimum(begin + program_rows, rows)
-    row = tl.arange(0, BLOCK_N)
-    column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    factor = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = column < WIDTH
-    used = factor < count
-    offsets = row[:, None] * WIDTH + column[None, :]
-    # One factor: a sum for each element of the tile, joined at the end.
-    sums = tl.zeros((BLOCK_N if BLOCK_K == 1 else BLOCK_K, BLOCK_H), tl.float32)
-    for start in range(begin, end, BLOCK_N):
-        valid = row < end - start
-        tile_ptr = weight_ptr + start * WIDTH + offsets
-        a = tl.load(tile_ptr, mask=valid[:, None] & inside[None, :], other=0.0)
-        if BLOCK_K == 1:
-            dz = tl.load(dz_ptr + start + row, mask=valid, other=0.0)
-            sums = tl.fma(a, dz[:, None], sums)
-        else:
-            at = dz_ptr + start + factor[:, None].to(tl.int64) * dz_stride + row[None, :]
-            dz = tl.load(at, mask=used[:, None] & valid[None, :], other=0.0)
-            sums = exact_dot(dz, a, sums)
-    parts_ptr += program * count * WIDTH
-    if BLOCK_K == 1:
-        tl.store(parts_ptr + column, tl.sum(sums, 0), mask=inside)
-    else:
-        at = parts_ptr + factor[:, None] * WIDTH + column[None, :]
-        tl.store(at, sums, mask=used[:, None] & inside[None, :])
-
-
-def _plan(kind: str, weight: Tensor, count: int) -> tuple[int, Config]:
-    """Return how many embeddings a program takes, and the launch's other constants."""
-    rows, width = weight.shape
-    name = ("vector" if count == 1 else "matrix16" if count <= 16 else "matrix128") + kind
-    sizes = {"rows": rows, "width": width, "count": count}
-    config = choose(f"mask_logits_{name}", CONFIGS[name], weight.device, **sizes)
-    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
-    block = 1 if count == 1 else min(max(16, triton.next_power_of_2(count)), _EMBEDDINGS)
-    return block, {**config, "BLOCK_H": columns, "WIDTH": width}
-
-
-def hidden_grad(weight: Tensor, dz: Tensor) -> Tensor:
-    """Return dz A, the gradient to the trunk's outputs.
+def plan(
+    kernel: str, configs: Mapping[str, Sequence[Config]], weight: Tensor, count: int
+) -> tuple[int, Config]:
+    """Return how many embeddings a program takes, and the launch's other constants.
 
     Args:
+        kernel: Its name in the table of configurations, with {} for the key of ``configs``.
+        configs: As :data:`CONFIGS`.
         weight: A (N, H).
-        dz: (r, N), rows may be apart.
-
-    Returns:
-        (r, H).
+        count: Of embeddings.
     """
-    (rows, width), count = weight.shape, len(dz)
-    dz = dz if dz.stride(1) == 1 else dz.contiguous()
-    program_rows = max(1, triton.cdiv(triton.cdiv(rows, _GRAD_PROGRAMS), _GRAD_ROWS)) * _GRAD_ROWS
-    parts = weight.new_empty(triton.cdiv(rows, program_rows), count, width)
-    if parts.numel():
-        block, config = _plan("_grad", weight, count)
-        grid = (len(parts), triton.cdiv(width, config["BLOCK_H"]), triton.cdiv(count, block))
-        with on_device(weight):
-            _mask_logits_grad_kernel[grid](
-                *(weight.contiguous(), dz, parts),
-                *(rows, count, program_rows, dz.stride(0)),
-                BLOCK_K=block,
-                **config,
-            )
-    return parts.sum(0, dtype=torch.float64).to(weight.dtype)
+    rows, width = weight.shape
+    name = "vector" if count == 1 else "matrix16" if count <= 16 else "matrix128"
+    sizes = {"rows": rows, "width": width, "count": count}
+    config = choose(kernel.format(name), configs[name], weight.device, **sizes)
+    block = 1 if count == 1 else fit(_EMBEDDINGS, count)
+    return block, {**config, "BLOCK_H": fit(config["BLOCK_H"], width), "WIDTH": width}
+
+
+def _plan(weight: Tensor, count: int) -> tuple[int, Config]:
+    return plan("mask_logits_{}", CONFIGS, weight, count)
 
 
 def _launch_matrix(
@@ -269,7 +161,7 @@ def _launch_matrix(
 ) -> Tensor | None:
     """Fill ``out``; return the sums of squares of the residuals, where there are targets."""
     rows, count = len(weight), len(hidden)
-    block, config = _plan("", weight, max(2, count + skipped))
+    block, config = _plan(weight, max(2, count + skipped))
     grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(count + skipped, block))
     squares = None if targets is None else weight.new_empty(grid)
     with on_device(weight):
@@ -354,7 +246,7 @@ def mask_logits(weight: Tensor, bias: Tensor, hidden: Tensor, out: Tensor | None
     if not out.numel():
         return out
     if count == 1:
-        _, config = _plan("", weight, 1)
+        _, config = _plan(weight, 1)
         with on_device(weight):
             _mask_logits_vector_kernel[(triton.cdiv(rows, config["BLOCK_N"]),)](
                 *(weight.contiguous(), bias.contiguous(), hidden.contiguous(), out, rows),

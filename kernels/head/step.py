@@ -25,15 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, on_device, only_if
+from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_scalars
-from hypermask_fast.kernels.head.logits import (
-    exact_dot,
-    hidden_grad,
-    residual_factors,
-    residuals,
-    target_logits,
-)
+from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.head.hidden_grad import hidden_grad
+from hypermask_fast.kernels.head.logits import residual_factors, target_logits
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
 from hypermask_fast.kernels.tuning import Config, choose
@@ -189,7 +185,7 @@ def _plan(weight: Tensor, earlier: int, processors: int) -> tuple[tuple[int], di
     sizes = {"rows": rows, "width": width, "count": earlier}
     config = dict(choose("step_rows", CONFIGS, weight.device, **sizes))
     programs = config.pop("PROGRAMS") * processors
-    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
+    columns = fit(config["BLOCK_H"], width)
     config |= {"WIDTH": width, "BLOCK_H": columns, "CHUNKS": triton.cdiv(width, columns)}
     return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config
 

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, on_device, only_if
-from hypermask_fast.kernels.head.logits import exact_dot, residuals
+from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.tuning import Config, choose
 
 
@@ -131,10 +131,10 @@ def _plan(weight: Tensor, count: int, processors: int) -> tuple[tuple[int, int],
     rows, width = weight.shape
     sizes = {"rows": rows, "width": width, "count": count}
     config = dict(choose("step_rows_products", CONFIGS, weight.device, **sizes))
-    block = min(max(16, triton.next_power_of_2(count)), config["BLOCK_K"])
+    block = fit(config["BLOCK_K"], count)
     blocks = triton.cdiv(count, block)
     programs = max(1, config.pop("PROGRAMS") * processors // blocks)
-    columns = min(config["BLOCK_H"], max(16, triton.next_power_of_2(width)))
+    columns = fit(config["BLOCK_H"], width)
     last = max(16, triton.next_power_of_2((width - 1) % columns + 1))
     config |= {"BLOCK_K": block, "BLOCK_H": columns, "WIDTH": width}
     config |= {"CHUNKS": triton.cdiv(width, columns), "LAST": last}

@@ -92,13 +92,12 @@ def geometry(
     return _geometry(size, kernel, pair(stride), padding, pair(dilation))
 
 
-def float32_products(dtype: torch.dtype, precision: str | None) -> str:
-    """Return what products of this dtype are made of: as asked for, or as cuDNN's would be."""
+def float32_products(dtype: torch.dtype) -> str:
+    """Return what products of this dtype are made of: as cuDNN's would be."""
     if dtype != torch.float32:
         return "tf32"  # Of no effect: a constant, so that nothing compiles twice.
     # The one reading that is right whether allow_tf32 was set or its successor.
-    setting = torch.backends.cudnn.conv.fp32_precision
-    return precision or PRECISIONS.get(setting, "tf32x3")
+    return PRECISIONS.get(torch.backends.cudnn.conv.fp32_precision, "tf32x3")
 
 
 def _reach(tensor: Tensor, first: int, beyond: tuple[int, int]) -> int:
@@ -129,8 +128,3 @@ def named_sizes(
     """Name what a configuration is chosen by; channels are those of a group, layout 1 is NCHW."""
     sizes = {"positions": positions, "source": source, "out": out, "taps": taps}
     return {**sizes, "groups": groups, "bits": bits, "layout": 1 + channels_last}
-
-
-def fit(block: int, size: int) -> int:
-    """Return a tile no larger than the size needs."""
-    return min(block, max(16, triton.next_power_of_2(size)))

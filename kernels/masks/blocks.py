@@ -1,4 +1,4 @@
-"""How launches cut the entries of a network's tensors, and the histogram that percentiles need.
+"""How launches cut the entries of a network's tensors.
 
 The entries (N,) of all tensors lie one after another, as mask logits do. A block is a run of at
 most ``size`` entries of one tensor, so that a program of a kernel has one threshold, one pointer to
@@ -15,21 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-HISTOGRAM_BINS = 2048
-"""Bins of a tensor's first histogram: the exponent of |z| and three bits of its fraction."""
-
-
-@triton.jit
-def magnitude_bits(z):
-    """The bits of |z| as int32, which have the order of |z|; those of NaN are above all others."""
-    return z.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def histogram_bin(z):
-    """The bin of float32 z among ``HISTOGRAM_BINS``."""
-    return magnitude_bits(z) >> 20
 
 
 @triton.jit

@@ -6,9 +6,8 @@ the number does, and are settled in three passes of 11, 10 and 10: count the ent
 each rank by their next bits, then pick the bins that hold the ranks. Counts are integers, so the
 order of their sums does not matter.
 
-z is (N,), the entries of all T tensors one after another. A first histogram is (T, 2048) int32: row
-i counts the entries of tensor i by ``_blocks.histogram_bin(z)``, the bits of |z| from 20 on. Who
-forms z may fill it (zeros, then ``tl.atomic_add``) and so save the first pass.
+z is (N,), the entries of all T tensors one after another. The first histogram (T, 2048) int32 is of
+the exponent of |z| and three bits of its fraction, of every tensor.
 
 A pass reads 4 N bytes, of the tensors that have a threshold in the second and third, from the
 second-level cache where z fits; histograms are 24 KiB a tensor, of which few bins are touched.
@@ -25,13 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import abs_tanh, on_device
-from hypermask_fast.kernels.masks.blocks import (
-    HISTOGRAM_BINS,
-    blocks,
-    histogram_bin,
-    magnitude_bits,
-    this_block,
-)
+from hypermask_fast.kernels.masks.blocks import blocks, this_block
 from hypermask_fast.kernels.tuning import choose
 
 CONFIGS = (
@@ -42,10 +35,17 @@ CONFIGS = (
     {"BLOCK": 8192, "num_warps": 16},
 )
 
+_FIRST_BINS = 2048
 _BITS = 10
 _BINS = 1 << _BITS
-WINDOW = {"WINDOW": (127 - 26) * 8, "WINDOW_BINS": 256}
+_WINDOW = {"WINDOW": (127 - 26) * 8, "WINDOW_BINS": 256}
 """Bins that most entries are expected in: magnitudes from 2^-26 to 2^6."""
+
+
+@triton.jit
+def _magnitude_bits(z):
+    """The bits of |z| as int32, which have the order of |z|; those of NaN are above all others."""
+    return z.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -61,20 +61,6 @@ def _add_each(row_ptr, bins, valid):
 
 
 @triton.jit
-def add_to_histogram(row_ptr, z, valid, WINDOW: tl.constexpr, WINDOW_BINS: tl.constexpr):
-    """Count the valid z into their tensor's row of a first histogram.
-
-    A histogram costs a warp BINS / 32 population counts an entry, so only a window is one.
-    """
-    bins = histogram_bin(z)
-    inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
-    counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
-    window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
-    tl.atomic_add(window_ptr, counts, mask=counts > 0, sem="relaxed")
-    _add_each(row_ptr, bins, valid & ~inside)
-
-
-@triton.jit
 def _select_histogram_kernel(
     z_ptr,
     histogram_ptr,
@@ -86,12 +72,21 @@ def _select_histogram_kernel(
     WINDOW_BINS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Count a block (BLOCK,) by the leading 11 bits into the row of its tensor."""
+    """Count a block (BLOCK,) by the leading 11 bits into the row of its tensor.
+
+    A histogram costs a warp BINS / 32 population counts an entry, so only a window is one.
+    """
     tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
     offsets = tl.arange(0, BLOCK)
     valid = offsets < count
     z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
-    add_to_histogram(histogram_ptr + tensor * BINS, z, valid, WINDOW, WINDOW_BINS)
+    row_ptr = histogram_ptr + tensor * BINS
+    bins = _magnitude_bits(z) >> 20
+    inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
+    counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
+    window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
+    tl.atomic_add(window_ptr, counts, mask=counts > 0, sem="relaxed")
+    _add_each(row_ptr, bins, valid & ~inside)
 
 
 @triton.jit
@@ -114,7 +109,7 @@ def _select_refine_kernel(
     tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
     offsets = tl.arange(0, BLOCK)
     valid = offsets < count
-    bits = magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
+    bits = _magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
     leading = bits >> (SHIFT + BITS)
     bins = (bits >> SHIFT) & (BINS - 1)
     low = tl.load(picked_ptr + 4 * tensor)
@@ -204,23 +199,18 @@ def _select_end_kernel(
     histogram_ptr,
     picked_ptr,
     p_ptr,
-    statistics_ptr,
     thresholds_ptr,
     tensor_start_ptr,
     chosen_ptr,
     BITS: tl.constexpr,
 ):
-    """Write a tensor's two order statistics of |z|, and the percentile between their tanh."""
+    """Write the percentile between the tanh of a tensor's two order statistics of |z|."""
     tensor = tl.program_id(0)
     chosen = tl.load(chosen_ptr + tensor) != 0
     low_bits, high_bits, _, _ = _refined(histogram_ptr, picked_ptr, tensor, BITS)
-    low = low_bits.to(tl.float32, bitcast=True)
-    high = high_bits.to(tl.float32, bitcast=True)
-    tl.store(statistics_ptr + 2 * tensor, tl.where(chosen, low, float("-inf")))
-    tl.store(statistics_ptr + 2 * tensor + 1, tl.where(chosen, high, float("-inf")))
     _, part = _place(p_ptr, tensor_start_ptr, tensor)
-    low = abs_tanh(low).to(tl.float64)
-    high = abs_tanh(high).to(tl.float64)
+    low = abs_tanh(low_bits.to(tl.float32, bitcast=True)).to(tl.float64)
+    high = abs_tanh(high_bits.to(tl.float32, bitcast=True)).to(tl.float64)
     # As torch.lerp: the result stays between the two.
     up = low + part * (high - low)
     down = high - (high - low) * (1 - part)
@@ -242,80 +232,8 @@ class Thresholds(NamedTuple):
     has_nan: Tensor
 
 
-def _select(
-    z: Tensor,
-    sizes: tuple[int, ...],
-    p: float | Tensor,
-    masked: tuple[bool, ...],
-    histogram: Tensor | None,
-) -> tuple[Tensor, Thresholds]:
-    z, device, tensors = z.contiguous(), z.device, len(sizes)
-    if not isinstance(p, Tensor):
-        p = torch.full((), p, dtype=torch.float64, device=device)
-    p = p.to(device, torch.float64)
-    config = choose("select", CONFIGS, device, entries=z.numel())
-    table = blocks(sizes, config["BLOCK"], device, masked)
-    bins = (0 if histogram is not None else HISTOGRAM_BINS, 2 * _BINS, 2 * _BINS)
-    # One buffer: one launch fills it.
-    counts = torch.zeros(tensors * sum(bins), dtype=torch.int32, device=device)
-    first, second, third = counts.split([tensors * count for count in bins])
-    begun, picked = torch.empty((2, tensors, 4), dtype=torch.int32, device=device).unbind()
-    statistics = torch.empty((tensors, 2), dtype=torch.float32, device=device)
-    values = torch.empty(tensors, dtype=torch.float32, device=device)
-    has_nan = torch.empty((), dtype=torch.bool, device=device)
-
-    with on_device(z):
-        if histogram is None:
-            every = blocks(sizes, config["BLOCK"], device)
-            histogram = first
-            _select_histogram_kernel[every.grid](
-                *(z, histogram, *every[:3]),
-                BINS=HISTOGRAM_BINS,
-                **WINDOW,
-                **config,
-            )
-        _select_begin_kernel[(tensors,)](
-            *(histogram, p, begun, has_nan, table.tensor_start, tensors),
-            BINS=HISTOGRAM_BINS,
-            BLOCK_TENSORS=triton.next_power_of_2(tensors),
-        )
-        _select_refine_kernel[table.grid](
-            z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config
-        )
-        _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
-        _select_refine_kernel[table.grid](
-            z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config
-        )
-        _select_end_kernel[(tensors,)](
-            *(third, picked, p, statistics, values, table.tensor_start, table.chosen),
-            BITS=_BITS,
-        )
-    return statistics, Thresholds(values, has_nan)
-
-
-def order_statistics(
-    z: Tensor,
-    sizes: Sequence[int],
-    p: float | Tensor,
-    masked: Sequence[bool],
-    histogram: Tensor | None = None,
-) -> Tensor:
-    """Return the order statistics of |z| below and above each percentile, with their bits.
-
-    Arguments as of :func:`thresholds`, but some tensor must be masked.
-
-    Returns:
-        (T, 2) float32; minus infinity for a tensor without a threshold.
-    """
-    return _select(z, tuple(sizes), p, tuple(masked), histogram)[0]
-
-
 def thresholds(
-    z: Tensor,
-    sizes: Sequence[int],
-    p: float | Tensor,
-    masked: Sequence[bool],
-    histogram: Tensor | None = None,
+    z: Tensor, sizes: Sequence[int], p: float | Tensor, masked: Sequence[bool]
 ) -> Thresholds | None:
     """Return the smallest mask value that survives, of every tensor of a network.
 
@@ -327,12 +245,43 @@ def thresholds(
         p: Percent of each mask that is removed: a number, or a 0-d float64 tensor on z's device;
             outside of [0, 100] it acts as the nearer end.
         masked: For each tensor whether it has a threshold.
-        histogram: (T, 2048) int32, contiguous, of every tensor, as in the module's docstring; None
-            to count here.
 
     Returns:
         None, without a launch, where nothing is removed: p is the number 0, or no tensor is masked.
     """
     if not any(masked) or (not isinstance(p, Tensor) and p == 0):
         return None
-    return _select(z, tuple(sizes), p, tuple(masked), histogram)[1]
+    z, device, tensors = z.contiguous(), z.device, len(sizes)
+    if not isinstance(p, Tensor):
+        p = torch.full((), p, dtype=torch.float64, device=device)
+    p = p.to(device, torch.float64)
+    config = choose("select", CONFIGS, device, entries=z.numel())
+    every = blocks(tuple(sizes), config["BLOCK"], device)
+    table = blocks(tuple(sizes), config["BLOCK"], device, tuple(masked))
+    bins = (_FIRST_BINS, 2 * _BINS, 2 * _BINS)
+    # One buffer: one launch fills it.
+    counts = torch.zeros(tensors * sum(bins), dtype=torch.int32, device=device)
+    first, second, third = counts.split([tensors * count for count in bins])
+    begun, picked = torch.empty((2, tensors, 4), dtype=torch.int32, device=device).unbind()
+    values = torch.empty(tensors, dtype=torch.float32, device=device)
+    has_nan = torch.empty((), dtype=torch.bool, device=device)
+    with on_device(z):
+        _select_histogram_kernel[every.grid](
+            *(z, first, *every[:3]), BINS=_FIRST_BINS, **_WINDOW, **config
+        )
+        _select_begin_kernel[(tensors,)](
+            *(first, p, begun, has_nan, table.tensor_start, tensors),
+            BINS=_FIRST_BINS,
+            BLOCK_TENSORS=triton.next_power_of_2(tensors),
+        )
+        _select_refine_kernel[table.grid](
+            z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config
+        )
+        _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
+        _select_refine_kernel[table.grid](
+            z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config
+        )
+        _select_end_kernel[(tensors,)](
+            *(third, picked, p, values, table.tensor_start, table.chosen), BITS=_BITS
+        )
+    return Thresholds(values, has_nan)

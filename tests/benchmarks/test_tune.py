@@ -15,8 +15,10 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.harness.ahead import run_ahead
 from benchmarks.harness.timing import Run, Timer, count_sets, median_ms
-from benchmarks.launches import Launch, mask_weights, route, select
-from benchmarks.tuning.tune import Answer, _Bench, find_launches, merged, tune_launches
+from benchmarks.launches.catalogue import find_launches
+from benchmarks.launches.launch import Launch, route
+from benchmarks.launches.masks import mask_weights, select
+from benchmarks.tuning.tune import Answer, _Bench, merged, tune_launches
 from benchmarks.tuning.worker import tune_launch
 from hypermask_fast.backends import choice
 from hypermask_fast.kernels import tuning

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.timing import Run
-from benchmarks.launches import Launch
-from benchmarks.tuning.tune import find_launches
+from benchmarks.launches.catalogue import find_launches
+from benchmarks.launches.launch import Launch
 from benchmarks.tuning.verify import Check, _far, tensors_of
 from benchmarks.tuning.worker import tune_launch
 from hypermask_fast.kernels import tuning
@@ -85,5 +85,5 @@ def test_real_launches_give_their_tensors_to_the_check() -> None:
     given = tensors_of(partial(max, torch.ones(1), [torch.ones(2), (torch.ones(3), None)], key=1))
     assert [len(t) for t in given] == [1, 2, 3]
     launch = find_launches("factored_adam")["factored_adam/permuted-10"]
-    with torch.device("meta"), mock.patch("benchmarks.launches.factored_adam.tenth_step"):
+    with torch.device("meta"), mock.patch("benchmarks.launches.head.factored_adam.tenth_step"):
         assert len(tensors_of(launch.make())) == 8

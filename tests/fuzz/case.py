@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,14 +142,6 @@ def any_config(case: Case, kernels: Mapping[str, Sequence[Any]]) -> Iterator[Non
             stack.enter_context(tuning.forced(name, case.one(f"{name} has", configs)))
         stack.enter_context(poisoned())
         yield
-
-
-def first_histogram(z: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Count the leading 11 bits of |z|, as int32 (T, 2048): a row for each of the T tensors."""
-    bits = z.abs().cpu().contiguous().view(torch.int32).numpy()
-    edges = np.arange(2049) << 20
-    rows = [np.histogram(part, edges)[0] for part in np.split(bits, np.cumsum(sizes)[:-1])]
-    return torch.from_numpy(np.stack(rows)).int()
 
 
 def some_mask(

@@ -11,8 +11,8 @@ from torch import Tensor
 from hypermask_fast import reference
 from hypermask_fast.kernels import plain
 from hypermask_fast.kernels.head import adam as factored_adam
+from hypermask_fast.kernels.head import hidden_grad as gradients
 from hypermask_fast.kernels.head import logits as mask_logits
-from hypermask_fast.kernels.head import logits_histogram as mask_logits_histogram
 from hypermask_fast.kernels.head import step as step_rows
 from hypermask_fast.kernels.head import step_products as step_rows_products
 from tests.fuzz.case import (
@@ -23,26 +23,15 @@ from tests.fuzz.case import (
     Case,
     any_config,
     check,
-    first_histogram,
     judge,
 )
 
 DENSE = ("contiguous", "unaligned")
 COUNTS = (1, 1, 2, 3, 5, 12, 15, 16, 17, 33)
-SMALL_HISTOGRAMS = [
-    {"BLOCK": block, "BLOCK_N": rows, "BLOCK_H": columns, "num_warps": 4}
-    for block, rows, columns in ((64, 64, 32), (64, 16, 64), (128, 32, 16))
-]
-# Logits out of the window that a histogram is taken of, at its ends, and of no magnitude.
-ODD = ((), (0.0,), (0.0, -1e-30, 1e30), (2.0**-26, -64.0), (torch.inf, -torch.inf), (torch.nan,))
 
 
-def head_configs(kind: str) -> dict[str, Sequence[Any]]:
-    return {
-        f"mask_logits_{name}": configs
-        for name, configs in mask_logits.CONFIGS.items()
-        if name.endswith("_grad") == (kind == "grad")
-    }
+LOGITS = {f"mask_logits_{name}": configs for name, configs in mask_logits.CONFIGS.items()}
+GRADS = {f"mask_logits_{name}_grad": configs for name, configs in gradients.CONFIGS.items()}
 
 
 def logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
@@ -58,32 +47,10 @@ def fuzz_mask_logits(case: Case) -> None:
     if case.often("out is given"):
         layouts = (*DENSE, "sliced")
         out = case.place("out", torch.full((count, rows), torch.inf), layouts=layouts)
-    with any_config(case, head_configs("")):
+    with any_config(case, LOGITS):
         found = mask_logits.mask_logits(weight, bias, hidden, out)
     assert out is None or found is out
     check(logits, found, weight=weight, bias=bias, hidden=hidden)
-
-
-def fuzz_mask_logits_histogram(case: Case) -> None:
-    tensors = case.one("tensors", (1, 1, 2, 3, 8, 40))
-    sizes = [case.size(f"size {i}", 300 if tensors < 8 else 33) for i in range(tensors)]
-    rows, width = sum(sizes), case.size("width", 131)
-    weight, bias = case.normal(rows, width), case.normal(rows)
-    odd = case.one("odd z", ODD)
-    is_odd = (case.normal(rows) > case.one("odd above", (-9.0, 0.7))) & bool(odd)
-    if odd:
-        # Without weights a logit is its bias, to the bit.
-        weight[is_odd] = 0
-        bias = torch.where(is_odd, torch.tensor(odd).repeat(rows)[:rows], bias)
-    weight, bias = case.place("A", weight), case.place("b", bias)
-    hidden = case.normals("hidden", 1, width)
-    configs = (*SMALL_HISTOGRAMS, *mask_logits_histogram.CONFIGS)
-    with any_config(case, {"mask_logits_histogram": configs}):
-        z, counts = mask_logits_histogram.mask_logits_histogram(weight, bias, hidden, sizes)
-    is_odd = is_odd.to(DEVICE)
-    check(logits, z[:, ~is_odd], weight=weight[~is_odd], bias=bias[~is_odd], hidden=hidden)
-    torch.testing.assert_close(z[0, is_odd], bias[is_odd], rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(counts.cpu(), first_histogram(z[0], sizes), rtol=0, atol=0)
 
 
 def fuzz_hidden_grad(case: Case) -> None:
@@ -91,8 +58,8 @@ def fuzz_hidden_grad(case: Case) -> None:
     width, count = case.size("width", 131), case.one("count", (*COUNTS, 129))
     weight = case.normals("A", rows, width)
     dz = case.normals("dz", count, rows, layouts=GRADIENTS)
-    with any_config(case, head_configs("grad")):
-        found = mask_logits.hidden_grad(weight, dz)
+    with any_config(case, GRADS):
+        found = gradients.hidden_grad(weight, dz)
     check(plain.hidden_grad, found, weight=weight, dz=dz)
 
 
@@ -240,7 +207,7 @@ def fuzz_step_rows(case: Case) -> None:
     before = [t.clone() for t in (*head, *bias)]
     if not taken:
         dz[:1] = torch.nan
-    configs = adam_configs() | head_configs("") | head_configs("grad")
+    configs = adam_configs() | LOGITS | GRADS
     configs["step_rows"] = step_rows.CONFIGS
     configs["step_rows_products"] = step_rows_products.CONFIGS
     with any_config(case, configs):
@@ -280,7 +247,6 @@ def fuzz_step_rows(case: Case) -> None:
 
 KERNELS = {
     "mask_logits": fuzz_mask_logits,
-    "mask_logits_histogram": fuzz_mask_logits_histogram,
     "hidden_grad": fuzz_hidden_grad,
     "factored_adam": fuzz_factored_adam,
     "step_rows": fuzz_step_rows,

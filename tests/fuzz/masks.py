@@ -21,9 +21,9 @@ from tests.fuzz.case import (
     HALF,
     Case,
     any_config,
-    first_histogram,
     judge,
 )
+from tests.support.percentile_cases import sorted_thresholds
 
 SMALL_BLOCKS = ({"BLOCK": 64, "num_warps": 4}, {"BLOCK": 1024, "num_warps": 4})
 
@@ -53,25 +53,20 @@ def fuzz_select(case: Case) -> None:
     kinds = ("normal", "ties", "equal", "zeros", "saturated", "rounded", "every magnitude")
     z = case.place("z", some_z(case, sum(sizes), (*kinds, "close", "infinity", "nan")))
     p = case.one("p", (0.0, 0.001, 25.0, 30.0, 33.3, 50.0, 57.0, 95.0, 99.99, 100.0))
-    place = [p * (size - 1) / 100 for size in sizes]
     percent: float | Tensor = p
     if p == 0 or case.often("p is a tensor"):
         percent = torch.tensor(p, dtype=torch.float64, device=DEVICE)
-    counts = None
-    if case.often("histogram is given", 0.3):
-        counts = first_histogram(z, sizes).to(DEVICE)
     with any_config(case, {"select": (*SMALL_BLOCKS, *select.CONFIGS)}):
-        pairs = select.order_statistics(z, sizes, percent, masked, counts)
-        found = select.thresholds(z, sizes, percent, masked, counts)
+        found = select.thresholds(z, sizes, percent, masked)
     assert found is not None
+    sorted_values = sorted_thresholds(z, sizes, p)
     assert bool(found.has_nan) == bool(z.isnan().any())
     for i, part in enumerate(z.split(sizes)):
         if not masked[i]:
-            assert (pairs[i] == -torch.inf).all()
             assert found.values[i] == -torch.inf
             continue
-        right = part.abs().sort().values[[math.floor(place[i]), math.ceil(place[i])]]
-        torch.testing.assert_close(pairs[i], right, rtol=0, atol=0, equal_nan=True)
+        right = sorted_values[i]
+        torch.testing.assert_close(found.values[i], right, rtol=0, atol=0, equal_nan=True)
         value, exact = found.values[i], reference.mask_threshold(part.double(), p)
         assert bool(value.isnan()) == bool(exact.isnan())
         if not exact.isnan():

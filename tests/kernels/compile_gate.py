@@ -8,7 +8,6 @@ a compilation, and a stub driver names the target.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -36,7 +35,6 @@ TARGETS = {
 }
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 _ROOT = Path(__file__).parents[2]
-LAUNCHES = _ROOT / "benchmarks" / "launches"
 
 
 class _Driver:
@@ -101,30 +99,25 @@ def _facts(target: str, metadata: Any, files: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _launches(only: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each launch, after its module's, and the launch."""
-    paths = sorted(LAUNCHES.glob(f"{only or '[a-z]*'}.py"))
-    if not paths:
-        sys.exit(f"{LAUNCHES} has no launches of {only or 'any kernel'}")
-    for path in paths:
-        module = importlib.import_module(f"benchmarks.launches.{path.stem}")
-        for name, launch in module.LAUNCHES.items():
-            yield f"{path.stem}/{name}", launch
-
-
 def _compile(targets: Sequence[str], every: bool, only: str | None) -> int:
+    from benchmarks.launches.catalogue import launch_modules
     from hypermask_fast.kernels import tuning
 
     seen: list[Any] = []
     triton.knobs.compilation.listener = lambda *, src, metadata, metadata_group, times, cache_hit: (
         seen.append((src.name, metadata, metadata_group))
     )
+    launches = {
+        f"{stem}/{name}": launch
+        for stem, module in launch_modules(only).items()
+        for name, launch in module.LAUNCHES.items()
+    }
     failed = 0
     for index, target in enumerate(TARGETS):
         if target not in targets:
             continue
         driver.set_active(_Driver(TARGETS[target], index))
-        for name, launch in _launches(only):
+        for name, launch in launches.items():
             for number, config in enumerate(launch.configs if every else launch.configs[:1]):
                 row = {"target": target, "launch": name, "config": dict(config)}
                 try:
@@ -150,7 +143,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_90", "gfx942"])
     parser.add_argument("--all", action="store_true", help="all shipped configurations")
-    parser.add_argument("--only", help="one module of benchmarks/launches")
+    parser.add_argument("--only", help="one module of launches")
     arguments = parser.parse_args()
     sys.path.insert(0, str(_ROOT))
     sys.exit(min(1, _compile(arguments.targets, arguments.all, arguments.only)))

@@ -11,10 +11,9 @@ from tests.support.kernel_checks import assert_as_exact, poisoned
 pytest.importorskip("triton")
 
 from hypermask_fast.kernels import tuning
+from hypermask_fast.kernels.head import hidden_grad as gradients
 from hypermask_fast.kernels.head import logits as mask_logits
-from hypermask_fast.kernels.head import logits_histogram as mask_logits_histogram
 from hypermask_fast.kernels.head.adam import SCALARS
-from hypermask_fast.kernels.masks.blocks import HISTOGRAM_BINS
 
 SIZES = [
     pytest.param(1, 1, 1, id="1x1-k1"),
@@ -54,19 +53,19 @@ def test_logits(device: torch.device, rows: int, width: int, count: int) -> None
 def test_hidden_gradient(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, rows: int, width: int, count: int
 ) -> None:
-    monkeypatch.setattr(mask_logits, "_GRAD_ROWS", 64)
+    monkeypatch.setattr(gradients, "_ROWS", 64)
     weight, _, _ = head(device, rows, width, count)
     dz = torch.randn(count, rows, device=device)
-    found = mask_logits.hidden_grad(weight, dz)
+    found = gradients.hidden_grad(weight, dz)
     assert_as_exact(found, dz @ weight, dz.double() @ weight.double())
-    assert torch.equal(found, mask_logits.hidden_grad(weight, dz))
+    assert torch.equal(found, gradients.hidden_grad(weight, dz))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_gradient_of_a_sum_has_no_strides(device: torch.device, count: int) -> None:
     weight, _, _ = head(device, 40, 9, count)
     dz = torch.ones((), device=device).expand(count, 40)
-    assert_as_exact(mask_logits.hidden_grad(weight, dz), dz @ weight, dz.double() @ weight.double())
+    assert_as_exact(gradients.hidden_grad(weight, dz), dz @ weight, dz.double() @ weight.double())
 
 
 def far_rows(count: int, rows: int, device: torch.device) -> Tensor:
@@ -78,7 +77,7 @@ def test_rows_of_logits_lie_far_apart(device: torch.device) -> None:
     weight, bias, hidden = head(device, 5, 4, 2)
     dz = far_rows(2, 5, device)
     near = dz.clone(memory_format=torch.contiguous_format)
-    assert torch.equal(mask_logits.hidden_grad(weight, dz), mask_logits.hidden_grad(weight, near))
+    assert torch.equal(gradients.hidden_grad(weight, dz), gradients.hidden_grad(weight, near))
     found = mask_logits.mask_logits(weight, bias, hidden, out=dz)
     assert found is dz
     assert torch.equal(found, mask_logits.mask_logits(weight, bias, hidden))
@@ -88,7 +87,7 @@ def test_rows_of_logits_lie_far_apart(device: torch.device) -> None:
 def test_empty(device: torch.device, rows: int, count: int) -> None:
     weight, bias, hidden = head(device, rows, 4, count)
     assert mask_logits.mask_logits(weight, bias, hidden).shape == (count, rows)
-    grad = mask_logits.hidden_grad(weight, torch.randn(count, rows, device=device))
+    grad = gradients.hidden_grad(weight, torch.randn(count, rows, device=device))
     assert torch.equal(grad, torch.zeros(count, 4, device=device))
 
 
@@ -100,21 +99,6 @@ def test_every_configuration_gives_the_same_logits(device: torch.device, kind: s
         with tuning.forced(f"mask_logits_{kind}", config):
             found = mask_logits.mask_logits(weight, bias, hidden)
         assert_as_exact(found, hidden @ weight.t() + bias, exact)
-
-
-def test_histogram_is_what_percentiles_begin_with(device: torch.device) -> None:
-    sizes = (1, 130, 64, 65)
-    weight, bias, hidden = head(device, sum(sizes), 25, 1)
-    # Out of the window, at its ends, and not a number.
-    bias[:4] = torch.tensor([1e-30, 1e30, 0.0, torch.nan])
-    config = {"BLOCK_N": 32, "BLOCK_H": 32, "BLOCK": 64, "num_warps": 4}
-    with tuning.forced("mask_logits_histogram", config):
-        z, counts = mask_logits_histogram.mask_logits_histogram(weight, bias, hidden, sizes)
-    plain = mask_logits.mask_logits(weight, bias, hidden)
-    assert torch.equal(z.nan_to_num(7.0), plain.nan_to_num(7.0))
-    bins = (z[0].cpu().view(torch.int32) & 0x7FFFFFFF) >> 20
-    expected = [torch.bincount(part, minlength=HISTOGRAM_BINS) for part in bins.split(sizes)]
-    assert torch.equal(counts.cpu(), torch.stack(expected).int())
 
 
 def scalars(device: torch.device, skip: bool = False) -> Tensor:

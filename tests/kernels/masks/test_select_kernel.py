@@ -1,9 +1,9 @@
-"""Percentiles of all tensors at once: order statistics bit by bit, and what follows from them."""
+"""Percentiles of all tensors at once, bit by bit those of a sort."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +21,7 @@ from hypermask_fast.kernels import tuning
 from hypermask_fast.kernels.masks import select
 from hypermask_fast.kernels.masks import weights as mask_weights
 from hypermask_fast.kernels.masks.blocks import blocks
+from tests.support.percentile_cases import abs_tanh, sorted_thresholds
 
 # One entry; one more than a block of these tests; several blocks; two entries; a full block.
 SIZES = (1, 1025, 3000, 2, 1024)
@@ -35,25 +36,6 @@ def _small_blocks() -> Iterator[None]:
 
 def percent(p: float, device: torch.device) -> Tensor:
     return torch.tensor(p, dtype=torch.float64, device=device)
-
-
-def abs_tanh(z: Tensor) -> Tensor:
-    """|tanh z| of the kernels themselves."""
-    return mask_weights.forward([torch.ones_like(z)], z, None, [True])[1]
-
-
-def statistics(z: Tensor, sizes: Sequence[int], p: float) -> Tensor:
-    rows = []
-    for part in z.abs().split(list(sizes)):
-        place = p * (len(part) - 1) / 100
-        rows.append(part.sort().values[[math.floor(place), math.ceil(place)]])
-    return torch.stack(rows)
-
-
-def histogram(z: Tensor, sizes: Sequence[int]) -> Tensor:
-    bins = z.abs().cpu().view(torch.int32) >> 20
-    rows = [torch.bincount(part, minlength=2048) for part in bins.split(list(sizes))]
-    return torch.stack(rows).int().to(z.device)
 
 
 NORMAL = torch.randn(3000, generator=torch.Generator().manual_seed(1))
@@ -76,23 +58,24 @@ NORMAL = torch.randn(3000, generator=torch.Generator().manual_seed(1))
         pytest.param(torch.tensor([1.0, 1.00001]), id="apart-in-third"),
     ],
 )
-def test_order_statistics_have_the_bits_of_a_sort(values: Tensor, device: torch.device) -> None:
-    z = values.to(device)
-    for p in (0.001, 33.3, 50.0, 99.99, 100.0):
-        found = select.order_statistics(z, [len(z)], p, [True])
-        assert torch.equal(found, statistics(z, [len(z)], p)), p
+@pytest.mark.parametrize(
+    "scale", [pytest.param(1.0, id="as-drawn"), pytest.param(2.0**-20, id="tanh-is-the-identity")]
+)
+def test_thresholds_have_the_bits_of_a_sort(
+    values: Tensor, scale: float, device: torch.device
+) -> None:
+    z = scale * values.to(device)
+    # Between two entries, and on one or next to it.
+    for p in (0.001, 33.3, 50.0, 99.99, 100.0, 100 * (len(z) // 3 + 1) / len(z)):
+        found = select.thresholds(z, [len(z)], p, [True]).values
+        assert torch.equal(found, sorted_thresholds(z, [len(z)], p)), p
 
 
 @pytest.mark.parametrize("p", [0.001, 30.0, 99.99, 100.0])
 def test_each_tensor_has_its_own_percentile(p: float, device: torch.device) -> None:
     z = torch.randn(sum(SIZES), device=device) * torch.logspace(-8, 4, sum(SIZES), device=device)
-    pairs = select.order_statistics(z, SIZES, p, ALL)
-    assert torch.equal(pairs, statistics(z, SIZES, p))
-    low, high = abs_tanh(pairs.flatten()).view(-1, 2).double().unbind(1)
-    place = percent(p, device) * (torch.tensor(SIZES, device=device) - 1) / 100
-    expected = torch.lerp(low, high, place - place.floor())
     result = select.thresholds(z, SIZES, p, ALL)
-    assert torch.equal(result.values, expected.float())
+    assert torch.equal(result.values, sorted_thresholds(z, SIZES, p))
     assert not result.has_nan
 
 
@@ -100,15 +83,15 @@ def test_each_tensor_has_its_own_percentile(p: float, device: torch.device) -> N
 def test_a_percentile_on_an_entry_is_that_entry(p: float, device: torch.device) -> None:
     assert p / 100 * 100 != p, "dividing first would be right too"
     z = torch.linspace(-3, 1, 101, device=device)
-    low, high = select.order_statistics(z, [101], p, [True])[0]
-    assert low == high == z.abs().sort().values[int(p)]
+    entries = abs_tanh(z.abs().sort().values)
+    assert select.thresholds(z, [101], p, [True]).values == entries[int(p)]
 
 
 def test_forty_tensors(device: torch.device) -> None:
     sizes = [1 + 7 * i % 90 for i in range(40)]
     z = torch.randn(sum(sizes), device=device)
-    pairs = select.order_statistics(z, sizes, 62.5, [True] * 40)
-    assert torch.equal(pairs, statistics(z, sizes, 62.5))
+    found = select.thresholds(z, sizes, 62.5, [True] * 40).values
+    assert torch.equal(found, sorted_thresholds(z, sizes, 62.5))
 
 
 @pytest.mark.parametrize("p", [12.5, 50.0, 95.0])
@@ -143,15 +126,15 @@ def test_a_percentage_outside_acts_as_the_nearer_end(
     outside: float, end: float, device: torch.device
 ) -> None:
     z = torch.randn(500, device=device)
-    found = select.order_statistics(z, [500], percent(outside, device), [True])
-    assert torch.equal(found, statistics(z, [500], end))
+    found = select.thresholds(z, [500], percent(outside, device), [True]).values
+    assert torch.equal(found, sorted_thresholds(z, [500], end))
 
 
 def test_nothing_runs_where_nothing_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(*_: object) -> NoReturn:
+    def launch(*_: object, **__: object) -> NoReturn:
         raise AssertionError("a kernel was launched")
 
-    monkeypatch.setattr(select, "_select", launch)
+    monkeypatch.setattr(select, "choose", launch)
     assert select.thresholds(torch.randn(5), [2, 3], 0, [True, True]) is None
     assert select.thresholds(torch.randn(5), [2, 3], 30.0, [False, False]) is None
 
@@ -163,7 +146,6 @@ def test_tensors_without_a_threshold(device: torch.device) -> None:
     chosen = torch.tensor(masked, device=device)
     assert torch.equal(found[chosen], select.thresholds(z, SIZES, 30.0, ALL).values[chosen])
     assert (found[~chosen] == -torch.inf).all()
-    assert (select.order_statistics(z, SIZES, 30.0, masked)[~chosen] == -torch.inf).all()
 
 
 @pytest.mark.parametrize(
@@ -189,23 +171,11 @@ def test_nan_is_reported_and_infinity_is_not(
 def test_nan_is_above_every_number(p: float, device: torch.device) -> None:
     z = torch.linspace(-3, 3, 101, device=device)
     z[:20] = torch.nan
-    found = select.order_statistics(z, [101], p, [True])
-    torch.testing.assert_close(found, statistics(z, [101], p), rtol=0, atol=0, equal_nan=True)
-    threshold = select.thresholds(z, [101], p, [True]).values
-    assert bool(threshold.isnan()) == bool(found.isnan().any())
-
-
-@pytest.mark.parametrize("masked", [ALL, (False, True, True, False, True)], ids=["all", "some"])
-def test_a_given_histogram_replaces_the_first_pass(
-    masked: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch, device: torch.device
-) -> None:
-    z = torch.randn(sum(SIZES), device=device)
-    z[-1] = torch.nan
-    expected = select.thresholds(z, SIZES, 30.0, masked)
-    monkeypatch.setattr(select, "_select_histogram_kernel", None)
-    found = select.thresholds(z, SIZES, 30.0, masked, histogram(z, SIZES))
-    assert torch.equal(found.values, expected.values)
-    assert found.has_nan
+    found = select.thresholds(z, [101], p, [True]).values
+    expected = sorted_thresholds(z, [101], p)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    # Of ranks 0 to 100 those from 81 are NaN.
+    assert bool(found.isnan()) == (p > 80)
 
 
 @pytest.mark.parametrize(
@@ -218,10 +188,13 @@ def test_a_given_histogram_replaces_the_first_pass(
 )
 def test_layouts(change: object, device: torch.device) -> None:
     z = change(torch.randn(sum(SIZES), device=device))  # type: ignore[operator]
-    assert torch.equal(select.order_statistics(z, SIZES, 30.0, ALL), statistics(z, SIZES, 30.0))
+    found = select.thresholds(z, SIZES, 30.0, ALL).values
+    assert torch.equal(found, sorted_thresholds(z.contiguous(), SIZES, 30.0))
 
 
-def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
+def test_entries_beyond_32_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
     sizes = (2**31, 1500)
     if device.type == "cuda":
         entries = torch.empty(sum(sizes), device=device)
@@ -231,10 +204,13 @@ def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
         entries = torch.from_numpy(file)
     end = NORMAL[:1500].to(device)
     entries[-1500:] = end
-    counts = torch.zeros((2, 2048), dtype=torch.int32, device=device)
-    counts[1] = histogram(end, [1500])
-    found = select.order_statistics(entries, sizes, 30.0, [False, True], counts)
-    assert torch.equal(found[1:], statistics(end, [1500], 30.0))
+    masked = (False, True)
+    # The first pass is also one over tensors without a threshold, for their NaN: it is spared that.
+    monkeypatch.setattr(
+        select, "blocks", lambda sizes, size, device, *_: blocks(sizes, size, device, masked)
+    )
+    found = select.thresholds(entries, sizes, 30.0, masked).values
+    assert torch.equal(found[1:], sorted_thresholds(end, [1500], 30.0))
 
 
 @pytest.mark.parametrize(

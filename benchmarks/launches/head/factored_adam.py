@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches.launch import Launch, Run, floats
 from hypermask_fast.kernels.head.adam import CONFIGS, adam_scalars, factored_adam
 
 _ADAM: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches.launch import Launch, Run, floats
 from hypermask_fast.kernels.layers import conv2d_backward as backward
 from hypermask_fast.kernels.layers.conv2d import (
     CONFIGS,
@@ -66,29 +66,40 @@ LAYERS = {
 }
 
 
-def _fused(
-    kind: str, layer: Layer, dtype: torch.dtype, last: bool, precision: str | None = None
-) -> Run:
+def _fused(kind: str, layer: Layer, dtype: torch.dtype, last: bool) -> Run:
     x = floats(*layer.x_shape, dtype=dtype, last=last)
     w = floats(*layer.weight_shape, dtype=dtype, last=last)
     dy = floats(*layer.y_shape, dtype=dtype, last=last)
     b, z, zb = floats(layer.out, dtype=dtype), floats(*layer.weight_shape), floats(layer.out)
     q, qb = (floats(positive=True) for _ in range(2))
-    options: tuple[Any, ...] = (*layer.options, precision)
+    options: Any = layer.options
     if kind == "forward":
         return partial(masked_conv2d_forward, x, w, b, z, zb, q, qb, *options)
     if kind == "input":
-        options = (*layer.options, last, precision)
-        return partial(masked_conv2d_backward_input, dy, w, z, q, x.shape, *options)
+        return partial(masked_conv2d_backward_input, dy, w, z, q, x.shape, *options, last)
     if kind == "weight":
         return partial(backward.masked_conv2d_backward_weight, dy, x, w, z, q, *options)
     return partial(backward.masked_conv2d_backward_bias, dy, b, zb, qb)
 
 
-def _plain(
-    kind: str, layer: Layer, dtype: torch.dtype, last: bool, precision: str | None = None
-) -> Run:
-    """The masked weights and cuDNN; ``precision`` is cuDNN's own."""
+def _with_full_precision(kind: str, layer: Layer, dtype: torch.dtype, last: bool) -> Run:
+    """Products of float32's accuracy, where cuDNN would round to tf32."""
+    launch = _fused(kind, layer, dtype, last)
+
+    def run() -> object:
+        conv = torch.backends.cudnn.conv
+        before = conv.fp32_precision
+        conv.fp32_precision = "ieee"
+        try:
+            return launch()
+        finally:
+            conv.fp32_precision = before
+
+    return run
+
+
+def _plain(kind: str, layer: Layer, dtype: torch.dtype, last: bool) -> Run:
+    """The masked weights and cuDNN."""
     x = floats(*layer.x_shape, dtype=dtype, last=last)
     w = floats(*layer.weight_shape, dtype=dtype, last=last)
     dy = floats(*layer.y_shape, dtype=dtype, last=last)
@@ -115,33 +126,38 @@ def _plain(
 
 
 _PASSES = {"forward": CONFIGS, "input": CONFIGS, "weight": backward.CONFIGS, "bias": ({},)}
-_Case = tuple[str, torch.dtype, bool] | tuple[str, torch.dtype, bool, str]
-_CASES: dict[str, _Case] = {
+_CASES = {
     "zenke_3_32_fp32": ("zenke_3_32", torch.float32, False),
     "zenke_3_32_bf16_last": ("zenke_3_32", torch.bfloat16, True),
     "zenke_64_64_bf16": ("zenke_64_64", torch.bfloat16, False),
     "resnet_16_fp32": ("resnet_16", torch.float32, False),
     "resnet_32_64_fp32": ("resnet_32_64", torch.float32, False),
     "resnet_128_fp32_last": ("resnet_128", torch.float32, True),
-    "resnet_128_tf32x3": ("resnet_128", torch.float32, False, "tf32x3"),
 }
 _NAMES = {"forward": "masked_conv2d"}
 
 
-def _launch(kind: str, layer: str, *rest: object) -> Launch:
-    arguments = (kind, LAYERS[layer], *rest)
+def _launch(kind: str, layer: str, dtype: torch.dtype, last: bool) -> Launch:
+    arguments = (kind, LAYERS[layer], dtype, last)
+    plain = None if kind == "bias" else partial(_plain, *arguments)
     name = _NAMES.get(kind, f"masked_conv2d_{kind}")
-    # What is forced to a precision that cuDNN does not have is only to be compiled.
-    compared = kind != "bias" and len(rest) == 2
-    plain = partial(_plain, *arguments) if compared else None  # type: ignore[arg-type]
-    return Launch(partial(_fused, *arguments), name, _PASSES[kind], plain)  # type: ignore[arg-type]
+    return Launch(partial(_fused, *arguments), name, _PASSES[kind], plain)
 
 
 LAUNCHES = {
-    f"{kind}_{name}": _launch(kind, layer, *rest)
+    f"{kind}_{name}": _launch(kind, *case)
     for kind in _PASSES
-    for name, (layer, *rest) in _CASES.items()
-    if kind != "bias" or layer == "resnet_128"
+    for name, case in _CASES.items()
+    if kind != "bias" or case[0] == "resnet_128"
+}
+# Only to be compiled: their sizes do not tell them from those above.
+LAUNCHES |= {
+    f"{kind}_resnet_128_tf32x3": launch._replace(
+        make=partial(_with_full_precision, kind, LAYERS["resnet_128"], torch.float32, False),
+        alternative=None,
+    )
+    for kind in _PASSES
+    for launch in [_launch(kind, "resnet_128", torch.float32, False)]
 }
 GRID = {
     f"{kind}_{layer}_{dtype}{'_last' if last else ''}".replace("torch.", ""): _launch(

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.launches import Launch, Run, floats
+from benchmarks.launches.launch import Launch, Run, floats
 from hypermask_fast.kernels.layers import linear as forward
 from hypermask_fast.kernels.layers import linear_backward as backward
 from hypermask_fast.kernels.masks import weights as mask_weights

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats, route
+from benchmarks.launches.launch import Launch, Run, floats, route
 from hypermask_fast.kernels.masks import weights as mask_weights
 from hypermask_fast.masks.types import MaskRequest
 from hypermask_fast.masks.weights import mask_weights as masks_of_all

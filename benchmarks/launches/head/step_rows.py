@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats, route
-from benchmarks.launches.factored_adam import tenth_step
+from benchmarks.launches.head.factored_adam import tenth_step
+from benchmarks.launches.launch import Launch, Run, floats, route
 from hypermask_fast.head import passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments

@@ -6,17 +6,15 @@ from functools import partial
 
 import torch
 
-from benchmarks.launches import Launch, Run, floats
-from benchmarks.launches.factored_adam import tenth_step
+from benchmarks.launches.head.factored_adam import tenth_step
+from benchmarks.launches.launch import Launch, Run, floats
+from hypermask_fast.kernels.head import hidden_grad
 from hypermask_fast.kernels.head.logits import (
     CONFIGS,
-    hidden_grad,
     mask_logits,
     residual_factors,
     target_logits,
 )
-from hypermask_fast.kernels.head.logits_histogram import CONFIGS as HISTOGRAM_CONFIGS
-from hypermask_fast.kernels.head.logits_histogram import mask_logits_histogram
 
 
 def _logits(rows: int, width: int, count: int) -> Run:
@@ -24,7 +22,7 @@ def _logits(rows: int, width: int, count: int) -> Run:
 
 
 def _grad(rows: int, width: int, count: int) -> Run:
-    return partial(hidden_grad, floats(rows, width), floats(count, rows))
+    return partial(hidden_grad.hidden_grad, floats(rows, width), floats(count, rows))
 
 
 def _residuals(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float32) -> Run:
@@ -57,10 +55,10 @@ _SIZES = {
 LAUNCHES: dict[str, Launch] = {}
 for _name, _size in _SIZES.items():
     _kind = "vector" if _size[2] == 1 else "matrix16" if _size[2] <= 16 else "matrix128"
-    for _made, _of, _suffix in ((_logits, _kind, ""), (_grad, f"{_kind}_grad", "-grad")):
-        LAUNCHES[_name + _suffix] = Launch(
-            partial(_made, *_size), f"mask_logits_{_of}", CONFIGS[_of]
-        )
+    LAUNCHES[_name] = Launch(partial(_logits, *_size), f"mask_logits_{_kind}", CONFIGS[_kind])
+    LAUNCHES[f"{_name}-grad"] = Launch(
+        partial(_grad, *_size), f"mask_logits_{_kind}_grad", hidden_grad.CONFIGS[_kind]
+    )
 _MANY = ("mask_logits_matrix128", CONFIGS["matrix128"])
 _PERMUTED = (2_036_010, 100, 99)
 LAUNCHES |= {
@@ -69,20 +67,5 @@ LAUNCHES |= {
     "permuted-99-targets": Launch(partial(_targets, *_PERMUTED), *_MANY),
     "wide-9-residuals": Launch(
         partial(_residuals, 1_000_000, 1000, 9), "mask_logits_matrix16", CONFIGS["matrix16"]
-    ),
-}
-
-
-def _histogram(rows: int, width: int) -> Run:
-    head = floats(rows, width), floats(rows), floats(1, width)
-    return partial(mask_logits_histogram, *head, (rows // 2, rows - rows // 2))
-
-
-LAUNCHES |= {
-    "permuted-histogram": Launch(
-        partial(_histogram, 2_036_010, 100), "mask_logits_histogram", HISTOGRAM_CONFIGS
-    ),
-    "split-histogram": Launch(
-        partial(_histogram, 477_010, 25), "mask_logits_histogram", HISTOGRAM_CONFIGS
     ),
 }
