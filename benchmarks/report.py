@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.kernels.case import find_kernel_cases
+from benchmarks.harness.correctness import is_correct
+from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.steps.cases import find_cases
 
-ERROR_FACTOR = 2.0
-"""How much larger than the published, or eager, error a right one may be."""
 _COLUMNS = (
     "case",
     "variant",
@@ -31,14 +30,6 @@ _KERNEL_COLUMNS = (
     "error",
     "peak, MiB",
 )
-
-
-def is_correct(row: dict[str, Any], plain: dict[str, Any] | None) -> bool:
-    """Return whether a row's error is known, and at most twice that of the plain algorithm."""
-    error = row.get("max_error")
-    if error is None or plain is None or plain.get("max_error") is None:
-        return False
-    return bool(error <= ERROR_FACTOR * plain["max_error"])
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -18,7 +18,8 @@ import torch
 from benchmarks.harness.ahead import in_a_line, log
 from benchmarks.harness.files import write_json
 from benchmarks.harness.machine import environment
-from benchmarks.kernels.case import KernelCase, find_kernel_cases
+from benchmarks.kernels.case import KernelCase
+from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench, compile_ahead
 from benchmarks.steps import hypnettorch
 from benchmarks.steps.cases import Case, find_cases

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from hypermask_fast.errors import ConfigError, nearest
 
 Output = Sequence[Tensor]
 
@@ -49,29 +46,6 @@ class KernelCase:
     def variants_on(self, device: str) -> list[str]:
         """Return the variants that a device has."""
         return [v for v in self.variants if device == "cuda" or v not in self.on_cuda]
-
-
-def find_kernel_cases(names: Sequence[str] | None = None, size: str = "full") -> list[KernelCase]:
-    """Return the kernel cases, the most important first, or those of them that are named.
-
-    Args:
-        names: Such as "head-logits" or "linear-*"; None for all.
-        size: "full" or "tiny".
-
-    Raises:
-        ConfigError: A name fits no case.
-    """
-    from benchmarks.kernels import head as head_cases
-    from benchmarks.kernels import layers as layer_cases
-
-    found = [*head_cases.cases(size), *layer_cases.cases(size)]
-    known = [case.name for case in found]
-    for name in names or ():
-        if not any(fnmatch(other, name) for other in known):
-            raise ConfigError(f"case is {name!r}{nearest(name, known)}; no kernel case fits it")
-    if names is None:
-        return found
-    return [case for case in found if any(fnmatch(case.name, name) for name in names)]
 
 
 def error(found: Output, exact: Output) -> float:

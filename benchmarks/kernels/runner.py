@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.harness.ahead import leave_after_a_fault, run_ahead
 from benchmarks.harness.process import Worker, variables
-from benchmarks.kernels.case import KernelCase, draw, find_kernel_cases
+from benchmarks.kernels.case import KernelCase, draw
+from benchmarks.kernels.catalogue import find_kernel_cases
 from hypermask_fast.errors import ConfigError
 
 _CASE_SECONDS = 60.0

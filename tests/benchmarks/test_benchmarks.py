@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.kernels.case import KernelCase, Problem, draw, error, find_kernel_cases
+from benchmarks.kernels.case import KernelCase, Problem, draw, error
+from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench
 from benchmarks.kernels.worker import compared
 from benchmarks.report import render

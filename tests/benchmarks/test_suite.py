@@ -15,7 +15,8 @@ from benchmarks import suite
 from benchmarks.__main__ import main
 from benchmarks.harness.files import write_json
 from benchmarks.harness.process import Worker
-from benchmarks.kernels.case import KernelCase, Problem, find_kernel_cases
+from benchmarks.kernels.case import KernelCase, Problem
+from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench, family
 from benchmarks.kernels.worker import answer_case
 from benchmarks.report import render

@@ -76,7 +76,9 @@ def _fused(kind: str, layer: Layer, dtype: torch.dtype, last: bool) -> Run:
     if kind == "forward":
         return partial(masked_conv2d_forward, x, w, b, z, zb, q, qb, *options)
     if kind == "input":
-        return partial(masked_conv2d_backward_input, dy, w, z, q, x.shape, *options, last)
+        return partial(
+            masked_conv2d_backward_input, dy, w, z, q, x.shape, *options, channels_last=last
+        )
     if kind == "weight":
         return partial(backward.masked_conv2d_backward_weight, dy, x, w, z, q, *options)
     return partial(backward.masked_conv2d_backward_bias, dy, b, zb, qb)
@@ -87,7 +89,7 @@ def _with_full_precision(kind: str, layer: Layer, dtype: torch.dtype, last: bool
     launch = _fused(kind, layer, dtype, last)
 
     def run() -> object:
-        conv = torch.backends.cudnn.conv
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
         before = conv.fp32_precision
         conv.fp32_precision = "ieee"
         try:
