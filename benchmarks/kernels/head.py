@@ -12,7 +12,7 @@ from benchmarks.kernels.case import KernelCase, Output, Problem
 from benchmarks.launches.launch import floats
 from benchmarks.steps.cases import find_cases
 from hypermask_fast import backend
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.masks.types import MaskRequest
@@ -22,18 +22,26 @@ _LR, _BETA1, _BETA2, _EPS, _STEP = 1e-3, 0.9, 0.999, 1e-8, 10
 _COEFFICIENT = 1e-3
 
 
-class _Head:
-    """A head within a step after t others, whose logits are near their targets."""
+class _Step:
+    """A step of a head after t others, whose logits are near those that it keeps."""
 
     def __init__(self, rows: int, width: int, earlier: int) -> None:
-        self.weight, self.bias = floats(rows, width), floats(rows)
-        self.hidden, self.dz = floats(earlier + 1, width), floats(rows)
-        self.targets = torch.addmm(self.bias, self.hidden[1:], self.weight.t())
-        self.targets += 0.1 * floats(earlier, rows)
-        self.coefficient = torch.full((), _COEFFICIENT)
-        self.moments = (0.1 * floats(rows, width), floats(rows, width, positive=True))
-        self.bias_moments = (0.1 * floats(rows), floats(rows, positive=True))
-        self.step = torch.full((), float(_STEP))
+        weight, bias = floats(rows, width), floats(rows)
+        hidden, dz = floats(earlier + 1, width), floats(rows)
+        kept = torch.addmm(bias, hidden[1:], weight.t())
+        kept += 0.1 * floats(earlier, rows)
+        coefficient = torch.full((), _COEFFICIENT)
+        self.moments = Moments(0.1 * floats(rows, width), floats(rows, width, positive=True))
+        self.bias_moments = Moments(0.1 * floats(rows), floats(rows, positive=True))
+        self.count = torch.full((), float(_STEP))
+        self.head = Head(weight, bias, self.moments, self.bias_moments)
+        self.weight, self.bias, self.hidden, self.dz = weight, bias, hidden, dz
+        self.kept, self.coefficient = kept, coefficient
+
+    def given(self, step: float | Tensor) -> HeadStep:
+        """Return the update, the ``step``-th."""
+        adam = AdamOptions(_LR, _BETA1, _BETA2, _EPS, 0.0, decoupled=False, step=step)
+        return HeadStep(self.head, self.dz[None], self.hidden, self.kept, self.coefficient, adam)
 
     def changed(self, grad: Tensor, squares: Tensor) -> Output:
         """Return what a step gives and changes, of the large tensors some rows."""
@@ -42,53 +50,29 @@ class _Head:
         return (grad, squares, *(t[some] for t in large))
 
     def logits_kernel(self) -> Output:
-        from hypermask_fast.kernels.head.logits import mask_logits
-
-        return (mask_logits(self.weight, self.bias, self.hidden[:1]),)
+        out = self.weight.new_empty(1, len(self.weight))
+        cuda.logits(self.head, self.hidden[:1], out)
+        return (out,)
 
     def logits_eager(self) -> Output:
         return (torch.addmv(self.bias, self.weight, self.hidden[0])[None],)
 
     def step_kernel(self) -> Output:
-        from hypermask_fast.kernels.head.adam import adam_scalars
-        from hypermask_fast.kernels.head.step import step_rows
-
-        options: dict[str, Any] = {
-            "beta1": _BETA1,
-            "beta2": _BETA2,
-            "eps": _EPS,
-            "weight_decay": 0.0,
-        }
-        scalars = adam_scalars(
-            self.weight.device, lr=_LR, step=self.step, decoupled=False, **options
-        )
-        moments = (*self.moments, *self.bias_moments)
-        rest = (self.dz, self.hidden, self.targets)
-        return self.changed(
-            *step_rows(
-                *(self.weight, self.bias, *moments, *rest),
-                coefficient=self.coefficient,
-                scalars=scalars,
-            )
-        )
+        return self.changed(*cuda.step_rows(self.given(self.count)))
 
     def step_eager(self) -> Output:
-        moments, bias_moments = Moments(*self.moments), Moments(*self.bias_moments)
-        head = Head(self.weight, self.bias, moments, bias_moments)
-        adam = AdamOptions(_LR, _BETA1, _BETA2, _EPS, 0.0, decoupled=False, step=_STEP)
-        step = HeadStep(head, self.dz[None], self.hidden, self.targets, self.coefficient, adam)
         with backend("reference"):
-            return self.changed(*passes.step_rows(step))
+            return self.changed(*passes.step_rows(self.given(_STEP)))
 
     def step_dense(self) -> Output:
         """The gradient as a tensor, and PyTorch's fused Adam."""
-        residuals = torch.addmm(self.bias, self.hidden[1:], self.weight.t()) - self.targets
+        residuals = torch.addmm(self.bias, self.hidden[1:], self.weight.t()) - self.kept
         dz = torch.cat((self.dz[None], self.coefficient * residuals))
         grad, dense = dz @ self.weight, dz.t() @ self.hidden
         exp_avgs, exp_avg_sqs = zip(self.moments, self.bias_moments, strict=True)
         torch._fused_adam_(
             *([self.weight, self.bias], [dense, dz.sum(0)], exp_avgs, exp_avg_sqs),
-            *([], [self.step, self.step]),
+            *([], [self.count, self.count]),
             lr=_LR,
             beta1=_BETA1,
             beta2=_BETA2,
@@ -101,7 +85,7 @@ class _Head:
 
     def step_exact(self) -> Output:
         weight, hidden = self.weight.double(), self.hidden.double()
-        residuals = hidden[1:] @ weight.t() + self.bias - self.targets
+        residuals = hidden[1:] @ weight.t() + self.bias - self.kept
         dz = torch.cat((self.dz.double()[None], self.coefficient.double() * residuals))
         some = slice(None, None, max(1, len(weight) // 1000))
         results: list[list[Tensor]] = [[], []]
@@ -123,12 +107,12 @@ class _Head:
 
 
 def _logits(rows: int, width: int) -> Problem:
-    head = _Head(rows, width, 0)
+    head = _Step(rows, width, 0)
     return Problem({"kernel": head.logits_kernel, "eager": head.logits_eager}, head.logits_exact)
 
 
 def _step(rows: int, width: int, earlier: int, with_logits: bool) -> Problem:
-    head = _Head(rows, width, earlier)
+    head = _Step(rows, width, earlier)
     if not with_logits:
         runs = {"kernel": head.step_kernel, "dense": head.step_dense, "eager": head.step_eager}
         return Problem(runs, head.step_exact)

@@ -72,13 +72,12 @@ def _fused(kind: str, layer: Layer, dtype: torch.dtype, last: bool) -> Run:
     dy = floats(*layer.y_shape, dtype=dtype, last=last)
     b, z, zb = floats(layer.out, dtype=dtype), floats(*layer.weight_shape), floats(layer.out)
     q, qb = (floats(positive=True) for _ in range(2))
-    options: Any = layer.options
+    options: tuple[Any, ...] = layer.options
     if kind == "forward":
         return partial(masked_conv2d_forward, x, w, b, z, zb, q, qb, *options)
     if kind == "input":
-        return partial(
-            masked_conv2d_backward_input, dy, w, z, q, x.shape, *options, channels_last=last
-        )
+        options = (*options, last)
+        return partial(masked_conv2d_backward_input, dy, w, z, q, x.shape, *options)
     if kind == "weight":
         return partial(backward.masked_conv2d_backward_weight, dy, x, w, z, q, *options)
     return partial(backward.masked_conv2d_backward_bias, dy, b, zb, qb)
