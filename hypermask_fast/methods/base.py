@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import Compiler
-from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
-from hypermask_fast.methods.tasks import TaskList, TaskRecord
+from hypermask_fast.conversion.entries import Entry, manifest
+from hypermask_fast.methods.batches import (
+    WithWeights,
+    check_devices,
+    check_labels,
+    read_by_last_layer,
+)
+from hypermask_fast.methods.life import TaskLife
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
 
 
 def ordinary_step(
@@ -35,148 +43,34 @@ def ordinary_step(
     return losses
 
 
-class Learner(nn.Module):
+class Learner(TaskLife):
     """A network that learns tasks one after the other.
 
     The life of a task: :meth:`add_task` (it can be evaluated from then on), :meth:`begin_task`,
     :meth:`losses` or :meth:`step` for each batch, :meth:`end_task`. A method overrides what it does
-    differently, :meth:`losses`, :meth:`activated` and :meth:`task_weights` at least.
+    differently; without that it is a plain network that all tasks share and nothing protects.
 
     Args:
         net: The target network.
         capacity: Tasks that there are rows for at first.
 
     Attributes:
-        phase: Name of the phase that the current task is in.
-        capacity: Tasks that there are rows for; it doubles when a task finds none left.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
     """
 
     steps_taken: int = 0
 
-    def __init__(self, net: nn.Module, capacity: int) -> None:
-        super().__init__()
-        self.net = net
-        self.capacity = capacity
-        self._tasks = TaskList()
-        self._learned: list[int] = []
-        self._current: int | None = None
-        self.phase = ""
-
-    @property
-    def tasks(self) -> Sequence[TaskRecord]:
-        """The tasks that were added; the place in the list is the id."""
-        return tuple(self._tasks.records)
-
-    @property
-    def current(self) -> int | None:
-        """The task between :meth:`begin_task` and :meth:`end_task`, or None."""
-        return self._current
-
-    @property
-    def learned(self) -> Sequence[int]:
-        """The tasks that were ended, in that order."""
-        return tuple(self._learned)
-
-    def add_task(self, name: str | None = None, classes: Sequence[int] | None = None) -> int:
-        """Add a task, which may be evaluated at once, and return its id.
-
-        Args:
-            name: Shown in reports; default: its number.
-            classes: Global ids of its classes. The task uses the first ``len(classes)`` outputs;
-                None uses all.
-
-        Raises:
-            ValueError: The name is taken, or the classes are none or repeated.
-        """
-        task = self._tasks.add(name, classes)
-        self._make_room()
-        return task
-
-    def _make_room(self) -> None:
-        capacity = self.capacity
-        while capacity < len(self._tasks.records):
-            capacity *= 2
-        if capacity > self.capacity:
-            self._grow(capacity)
-            self.capacity = capacity
-
-    def _grow(self, capacity: int) -> None:
-        """Give every table a row for each of this many tasks."""
-
-    def task_id(self, name: str) -> int:
-        """Return the id of the task called ``name``.
-
-        Raises:
-            ValueError: There is none.
-        """
-        return self._tasks.named(name)
-
-    def phases(self, task: int, steps: int) -> Sequence[Phase]:
-        """Return the phases that a task's steps make up, in their order. Default: one.
-
-        Args:
-            task: A task that was added.
-            steps: Of all phases together.
-        """
-        return [Phase("train", steps)]
-
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
-
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
-        """Start learning a task: what earlier tasks need kept is recorded now.
-
-        Args:
-            task: A task that was added.
-            steps: Training steps that the task will have, for what a method changes over them.
-                Default 0: unknown, and nothing changes.
-            data: What the task is learned from, such as a :class:`hypermask_fast.scenarios.Task`,
-                for methods that look at it first.
-
-        Raises:
-            ValueError: The task was not added, or the number of steps is negative.
-            RuntimeError: Another task has not been ended.
-        """
-        self._current = self._checked_beginning(task, steps)
-        self.begin_phase(self.phases(task, steps)[0].name)
-
-    def begin_phase(self, name: str) -> None:
-        """Enter a phase of the current task, which has new optimizers."""
-        self.phase = name
-
-    def _checked_beginning(self, task: int, steps: int) -> int:
-        task = self._tasks.checked(task)
-        if self._current is not None:
-            raise RuntimeError(
-                f"task {self._current} is still being learned; call end_task() before "
-                f"begin_task({task})"
-            )
-        if steps < 0:
-            raise ValueError(f"steps is {steps}; give 0 or more")
-        return task
-
-    def end_task(self, data: object = None) -> None:
-        """Finish the current task; later tasks protect it.
-
-        Args:
-            data: As in :meth:`begin_task`, for methods that look at it once more.
-
-        Raises:
-            RuntimeError: No task was begun.
-        """
-        if self._current is None:
-            raise RuntimeError("no task is being learned; call begin_task() before end_task()")
-        if self._current not in self._learned:
-            self._learned.append(self._current)
-        self._current = None
 
     def losses(
         self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
     ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
+
+        Default: the mean cross-entropy of the task's network.
 
         Args:
             x: Inputs (batch, ...).
@@ -184,7 +78,14 @@ class Learner(nn.Module):
             task: The id given to :meth:`begin_task`.
             optimizer: What updates parameters in the backward pass of these losses, if one does.
         """
-        raise NotImplementedError
+        task = self._checked_batch(x, y, task)
+        outputs = self._forward_one(x, task)
+        loss = self._task_loss(outputs, y, task)
+        return Losses(loss, loss, outputs, {})
+
+    def _task_loss(self, outputs: Tensor, y: Tensor, task: int) -> Tensor:
+        self._tasks.check_labels(y, task, outputs.shape[-1])
+        return F.cross_entropy(outputs, y)
 
     def step(
         self,
@@ -207,7 +108,9 @@ class Learner(nn.Module):
     def activated(
         self, task: int, weights: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[nn.Module]:
-        """Return a context in which :attr:`net` is the task's network, for many batches.
+        """Return a context in which what it gives is the task's network, for many batches.
+
+        Default: :attr:`net` as it is.
 
         Args:
             task: A task that was added.
@@ -216,10 +119,13 @@ class Learner(nn.Module):
         Raises:
             ValueError: The task was not added, or the names of the weights do not fit.
         """
-        raise NotImplementedError
+        self._tasks.checked(task)
+        return nullcontext(self.net if weights is None else WithWeights(self.net, weights))
 
     def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
         """Return copies of the target parameters that a task uses, by name.
+
+        Default: those of :attr:`net`, the same for every task.
 
         Args:
             task: A task that was added.
@@ -228,7 +134,8 @@ class Learner(nn.Module):
         Raises:
             ValueError: The task was not added.
         """
-        raise NotImplementedError
+        self._tasks.checked(task)
+        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
     def install_norms(self, net: nn.Module, task: int) -> None:
         """Give a plain copy of the target network what a task needs beside its weights."""
@@ -243,20 +150,8 @@ class Learner(nn.Module):
             task: A task that was added.
         """
         self._prepare(x)
-        read: list[Tensor] = []
-        layers = [
-            m for m in self.net.modules() if next(m.parameters(recurse=False), None) is not None
-        ]
-        hooks = [
-            m.register_forward_pre_hook(lambda _, given: read.append(given[0])) for m in layers
-        ]
-        try:
-            with self.activated(self._tasks.checked(task)) as net:
-                net(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return read[-1]
+        with self.activated(self._tasks.checked(task)) as net:
+            return read_by_last_layer(net, lambda: net(x))
 
     @torch.no_grad()
     def all_outputs(self, x: Tensor) -> Tensor:
@@ -265,7 +160,7 @@ class Learner(nn.Module):
         Args:
             x: Inputs (batch, ...).
         """
-        self._check_devices(inputs=x)
+        check_devices(self._device, inputs=x)
         return torch.stack([self._forward_one(x, task) for task in range(len(self.tasks))])
 
     def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
@@ -299,8 +194,13 @@ class Learner(nn.Module):
         return self._current, self.phase, self.training, self.capacity
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Return name, shape, offset, masked and reason of every target parameter, for JSON."""
-        raise NotImplementedError
+        """Return name, shape, offset, masked and reason of every target parameter, for JSON.
+
+        Default: none has a mask.
+        """
+        return manifest(
+            [Entry(n, tuple(p.shape), -1, False, "shared") for n, p in self.net.named_parameters()]
+        )
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         """Return the logits (batch, outputs); outputs a task has no class for are -inf.
@@ -316,7 +216,7 @@ class Learner(nn.Module):
                 where the rows of a batch depend on each other.
             TypeError: The ids are not integers.
         """
-        self._check_devices(inputs=x)
+        check_devices(self._device, inputs=x)
         if not isinstance(task, Tensor) or task.dim() == 0:
             return self._forward_one(x, self._tasks.checked(task))
         ids = self._tasks.checked_rows(task, x)
@@ -338,14 +238,9 @@ class Learner(nn.Module):
         with self.activated(task) as net:
             return self._tasks.own_outputs(net(x), task)
 
-    def _check_devices(self, **values: Tensor) -> None:
-        device = next(self.parameters()).device
-        for name, value in values.items():
-            if value.device != device:
-                raise ValueError(
-                    f"{name} are on {value.device} and the learner on {device}; move them to one "
-                    "device"
-                )
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def _checked_batch(self, x: Tensor, y: Tensor, task: int) -> int:
         task = self._tasks.checked(task)
@@ -355,30 +250,6 @@ class Learner(nn.Module):
                 f"losses of task {task} were asked for while {state} is being learned; call "
                 f"begin_task({task}) first"
             )
-        self._check_devices(inputs=x, labels=y)
-        if y.shape != x.shape[:1] or y.dtype != torch.int64:
-            raise ValueError(
-                f"labels are {y.dtype} of shape {tuple(y.shape)} for inputs of shape "
-                f"{tuple(x.shape)}; give int64 labels, one for each row"
-            )
-        if not len(y):
-            raise ValueError(f"inputs have shape {tuple(x.shape)}; a loss needs at least one row")
+        check_devices(self._device, inputs=x, labels=y)
+        check_labels(x, y)
         return task
-
-    def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what ``state_dict`` lacks to continue within a task: tensors, and JSON values."""
-        state = {
-            "tasks": self._tasks.state(),
-            "learned": list(self._learned),
-            "current": self._current,
-            "phase": self.phase,
-        }
-        return {}, state
-
-    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore what :meth:`task_state` returned."""
-        self._tasks.load(state["tasks"])
-        self._make_room()
-        self._learned = list(state["learned"])
-        self._current = state["current"]
-        self.phase = state.get("phase", "train")

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -383,8 +382,7 @@ class HyperMask(Learner):
         with self._network.applied(weights, norms, dropout=dropout) as net:
             run = net if is_special else self._compiled_net or net
             outputs = self._tasks.own_outputs(run(x), task)
-        self._tasks.check_labels(y, task, outputs.shape[-1])
-        task_loss = F.cross_entropy(outputs, y)
+        task_loss = self._task_loss(outputs, y, task)
         factor = self.beta / max(1, self._kept.earlier)
         total = task_loss + factor * output_reg + self.lam * weight_reg
         if update is not None:
