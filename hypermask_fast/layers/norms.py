@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,6 +35,17 @@ class TaskNorm(nn.Module):
     frozen: bool = False
 
 
+def _normalized(x: Tensor, state: NormState, eps: float) -> Tensor:
+    """Batch norm by given statistics, which PyTorch's own has no gradients of."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    assert state.running_mean is not None
+    assert state.running_var is not None
+    scale = torch.rsqrt(state.running_var + eps)
+    scale = scale if state.weight is None else scale * state.weight
+    y = (x - state.running_mean.view(shape)) * scale.view(shape)
+    return y if state.bias is None else y + state.bias.view(shape)
+
+
 class _TaskBatchNorm(TaskNorm, _BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         state = self.active
@@ -41,6 +53,8 @@ class _TaskBatchNorm(TaskNorm, _BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         uses_batch = state.running_mean is None or (state.learning and self.training)
+        if not uses_batch and state.running_mean.requires_grad:
+            return _normalized(x, state, self.eps)
         return F.batch_norm(
             x,
             state.running_mean,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
-from tests.support.hypermask_cases import batch, make, perturb
+from tests.support.hypermask_cases import batch, make, mixed_net, perturb
 
 
 def ids_to_rows(learner: HyperMask, x: Tensor, ids: Sequence[int]) -> Tensor:
@@ -133,3 +133,60 @@ def test_activated_with_weights_that_were_kept() -> None:
         learner.activated(0, weights=weights),
     ):
         pass
+
+
+def test_features_are_what_the_last_layer_reads() -> None:
+    learner = make().double().eval()
+    perturb(learner)
+    x, _ = batch(learner)
+    for task in range(3):
+        found = learner.features(x, task)
+        with learner.activated(task) as net:
+            assert torch.equal(found, net.features(x))
+    assert not any(module._forward_pre_hooks for module in learner.net.modules())
+
+
+def test_all_outputs_are_those_of_each_task() -> None:
+    learner = make(tasks=0).eval()
+    for classes in ([0, 1, 2], [3, 4]):
+        learner.add_task(classes=classes)
+    perturb(learner)
+    x, _ = batch(learner)
+    found = learner.all_outputs(x)
+    assert found.shape == (2, 8, 3)
+    assert not found.requires_grad
+    assert torch.equal(found, torch.stack([learner(x, 0), learner(x, 1)]))
+    assert found[1, :, 2].eq(-torch.inf).all()
+
+
+@pytest.mark.parametrize("bn", ["per_task", "batch", "frozen"])
+def test_a_blend_of_one_task_is_that_task(bn: str) -> None:
+    learner = make(mixed_net(), bn=bn, example_input=torch.zeros(2, 5)).double().eval()
+    perturb(learner)
+    x, _ = batch(learner)
+    for task in range(3):
+        with learner.blended(torch.eye(3, dtype=torch.float64)[task]) as net:
+            found = net(x)
+        torch.testing.assert_close(found, learner(x, task), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_of_a_blend_is_that_of_its_factors() -> None:
+    learner = make(mixed_net(), sparsity=30.0, example_input=torch.zeros(2, 5)).double().eval()
+    perturb(learner)
+    x, _ = batch(learner)
+
+    def outputs(alpha: Tensor) -> Tensor:
+        with learner.blended(alpha) as net:
+            return net(x)
+
+    alpha = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        weights = [learner.task_weights(task) for task in range(3)]
+        mean = {k: sum(a * w[k] for a, w in zip(alpha, weights, strict=True)) for k in weights[0]}
+    with learner.blended(alpha.detach()) as net:
+        for name, layer in net.named_modules():
+            if name in ("0", "4"):
+                torch.testing.assert_close(layer.active.weight, mean[f"{name}.weight"])
+    assert torch.autograd.gradcheck(outputs, alpha)
+    with pytest.raises(ValueError, match=r"alpha has shape \(2,\); give \(3,\)"):
+        outputs(alpha[:2])
