@@ -52,8 +52,9 @@ class _TaskBatchNorm(TaskNorm, _BatchNorm):
         if state is None:
             return super().forward(x)
         self._check_input_dim(x)
-        uses_batch = state.running_mean is None or (state.learning and self.training)
-        if not uses_batch and state.running_mean.requires_grad:
+        mean = state.running_mean
+        uses_batch = mean is None or (state.learning and self.training)
+        if mean is not None and not uses_batch and mean.requires_grad:
             return _normalized(x, state, self.eps)
         return F.batch_norm(
             x,
