@@ -9,17 +9,12 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from hypermask_fast.optim.factored_grad import FactoredGrad
+from hypermask_fast.optim.rows import rows_with_gradient
 
 
 def _dense_grad(p: Tensor) -> Tensor:
     assert p.grad is not None
     return p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad
-
-
-def _rows_with_gradient(grad: Tensor) -> Tensor:
-    """Bool (rows, 1, ...). NaN counts as a gradient."""
-    moved = grad.ne(0).reshape(len(grad), -1).any(1)
-    return moved.reshape(-1, *[1] * (grad.dim() - 1))
 
 
 def _fuses(params: list[Tensor], group: dict[str, Any]) -> bool:
@@ -59,7 +54,7 @@ def step_dense(
     # What is to be put back where a condition is False.
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     if group["row_sparse"]:
-        moved = [_rows_with_gradient(grad) for grad in grads]
+        moved = [rows_with_gradient(grad) for grad in grads]
         for tensors in (params, *moments.values()):
             kept += [(x, x.clone(), rows) for x, rows in zip(tensors, moved, strict=True)]
     if finite is not None and fused:
