@@ -103,16 +103,26 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def test_every_package_is_installed_once(setup_arguments):
-    package = ROOT / "hypermask_fast"
-    expected = {
-        ".".join(init.parent.relative_to(ROOT).parts) for init in package.rglob("__init__.py")
+    package, kernels = ROOT / "hypermask_fast", "hypermask_fast.kernels"
+    # A search does not follow the link to the kernels.
+    expected = [
+        ".".join((name, *init.parent.relative_to(folder).parts))
+        for name, folder in (("hypermask_fast", package), (kernels, ROOT / "kernels"))
+        for init in folder.rglob("__init__.py")
+    ]
+    assert {kernels, f"{kernels}.head"} < set(expected)
+    assert sorted(setup_arguments["packages"]) == sorted(expected)
+    assert setup_arguments["package_dir"] == {
+        "hypermask_fast": "hypermask_fast",
+        kernels: "kernels",
     }
-    assert sorted(setup_arguments["packages"]) == sorted(expected | {"hypermask_fast.kernels"})
-    assert setup_arguments["package_dir"]["hypermask_fast.kernels"] == "kernels"
 
 
 def test_every_folder_with_modules_is_a_package():
-    folders = {path.parent for path in (ROOT / "hypermask_fast").rglob("*.py")}
+    modules = [
+        path for name in ("hypermask_fast", "kernels") for path in (ROOT / name).rglob("*.py")
+    ]
+    folders = {path.parent for path in modules}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
@@ -124,7 +134,7 @@ def test_data_files_are_installed(setup_arguments):
         for path in (ROOT / name.replace(".", "/")).glob(pattern)
     }
     package = ROOT / "hypermask_fast"
-    files = [*package.rglob("*"), *(package / "kernels").glob("*")]
+    files = [*package.rglob("*"), *(package / "kernels").rglob("*")]
     present = {path for path in files if path.is_file() and path.suffix not in {".py", ".pyc"}}
     assert package / "py.typed" in present
     assert present == shipped
