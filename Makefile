@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+WORKERS ?= logical
 
 TRITONS := 3.6.0 3.7.1 3.9.0
 KERNEL_TESTS := $(sort $(shell find tests -name 'test_*_kernel.py'))
@@ -8,6 +9,8 @@ KERNEL_TESTS := $(sort $(shell find tests -name 'test_*_kernel.py'))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+# A long test begins first, and each process takes the next test when it is done with one.
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e
 
 .DEFAULT_GOAL := run
@@ -17,7 +20,7 @@ run: $(READY)
 	$(BIN)/hypermask train $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
@@ -46,7 +49,7 @@ lint: $(READY_DEV)
 	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz
 
 clean:
-	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched only after a complete install, so a broken one is tried again.

@@ -13,6 +13,12 @@ import torch
 assert "triton" not in sys.modules, "triton was imported before conftest chose its interpreter"
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+# Tests that run side by side share the cores: one thread for each, and for what it starts.
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+if SIDE_BY_SIDE:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 def _why_no_gpu() -> str | None:
     if not torch.cuda.is_available():
@@ -28,6 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if SIDE_BY_SIDE:
+        # Else the last long one runs while the other cores have nothing left to do.
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -97,7 +97,8 @@ def lines(found: list[str]) -> str:
         ("from hypermask_fast.errors import nearest", {"hypermask_fast.errors"}),
         ("def f():\n    from hypermask_fast.runs import run", {"hypermask_fast.runs.run"}),
         ("if TYPE_CHECKING:\n    import benchmarks.suite", {"benchmarks.suite"}),
-        ("from . import run\nfrom ..errors import nearest", {"hypermask_fast.runs.run", "hypermask_fast.errors"}),
+        ("from . import run", {"hypermask_fast.runs.run"}),
+        ("from ..errors import nearest", {"hypermask_fast.errors"}),
         ("from tests.support import head_cases", {"tests.support"}),
     ],
 )  # fmt: skip

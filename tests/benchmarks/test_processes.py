@@ -78,6 +78,7 @@ def test_no_variable_of_this_environment_changes_what_a_gpu_measures() -> None:
     assert chosen["HYPERMASK_FAST_BACKEND"] == "auto"
 
 
+@pytest.mark.long
 def test_parts_leave_logs_and_end_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_run_ends_in_time_and_tells_what_it_left_out(
     assert _read(file) == [("split-mnist-t4", None), ("split-mnist-t0", "out of time")]
 
 
+@pytest.mark.long
 def test_a_resumed_run_measures_what_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     failed = {**_row("split-mnist-t0", failed="no"), **_WHERE}
@@ -104,6 +105,7 @@ def test_a_resumed_run_measures_what_is_missing(tmp_path: Path) -> None:
     assert new["median_ms"] > 0
 
 
+@pytest.mark.long
 def test_variants_of_several_cases_start_together_and_one_that_dies_fails_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,6 +158,7 @@ def test_an_interpreter_is_refused_on_a_gpu(
     assert capsys.readouterr().err.count("TRITON_INTERPRET is set") == 2
 
 
+@pytest.mark.long
 def test_kernels_of_a_family_are_left_out_after_two_faults(device: torch.device) -> None:
     options = {**_OPTIONS, "suite": "gpu", "device": device.type}
     (present,) = find_kernel_cases(["head-logits"], "tiny")

@@ -55,6 +55,7 @@ def check(rows: Sequence[dict[str, Any]], room: str = "*") -> None:
         assert fast >= _MATMULS & launches
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", _ROOMS)
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_default_configurations(target: str, room: str) -> None:

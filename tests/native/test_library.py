@@ -76,6 +76,7 @@ def small_logits() -> torch.Tensor:
     return passes.logits(Head(torch.eye(3), torch.ones(3)), torch.tensor([[1.0, 2.0, 3.0]]))
 
 
+@pytest.mark.long
 def test_the_machines_compiler_builds_into_a_private_folder(built: Path, cache: Path) -> None:
     umask = os.umask(0)
     try:

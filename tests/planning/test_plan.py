@@ -70,6 +70,7 @@ def measured_peak(settings: dict[str, object], folder: Path) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.long
 def test_planned_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> None:
     settings = {
         "tasks": 2,

@@ -103,6 +103,7 @@ def _supervise(mode: str, root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.long
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     reports = _supervise("random", tmp_path)
     assert len(reports) == 12
@@ -111,6 +112,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))  # every writer got further
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "again", [pytest.param(3, id="next-step"), pytest.param(2, id="the-same-step-again")]
 )

@@ -86,6 +86,7 @@ def wait_for_steps(process: subprocess.Popen[bytes], path: Path, steps: int) -> 
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_killed_at_three_random_moments_and_resumed_ends_bit_identical(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_killed_at_three_random_moments_and_resumed_ends_bit_identical(
     assert_same_run(whole, path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_cleanly(whole: Path, tmp_path: Path, signum: int) -> None:
     path = tmp_path / "stopped"

@@ -24,6 +24,8 @@ from hypermask_fast.training.distributed import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
 from tests.support.hypermask_cases import tables as tables_of
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
+
 WORLD, BATCH, CLASSES, STEPS = 2, 8, 3, 3
 WIDTH = 20  # H, so that the head's N * H is far from the 2N that may be exchanged
 SECONDS = 240
