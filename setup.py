@@ -18,7 +18,7 @@ setup(
     package_dir={"hypermask_fast": "hypermask_fast", KERNELS: "kernels"},
     package_data={
         "hypermask_fast": ["py.typed"],
-        "hypermask_fast.native": ["*.cpp"],
+        "hypermask_fast.native": ["*.cpp", "*.h"],
         "hypermask_fast.scenarios": ["*.npz", "*.txt"],
         "hypermask_fast.settings.presets": ["*.toml"],
         KERNELS: ["*.json"],

@@ -29,6 +29,7 @@ from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
+_HEADERS = (Path(__file__).with_name("head_vectors.h"),)
 _NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 _FLAGS = (
@@ -157,7 +158,7 @@ def _self_test(library: ctypes.CDLL) -> None:
 def _built() -> _Loaded:
     try:
         command, version = _compiler()
-        source = b"\0".join(source.read_bytes() for source in _SOURCES)
+        source = b"\0".join(source.read_bytes() for source in (*_SOURCES, *_HEADERS))
         key = "\n".join((*command, version, *_FLAGS, _processor()))
         digest = hashlib.sha256(key.encode() + b"\0" + source).hexdigest()[:20]
         path = _cache_folder() / f"passes-{digest}.so"

@@ -21,7 +21,7 @@ constexpr int kBins = 2048;
 constexpr int kPhases = 5;
 constexpr int kLanes = 8;  // partial sums of the drift
 
-// Mirrored by hypermask_fast.native.MaskPass.
+// Mirrored by hypermask_fast.native.masks.MaskPass.
 struct Work {
   int64_t tensors, blocks, masked_drift;
   const int64_t *tensor_start, *tensor_block;        // (tensors + 1,): first entry, first block
