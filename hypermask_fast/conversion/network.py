@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from hypermask_fast.conversion.convert import convert, is_converted
 from hypermask_fast.conversion.entries import Entry, manifest
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.layers.masked import MaskedLayer, MaskedWeights
+from hypermask_fast.layers.masked import MaskedLayer, MaskedWeights, Replacement
 from hypermask_fast.layers.norms import NormState, TaskNorm
 
 _EXEMPT = "exempt: last bias"
@@ -170,19 +170,40 @@ class ConvertedNetwork:
             ValueError: The names are not those of the tensors.
             RuntimeError: The network was unconverted.
         """
-        if not is_converted(self.net):
-            raise RuntimeError(
-                f"the {type(self.net).__name__} was unconverted and takes no masks any more; "
-                "build a new learner"
-            )
         names = {entry.name for entry in self.tensors}
         if weights.keys() != names:
             raise ValueError(
                 f"weights lack {sorted(names - weights.keys())} and have "
                 f"{sorted(weights.keys() - names)} too many; give those of task_weights()"
             )
+        layers = {name: _stand_in(name, layer, weights) for name, layer in self._layers}
+        with self.running(layers, norms, dropout=dropout) as net:
+            yield net
+
+    @contextmanager
+    def running(
+        self,
+        layers: Mapping[str, Replacement],
+        norms: Iterable[tuple[TaskNorm, NormState]] = (),
+        *,
+        dropout: bool = True,
+    ) -> Iterator[nn.Module]:
+        """Run the network with what stands in for layers' weights inside a ``with`` block.
+
+        Args:
+            layers: By the name of each layer that is not to run with its own weights.
+            norms, dropout: As in :meth:`applied`.
+
+        Raises:
+            RuntimeError: The network was unconverted.
+        """
+        if not is_converted(self.net):
+            raise RuntimeError(
+                f"the {type(self.net).__name__} was unconverted and takes no masks any more; "
+                "build a new learner"
+            )
         changes: list[tuple[nn.Module, str, object]] = [
-            (layer, "active", _stand_in(name, layer, weights)) for name, layer in self._layers
+            (layer, "active", layers[name]) for name, layer in self._layers if name in layers
         ]
         changes += [(norm, "active", state) for norm, state in norms]
         changes += [(layer, "training", False) for layer in self._dropouts if not dropout]

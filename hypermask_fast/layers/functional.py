@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hypermask_fast import reference
@@ -18,7 +19,9 @@ def _linear_is_faster(x: Tensor, weight: Tensor) -> bool:
         return False
     from hypermask_fast.kernels.layers.linear import masked_linear_route
 
-    return masked_linear_route(x.shape, weight.shape, x.dtype, x.device) == "fused"
+    gradients = torch.is_grad_enabled()
+    route = masked_linear_route(x.shape, weight.shape, x.dtype, x.device, backward=gradients)
+    return route == "fused"
 
 
 def _conv2d_is_faster(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:

@@ -21,7 +21,7 @@ def _pair(value: Size2) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _inputs_like_products(x: Tensor) -> Tensor:
+def inputs_like_products(x: Tensor) -> Tensor:
     """Return x in the dtype that autocast gives a product."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
@@ -90,14 +90,14 @@ class _MaskedConv2d(torch.autograd.Function):
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
     """Return what :func:`hypermask_fast.layers.functional.masked_linear` does; same arguments."""
-    return _MaskedLinear.apply(_inputs_like_products(x), weight, bias, *mask)
+    return _MaskedLinear.apply(inputs_like_products(x), weight, bias, *mask)
 
 
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, mask: Mask, geometry: Geometry
 ) -> Tensor:
     """Return what :func:`hypermask_fast.layers.functional.masked_conv2d` does; same arguments."""
-    x = _inputs_like_products(x)
+    x = inputs_like_products(x)
     stride, padding, dilation, groups = geometry
     dilation = _pair(dilation)
     if isinstance(padding, str):

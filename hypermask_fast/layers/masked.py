@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from hypermask_fast import reference
-from hypermask_fast.layers import functional
+from hypermask_fast.layers import functional, tasks
+from hypermask_fast.layers.tasks import TaskMasks
 from hypermask_fast.masks.checks import check_mask, check_sparsity
 from hypermask_fast.masks.thresholds import mask_threshold
 from hypermask_fast.masks.types import Mask
@@ -25,12 +26,16 @@ class MaskedWeights(NamedTuple):
     bias: Tensor | None
 
 
+Replacement = Mask | MaskedWeights | TaskMasks
+"""What a layer runs with in place of its own weights."""
+
+
 class _Masked(nn.Module):
     """What the masked layers share. Without a mask they are the plain layer."""
 
     # Class attributes: a plain layer that is converted in place gets them without an __init__.
     plain: ClassVar[type[nn.Module]]
-    active: Mask | MaskedWeights | None = None
+    active: Replacement | None = None
     mask_source: str = "none"
 
     weight: Tensor
@@ -94,11 +99,13 @@ class _Masked(nn.Module):
         """Return the state of a deep copy or pickle, with the mask cut from its graph."""
         state = self.__dict__.copy()
         if self.active is not None:
-            state["active"] = type(self.active)._make(map(_leaf, self.active))
+            state["active"] = _leaves(self.active)
         return state
 
 
-def _leaf(value: Tensor | None) -> Tensor | None:
+def _leaves(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return type(value)(*map(_leaves, value))
     # A result of autograd refuses to be copied; it may also be a view of a whole network's logits.
     return value if value is None or value.is_leaf else value.detach().clone()
 
@@ -138,6 +145,7 @@ def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
         vars(twin).pop(name, None)
     if mask is None:
         return twin
+    assert not isinstance(mask, TaskMasks), "a plain layer has the weights of one task"
     if isinstance(mask, Mask):
         (weight,), _ = reference.mask_weights(
             [layer.weight], [mask.weight], [mask.weight_threshold]
@@ -193,6 +201,8 @@ class MaskedLinear(_Masked, nn.Linear):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return nn.functional.linear(x, mask.weight, mask.bias)
+        if isinstance(mask, TaskMasks):
+            return tasks.masked_linear(x, self.weight, self.bias, mask)
         check_mask(self.weight, self.bias, mask)
         return functional.masked_linear(x, self.weight, self.bias, mask)
 
@@ -230,6 +240,7 @@ class MaskedConv2d(_Masked, nn.Conv2d):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return self._conv_forward(x, mask.weight, mask.bias)
+        assert isinstance(mask, Mask), "masks of several tasks are for linear layers"
         padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)

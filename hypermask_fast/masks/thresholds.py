@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,43 @@ def mask_threshold(
     percent = sparsity_on(sparsity, logits.device)
     values, _ = ops.mask_thresholds(flat, [logits.numel()], percent, [True])
     return values[0]
+
+
+def task_thresholds(
+    logits: Tensor, sizes: Sequence[int], sparsity: float | Tensor, masked: Sequence[bool]
+) -> Tensor | None:
+    """Return the thresholds of all tensors of a network for several tasks.
+
+    Args:
+        logits: (T, N), those of all tensors for each task.
+        sizes: Number of elements of each tensor.
+        sparsity: Percent in [0, 100].
+        masked: For each tensor whether it has a threshold.
+
+    Returns:
+        (T, tensors); of no meaning where a tensor has none. None where every entry is kept.
+    """
+    count = len(logits)
+    with_kernel = uses_kernels("mask_threshold", logits, entries=logits.numel())
+    if not isinstance(sparsity, Tensor) and sparsity == 0:
+        return None
+    if with_kernel:
+        from hypermask_fast.kernels import ops
+
+        percent = sparsity_on(sparsity, logits.device)
+        of_all = (logits.flatten(), [*sizes] * count, percent, [*masked] * count)
+        return ops.mask_thresholds(*of_all)[0].view(count, -1)
+    none = logits.new_full((), -torch.inf)
+    rows = [
+        torch.stack(
+            [
+                reference.mask_threshold(z, sparsity) if is_masked else none
+                for z, is_masked in zip(row.split([*sizes]), masked, strict=True)
+            ]
+        )
+        for row in logits
+    ]
+    return torch.stack(rows)
 
 
 def sparsity_on(sparsity: float | Tensor, device: torch.device) -> Tensor:

@@ -106,6 +106,18 @@ class TaskList:
         foreign = torch.arange(outputs, device=logits.device) >= len(classes)
         return logits.masked_fill(foreign, -torch.inf)
 
+    def own_outputs_of_rows(self, logits: Tensor, ids: Sequence[int], places: Tensor) -> Tensor:
+        """Return what :meth:`own_outputs` does where each row has a task.
+
+        Args:
+            logits: (batch, outputs).
+            ids: Of the tasks.
+            places: (batch,), each row's place in ``ids``.
+        """
+        zeros = logits.new_zeros(logits.shape[-1])
+        foreign = torch.stack([self.own_outputs(zeros, task) for task in ids]).isinf()
+        return logits.masked_fill(foreign[places], -torch.inf)
+
     def check_labels(self, y: Tensor, task: int, outputs: int) -> None:
         """Raise ValueError where labels on the CPU are not classes of the task.
 

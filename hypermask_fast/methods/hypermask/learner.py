@@ -283,6 +283,18 @@ class HyperMask(Learner):
         weights, tensors = generated.masked_weights(self._network, logits, p)
         return weights, dict(zip(weights, tensors.masks, strict=True))
 
+    def _outputs_at_once(
+        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
+    ) -> Tensor | None:
+        device = self.hypernetwork.embeddings.device
+        return generated.outputs_at_once(
+            self._network,
+            lambda group: self.hypernetwork.logits(torch.tensor(list(group), device=device)),
+            *(x, ids, task_of_row),
+            sparsity=self.sparsity,
+            dropout=self.dropout == "always",
+        )
+
     @contextmanager
     def activated(
         self, task: int, weights: Mapping[str, Tensor] | None = None
