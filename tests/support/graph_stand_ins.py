@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from hypermask_fast.head import cuda
 from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
+from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.masks import cuda as mask_weights
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
@@ -60,7 +61,7 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
-    patch.setattr(ops, "hidden_grad", mask_logits.hidden_grad)
+    patch.setattr(ops, "hidden_grad", hidden_grad)
     patch.setattr(ops, "mask_thresholds", ops._thresholds_kernel)
     patch.setattr(ops, "mask_weights", ops._mask_weights_kernel)
     patch.setattr(ops, "mask_weights_backward", ops._mask_weights_backward_kernel)
