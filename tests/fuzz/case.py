@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.kernels import tuning
-from tests.support.kernel_checks import assert_as_exact, poisoned
+from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_bound
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -100,15 +100,23 @@ class Case:
             assert storage[beside].isnan().all(), "a kernel wrote beside a tensor"
 
 
-def judge(found: Tensor, plain: Tensor, exact: Tensor, size: Tensor) -> None:
-    """Check a result; ``size`` holds the sums of the magnitudes of its terms."""
-    assert found.shape == exact.shape, f"shape {tuple(found.shape)}, not {tuple(exact.shape)}"
+def judge(
+    found: Tensor,
+    exact: Tensor,
+    size: Tensor,
+    terms: Tensor | float,
+    narrow: torch.dtype = FLOAT,
+) -> None:
+    """Check a result.
+
+    Args:
+        found, exact: The kernel's, and that in float64.
+        size: The sums of the magnitudes of its terms, of which the largest counts.
+        terms, narrow: As of :func:`~tests.support.kernel_checks.rounding_bound`.
+    """
     if found.numel():
-        # Equal terms, of a gradient with strides of 0, are all rounded the same way.
-        slack = 8 if found.dtype == FLOAT else 1
-        largest = (slack * size.max()).to(found.dtype).view(1)
-        results = (found, plain.to(found.dtype), exact)
-        assert_as_exact(*(torch.cat((t.flatten(), largest.to(t.dtype))) for t in results))
+        bound = rounding_bound(size.double().max(), terms, narrow)
+        assert_as_exact(found, exact, bound.expand(exact.shape), found.dtype)
 
 
 def check(function: Callable[..., Any], found: Any, **arguments: Any) -> None:
@@ -119,19 +127,32 @@ def check(function: Callable[..., Any], found: Any, **arguments: Any) -> None:
         found = function(**changed)
         return found if isinstance(found, tuple) else (found,)
 
-    def steep(name: str, tensor: Tensor) -> Tensor | None:
-        """All magnitudes, and the steepest slope of a mask: its error is relative to 1."""
-        if name.endswith("threshold"):
-            return None
-        magnitude = tensor.double().abs()
-        return torch.full_like(magnitude, 1e-30) if name.endswith("logits") else magnitude
+    def changed(
+        change: Callable[[Tensor], Tensor], mask: float | None = None
+    ) -> Callable[[str, Tensor], Tensor | None]:
+        """Change tensors; ``mask``: all logits are that, and nothing is removed."""
+
+        def each(name: str, tensor: Tensor) -> Tensor | None:
+            tensor = tensor.double()
+            if mask is not None and name.endswith("threshold"):
+                return None
+            if mask is not None and name.endswith("logits"):
+                return torch.full_like(tensor, mask)
+            return tensor if name.endswith(("threshold", "logits")) else change(tensor)
+
+        return each
 
     found = found if isinstance(found, tuple) else (found,)
-    plain, exact = results(lambda _, t: t), results(lambda _, t: t.double())
-    sizes = results(lambda _, t: t.double().abs() if t.dim() else t.double())
-    for mine, theirs, right, size in zip(found, plain, exact, sizes, strict=False):
-        if mine is not None:
-            judge(mine, theirs, right, results(steep)[1] if mine is not found[0] else size)
+    exact = results(changed(lambda t: t))
+    sizes, counts = results(changed(Tensor.abs)), results(changed(torch.ones_like, 30.0))
+    # A slope 1 - m^2 is off by a part of 1, and m^2 is added. A sum of ones is its own length.
+    steep = results(changed(Tensor.abs, 1e-30)), results(changed(torch.ones_like, 1e-30))
+    dtypes = [a.dtype for a in arguments.values() if isinstance(a, Tensor)]
+    narrow = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    for place, (mine, right) in enumerate(zip(found, exact, strict=False)):
+        if mine is not None and mine.numel():
+            size, count = (2 * steep[0][1], steep[1][1]) if place else (sizes[0], counts[0])
+            judge(mine, right, size, float(count.max()), narrow)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from tests.fuzz.case import (
     check,
     judge,
 )
+from tests.support.adam_cases import adam_bounds
+from tests.support.kernel_checks import ROUNDINGS, assert_as_exact, rounding_bound
 
 DENSE = ("contiguous", "unaligned")
 COUNTS = (1, 1, 2, 3, 5, 12, 15, 16, 17, 33)
@@ -124,21 +126,15 @@ def judge_adam(
     found: Sequence[Tensor],
     before: Sequence[Tensor],
     grads: Sequence[Tensor],
+    terms: int,
     options: dict[str, Any],
 ) -> None:
-    """Judge a step by torch's; ``grads`` are in float32, in float64, and the sums of magnitudes."""
-    plain, exact = adam(before, grads[0], options), adam(before, grads[1], options)
-    old = [t.double().abs() for t in before]
-    grad = options["grad_scale"] * grads[2] + options["weight_decay"] * old[0]
-    m, v = old[1] + grad, old[2] + grad**2
-    beta2, step = options["beta2"], options["step"]
-    root = (exact[2] / (1 - beta2**step)).sqrt()
-    # The first moment may cancel, and the second where there is no history.
-    ratio = m / (root + options["eps"])
-    ratio *= 1 + grad * (1 - beta2) ** 0.5 / exact[2].sqrt().clamp_min(1e-30)
-    moved = options["lr"] / (1 - options["beta1"] ** step) * ratio
-    for mine, theirs, right, size in zip(found, plain, exact, (old[0] + moved, m, v), strict=True):
-        judge(mine, theirs, right, size)
+    """Judge a step by torch's; ``grads``: in float64, and the sums of the magnitudes of terms."""
+    grad, size = grads
+    exact = adam(before, grad, options)
+    bounds = adam_bounds(before, exact, grad, rounding_bound(size, terms), size, options)
+    for mine, right, bound in zip(found, exact, bounds, strict=True):
+        assert_as_exact(mine, right, bound, mine.dtype)
 
 
 def magnitudes(*tensors: Tensor) -> list[Tensor]:
@@ -159,13 +155,13 @@ def fuzz_factored_adam(case: Case) -> None:
         scalars = some_scalars(case, options, taken)
         given = dict(zip(names, bias, strict=True)) if bias else {}
         factored_adam.factored_adam(*head, dz, hidden, scalars, **given)
-    factors = ((dz, hidden), (dz.double(), hidden.double()), magnitudes(dz, hidden))
+    factors = ((dz.double(), hidden.double()), magnitudes(dz, hidden))
     if not taken:
         assert all(map(torch.equal, (*head, *bias), before)), "a skipped step changed something"
     elif rows:
-        judge_adam(head, before[:3], [d.T @ h for d, h in factors], options)
+        judge_adam(head, before[:3], [d.T @ h for d, h in factors], count, options)
         if bias:
-            judge_adam(bias, before[3:], [d.sum(0) for d, _ in factors], options)
+            judge_adam(bias, before[3:], [d.sum(0) for d, _ in factors], count, options)
 
 
 def step_gradients(
@@ -230,19 +226,21 @@ def fuzz_step_rows(case: Case) -> None:
         a, b, d, h = map(change, inputs)
         return step_gradients(a, b, d, h, ends, change(coefficient))
 
-    plain, exact = gradients(Tensor.float), gradients(Tensor.double)
+    exact = gradients(Tensor.double)
     # Of a difference, the sum of the magnitudes.
     sizes = gradients(lambda t: t.double().abs(), sign=-1)
     if unchanged:
         assert total == 0, f"residuals of {float(total)} where nothing changed"
-    judge(grad, plain[0], exact[0], sizes[0])
-    judge(total.float(), plain[3], exact[3], sizes[3])
+    # Of a residual: its product, bias and target; and what rounds a term.
+    terms = width + 2 + ROUNDINGS
+    judge(grad, exact[0], sizes[0], rows + terms)
+    judge(total.float(), exact[3], sizes[3], rows * earlier + 2 * terms)
     if not taken:
         assert all(map(torch.equal, (*head, *bias), before)), "a skipped step changed something"
     elif rows:
         for state, i in ((head, 0), (bias, 1)):
-            grads = [results[1 + i] for results in (plain, exact, sizes)]
-            judge_adam(state, before[3 * i : 3 * i + 3], grads, options)
+            grads = [exact[1 + i], sizes[1 + i]]
+            judge_adam(state, before[3 * i : 3 * i + 3], grads, earlier + 1 + terms, options)
 
 
 KERNELS = {

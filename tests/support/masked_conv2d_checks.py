@@ -13,7 +13,14 @@ from torch import Tensor
 
 from hypermask_fast import reference
 from tests.support.kernel_checks import assert_as_exact, poisoned
-from tests.support.masked_op_checks import Layer, all_forced, double, gradients_of, layer_of_shapes
+from tests.support.masked_op_checks import (
+    Layer,
+    all_forced,
+    bounds_of,
+    double,
+    gradients_of,
+    layer_of_shapes,
+)
 
 pytest.importorskip("triton")
 
@@ -23,6 +30,7 @@ from hypermask_fast.kernels.layers import conv2d_backward as backward
 KERNELS = ("masked_conv2d", "masked_conv2d_input", "masked_conv2d_weight")
 
 by_autograd = partial(gradients_of, reference.masked_conv2d)
+bounds = partial(bounds_of, reference.masked_conv2d)
 every = partial(all_forced, kernels=KERNELS)
 
 
@@ -90,10 +98,11 @@ def check(layer: Layer, grad: Tensor | None = None, **options: Any) -> None:
     plain = by_autograd(layer, grad, **options)
     exact = by_autograd(double(layer), grad.double(), **options)
     sums = [mine is found[3] or mine is found[5] for mine in found]
-    for mine, theirs, right, is_sum in zip(found, plain, exact, sums, strict=True):
+    allowed = bounds(layer, grad, **options)
+    for mine, theirs, right, is_sum, bound in zip(found, plain, exact, sums, allowed, strict=True):
         assert (mine is None) == (right is None), "a gradient that is missing, or of nothing"
         if mine is not None and is_sum:
             assert mine.dtype == theirs.dtype, f"dtype {mine.dtype}, expected {theirs.dtype}"
             assert_sums_as_exact(mine, right, grad, layer)
         elif mine is not None:
-            assert_as_exact(mine, theirs, right)
+            assert_as_exact(mine, right, bound, theirs.dtype)

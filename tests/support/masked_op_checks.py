@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypermask_fast import reference
 from hypermask_fast.kernels import tuning
 from hypermask_fast.kernels.tuning import Config, forced
+from tests.support.kernel_checks import rounding_bound
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 BIAS = ("none", "unmasked", "masked")
@@ -81,6 +83,45 @@ def gradients_of(
         y = function(*leaves, *layer[5:], **options)
     y.backward(grad.to(y.dtype))
     return [y.detach(), *(None if t is None else t.grad for t in leaves)]
+
+
+def _changed(layer: Layer, change: Callable[[Tensor], Tensor], mask: float | None) -> Layer:
+    """A layer of changed x, W and b, whose logits all are ``mask``, or with the masks it has."""
+    tensors = double(layer)
+    x, weight, bias = (None if t is None else change(t) for t in tensors[:3])
+    if mask is None:
+        return Layer(x, weight, bias, *tensors[3:])
+    logits = (None if t is None else torch.full_like(t, mask) for t in tensors[3:5])
+    return Layer(x, weight, bias, *logits, None, None)
+
+
+def bounds_of(
+    function: Callable[..., Tensor], layer: Layer, grad: Tensor, **options: Any
+) -> list[Tensor | None]:
+    """How far the results of :func:`gradients_of` may be, by the magnitudes of their terms."""
+
+    def results(change: Callable[[Tensor], Tensor], mask: float | None) -> list[Tensor | None]:
+        given = _changed(layer, change, mask), change(grad.double())
+        return gradients_of(function, *given, **options)
+
+    # Masks of 1 for y and the gradients of x, W and b; a slope of 1 for those of logits, as 1 - m^2
+    # is off by a part of 1, not of itself, and m^2 is added. A sum of ones is its own length.
+    one, steep = 30.0, 1e-30
+    sizes = [*results(Tensor.abs, None)[:4]]
+    sizes += [None if t is None else 2 * t for t in results(Tensor.abs, steep)[4:]]
+    counts = [*results(torch.ones_like, one)[:4], *results(torch.ones_like, steep)[4:]]
+    dtypes = [t.dtype for t in layer if t is not None]
+    narrow = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return [
+        None if size is None else rounding_bound(size, count, narrow)
+        for size, count in zip(sizes, counts, strict=True)
+    ]
+
+
+def forward_bound(layer: Layer) -> Tensor:
+    """How far y of a linear layer may be."""
+    y = reference.masked_linear(*_changed(layer, Tensor.abs, None))
+    return rounding_bound(y, layer.x.shape[-1] + 1)
 
 
 def sliced(tensor: Tensor) -> Tensor:

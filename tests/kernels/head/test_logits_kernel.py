@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.kernel_checks import assert_as_exact, poisoned
+from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_bound
 
 pytest.importorskip("triton")
 
@@ -41,12 +41,24 @@ def head(device: torch.device, rows: int, width: int, count: int) -> tuple[Tenso
     return weight, bias, torch.randn(width, count, device=device).t()
 
 
+def exact_logits(weight: Tensor, bias: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits in float64, and how far they may be."""
+    a, b, h = weight.double(), bias.double(), hidden.double()
+    size = h.abs() @ a.abs().t() + b.abs()
+    return h @ a.t() + b, rounding_bound(size, weight.shape[1] + 1)
+
+
+def exact_gradient(weight: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden gradient in float64, and how far it may be."""
+    a, d = weight.double(), dz.double()
+    return d @ a, rounding_bound(d.abs() @ a.abs(), len(weight))
+
+
 @pytest.mark.parametrize(NUMBERS, SIZES)
 def test_logits(device: torch.device, rows: int, width: int, count: int) -> None:
     weight, bias, hidden = head(device, rows, width, count)
     found = mask_logits.mask_logits(weight, bias, hidden)
-    exact = hidden.double() @ weight.double().t() + bias.double()
-    assert_as_exact(found, hidden @ weight.t() + bias, exact)
+    assert_as_exact(found, *exact_logits(weight, bias, hidden))
 
 
 @pytest.mark.parametrize(NUMBERS, SIZES)
@@ -57,7 +69,7 @@ def test_hidden_gradient(
     weight, _, _ = head(device, rows, width, count)
     dz = torch.randn(count, rows, device=device)
     found = gradients.hidden_grad(weight, dz)
-    assert_as_exact(found, dz @ weight, dz.double() @ weight.double())
+    assert_as_exact(found, *exact_gradient(weight, dz))
     assert torch.equal(found, gradients.hidden_grad(weight, dz))
 
 
@@ -65,7 +77,7 @@ def test_hidden_gradient(
 def test_gradient_of_a_sum_has_no_strides(device: torch.device, count: int) -> None:
     weight, _, _ = head(device, 40, 9, count)
     dz = torch.ones((), device=device).expand(count, 40)
-    assert_as_exact(gradients.hidden_grad(weight, dz), dz @ weight, dz.double() @ weight.double())
+    assert_as_exact(gradients.hidden_grad(weight, dz), *exact_gradient(weight, dz))
 
 
 def far_rows(count: int, rows: int, device: torch.device) -> Tensor:
@@ -94,11 +106,10 @@ def test_empty(device: torch.device, rows: int, count: int) -> None:
 @pytest.mark.parametrize("kind", ["vector", "matrix16", "matrix128"])
 def test_every_configuration_gives_the_same_logits(device: torch.device, kind: str) -> None:
     weight, bias, hidden = head(device, 70, 40, {"vector": 1, "matrix16": 5, "matrix128": 20}[kind])
-    exact = hidden.double() @ weight.double().t() + bias.double()
     for config in mask_logits.CONFIGS[kind]:
         with tuning.forced(f"mask_logits_{kind}", config):
             found = mask_logits.mask_logits(weight, bias, hidden)
-        assert_as_exact(found, hidden @ weight.t() + bias, exact)
+        assert_as_exact(found, *exact_logits(weight, bias, hidden))
 
 
 def scalars(device: torch.device, skip: bool = False) -> Tensor:
@@ -111,7 +122,7 @@ def scalars(device: torch.device, skip: bool = False) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_residual_factors(device: torch.device, dtype: torch.dtype, skip: bool) -> None:
     weight, bias, hidden = head(device, 130, 20, 19)
-    z = hidden[1:].double() @ weight.double().t() + bias.double()
+    z, bound = exact_logits(weight, bias, hidden[1:])
     targets = (z + torch.randn_like(z).sign() / 2).to(dtype)
     current = torch.randn(130, device=device)
     coefficient = torch.tensor([0.25], device=device)
@@ -121,9 +132,10 @@ def test_residual_factors(device: torch.device, dtype: torch.dtype, skip: bool) 
         scalars=scalars(device, skip),
     )
     exact = z - targets.double()
-    plain = hidden[1:] @ weight.t() + bias - targets.float()
     assert torch.equal(found[0], torch.zeros_like(current) if skip else current)
-    assert_as_exact(found[1:], 0.25 * plain, 0.25 * exact)
+    # The difference is rounded once more, relative to itself.
+    bound += rounding_bound(exact.abs(), 0)
+    assert_as_exact(found[1:], 0.25 * exact, 0.25 * bound)
     assert float(squares) == pytest.approx(float(exact.square().sum()), rel=1e-5)
 
 
@@ -135,8 +147,7 @@ def test_unchanged_logits_leave_no_residual(
     weight, bias, hidden = head(device, 70, 33, earlier + 1)
     targets = torch.empty(earlier, 70, dtype=dtype, device=device)
     mask_logits.target_logits(weight, bias, hidden[1:], targets)
-    exact = hidden[1:].double() @ weight.double().t() + bias.double()
-    assert_as_exact(targets, (hidden[1:] @ weight.t() + bias).to(dtype), exact)
+    assert_as_exact(targets, *exact_logits(weight, bias, hidden[1:]), dtype)
     current = torch.randn(70, device=device)
     found, squares = mask_logits.residual_factors(
         *(weight, bias, current, hidden, targets),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.adam_cases import make_head, torch_step
+from tests.support.adam_cases import head_bounds, make_head, torch_step
 from tests.support.head_cases import PLAIN
-from tests.support.kernel_checks import assert_as_exact, error, poisoned
+from tests.support.kernel_checks import ROUNDINGS, assert_as_exact, error, poisoned, rounding_bound
 
 pytest.importorskip("triton")
 
@@ -75,17 +75,36 @@ def plain_step(
     return torch_step(head, factors, hidden, dtype, **options), factors @ weight, squares
 
 
+def factors_of(
+    head: list[Tensor], dz: Tensor, hidden: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[dz_0, dz] in float64, and the sums of the magnitudes of their terms."""
+    a, b, dz, hidden, targets = (t.double() for t in (*head[:2], dz, hidden[1:], targets))
+    residuals = hidden @ a.t() + b - targets
+    sizes = hidden.abs() @ a.abs().t() + b.abs() + targets.abs()
+    return (
+        torch.cat([dz[None], COEFFICIENT * residuals]),
+        torch.cat([dz[None].abs(), COEFFICIENT * sizes]),
+    )
+
+
 def assert_step(
     head: list[Tensor], dz: Tensor, hidden: Tensor, targets: Tensor, **options: Any
 ) -> None:
-    plain = plain_step(head, dz, hidden, targets, torch.float32, **options)
     exact = plain_step(head, dz, hidden, targets, torch.float64, **options)
+    factors, sizes = factors_of(head, dz, hidden, targets)
+    rows, width = head[0].shape
+    # Of a residual: its product, bias and target; and what rounds a term.
+    terms = width + 2 + ROUNDINGS
+    bounds = head_bounds(head, exact[0], factors, hidden, sizes, terms, **options)
+    bound = rounding_bound(sizes @ head[0].double().abs(), rows + terms)
+    dtypes = [tensor.dtype for tensor in head]
     grad, squares = kernel_step(head, dz, hidden, targets, **options)
-    assert_as_exact(grad, plain[1], exact[1])
+    assert_as_exact(grad, exact[1], bound)
     assert squares.dtype == torch.float64
     assert float(squares) == pytest.approx(float(exact[2]), rel=1e-5, abs=0)
-    for found, single, double in zip(head, plain[0], exact[0], strict=True):
-        assert_as_exact(found, single.to(found.dtype), double)
+    for found, double, allowed, dtype in zip(head, exact[0], bounds, dtypes, strict=True):
+        assert_as_exact(found, double, allowed, dtype)
 
 
 def make_inputs(
@@ -156,15 +175,12 @@ def test_programs_of_products_take_several_tiles(
     dz, hidden, targets = make_inputs(head, 16)
     with tuning.forced("step_rows_products", {**config, "PROGRAMS": 2}):
         found = first_of_two(head, dz, hidden, targets)
-    residuals, exact = (
-        hidden[1:].to(dtype) @ head[0].to(dtype).t() + head[1].to(dtype) - targets.to(dtype)
-        for dtype in (torch.float32, torch.float64)
-    )
+    factors, sizes = factors_of(head, dz, hidden, targets)
     assert torch.equal(found[0][0], dz)
-    assert_as_exact(found[0][1:], COEFFICIENT * residuals, COEFFICIENT * exact)
-    _, plain, _ = plain_step(head, dz, hidden, targets, torch.float32)
+    assert_as_exact(found[0][1:], factors[1:], rounding_bound(sizes[1:], 42))
     _, exact, squares = plain_step(head, dz, hidden, targets, torch.float64)
-    assert_as_exact(found[1], plain, exact)
+    bound = rounding_bound(sizes @ head[0].double().abs(), len(dz) + 42 + ROUNDINGS)
+    assert_as_exact(found[1], exact, bound)
     assert float(found[2]) == pytest.approx(float(squares), rel=1e-6)
 
 
@@ -204,14 +220,16 @@ def test_unchanged_head_leaves_no_residual(
     head = make_head(50, width, device)
     hidden = torch.randn(earlier + 1, width, device=device)
     targets = step_rows.earlier_logits(*head[:2], hidden[1:], dtype=dtype)
-    exact = hidden[1:].double() @ head[0].double().t() + head[1].double()
-    assert_as_exact(targets, (hidden[1:] @ head[0].t() + head[1]).to(dtype), exact)
+    a, b, h = head[0].double(), head[1].double(), hidden[1:].double()
+    bound = rounding_bound(h.abs() @ a.abs().t() + b.abs(), width + 1)
+    assert_as_exact(targets, h @ a.t() + b, bound, dtype)
     dz = torch.randn(50, device=device)
     weight = head[0].clone()
     grad, squares = kernel_step(head, dz, hidden, targets)
     assert float(squares) == 0
     assert not grad[1:].any()
-    assert_as_exact(grad[0], dz @ weight, dz.double() @ weight.double())
+    dz, weight = dz.double(), weight.double()
+    assert_as_exact(grad[0], dz @ weight, rounding_bound(dz.abs() @ weight.abs(), 50))
 
 
 def test_small_changes_leave_residuals_in_bfloat16(device: torch.device) -> None:

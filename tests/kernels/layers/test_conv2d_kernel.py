@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from tests.support.kernel_checks import assert_as_exact, poisoned
+from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_bound
 from tests.support.masked_conv2d_checks import (
     KERNELS,
+    bounds,
     by_autograd,
     by_kernels,
     check,
@@ -152,23 +153,23 @@ def _named(config: Config) -> str:
 def test_shipped_configurations(config: Config, device: torch.device) -> None:
     layer = some_layer((2, 34, 5, 5), (66, 34, 1, 2), device=device)
     grad = some_gradient(layer)
-    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
+    exact, allowed = by_autograd(double(layer), grad.double()), bounds(layer, grad)
     with every(config), poisoned():
         y = forward.masked_conv2d_forward(*layer)
         dx = forward.masked_conv2d_backward_input(grad, *layer[1::2][:3], layer.x.shape)
-    assert_as_exact(y, plain[0], exact[0])
-    assert_as_exact(dx, plain[1], exact[1])
+    assert_as_exact(y, exact[0], allowed[0])
+    assert_as_exact(dx, exact[1], allowed[1])
 
 
 @pytest.mark.parametrize("config", backward.CONFIGS, ids=_named)
 def test_shipped_configurations_of_the_gradient(config: Config, device: torch.device) -> None:
     layer = some_layer((2, 34, 6, 9), (66, 34, 1, 2), BRAIN, last=True, device=device)
     grad = some_gradient(layer)
-    plain, exact = by_autograd(layer, grad), by_autograd(double(layer), grad.double())
+    exact, allowed = by_autograd(double(layer), grad.double()), bounds(layer, grad)
     with every(config), poisoned():
         dw, dz = backward.masked_conv2d_backward_weight(grad, layer.x, *layer[1::2][:3])
-    assert_as_exact(dw, plain[2], exact[2])
-    assert_as_exact(dz, plain[4], exact[4])
+    assert_as_exact(dw, exact[2], allowed[2], BRAIN)
+    assert_as_exact(dz, exact[4], allowed[4])
 
 
 @pytest.mark.parametrize(
@@ -210,16 +211,21 @@ def test_more_parts_than_a_tile_holds(last: bool, device: torch.device) -> None:
     parts = some(37, 6 * 5 * 3 * 2).to(device)
     stored = (6, 3, 2, 5) if last else (6, 5, 3, 2)
 
-    def gradients(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        g = parts.to(dtype).sum(0).view(stored)
-        weight, z = (t.to(dtype).detach().requires_grad_() for t in layer[1::2][:2])
+    def gradients(parts: Tensor, weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        g = parts.sum(0).view(stored)
+        weight, z = weight.detach().requires_grad_(), z.detach().requires_grad_()
         masked = weight * reference.semi_binary_mask(z)
         return torch.autograd.grad(masked, (weight, z), g.permute(0, 3, 1, 2) if last else g)
 
     with poisoned():
         found = backward._gradients(parts, layer.weight, layer.weight_logits, None, last)
-    for mine, plain, exact in zip(found, gradients(FLOAT), gradients(torch.double), strict=True):
-        assert_as_exact(mine, plain, exact)
+    given = [t.double() for t in (parts, layer.weight, layer.weight_logits)]
+    of_weight, of_logits = gradients(*given)
+    magnitudes = [t.abs() for t in given]
+    size, _ = gradients(*magnitudes)
+    _, steep = gradients(*magnitudes[:2], torch.full_like(given[2], 1e-30))
+    assert_as_exact(found[0], of_weight, rounding_bound(size, 37))
+    assert_as_exact(found[1], of_logits, rounding_bound(2 * steep, 37))
 
 
 def test_two_runs_have_the_same_bits(device: torch.device) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
-from tests.support.kernel_checks import assert_as_exact, poisoned
+from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_bound
 
 pytest.importorskip("triton")
 
@@ -111,11 +111,37 @@ def run(
     return [*(p for p in products if p is not None), masks, drift, dz, *dweights]
 
 
-def check(*arguments: Any) -> None:
+def check(
+    weights: Sequence[Tensor],
+    z: Tensor,
+    thresholds: Tensor | None,
+    grads: Sequence[Tensor | None],
+    previous: Tensor | None,
+    masked_drift: bool,
+    drift_grad: Tensor | None,
+) -> None:
+    arguments = (weights, z, thresholds, grads, previous, masked_drift, drift_grad)
     exact = expected(*arguments, dtype=torch.float64)
-    for found, plain, true in zip(run(*arguments), expected(*arguments), exact, strict=True):
+    flat = torch.cat([w.double().flatten() for w in weights])
+    given = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
+    upstream = torch.cat([g.double().flatten().abs() for g in given])
+    along = 0.0 if previous is None or drift_grad is None else float(drift_grad)
+    away = 0.0 if previous is None else (flat - previous.double()).abs()
+    # A slope is off by a part of 1, and so are two terms with opposite signs.
+    of_z = 2 * (upstream * flat.abs() + along * away)
+    of_weights = (upstream + along).split(SIZES)
+    count = len(exact) - len(weights) - 3
+    sizes = [*(t.abs() for t in exact[: count + 2]), of_z]
+    sizes += [part.view(w.shape) for part, w in zip(of_weights, weights, strict=True)]
+    # All are of two terms at most but the drift, of all entries.
+    terms = [2] * (count + 1) + [len(z)] + [2] * (1 + len(weights))
+    dtypes = [w.dtype for w, is_masked in zip(weights, MASKED, strict=True) if is_masked]
+    dtypes += [torch.float32] * 3 + [w.dtype for w in weights]
+    for found, true, size, number, dtype in zip(
+        run(*arguments), exact, sizes, terms, dtypes, strict=True
+    ):
         assert true.isfinite().all()
-        assert_as_exact(found, plain.to(found.dtype), true)
+        assert_as_exact(found, true, rounding_bound(size, number), dtype)
 
 
 @pytest.mark.parametrize("tiny", [1e-45, 1e-40, 1.1e-38, 1.3e-38, 1e-30, 9.9e-5, 1.01e-4])
