@@ -54,6 +54,12 @@ def _row(variant: str, **changes: Any) -> dict[str, Any]:
     return row | changes
 
 
+def test_the_page_on_benchmarks_has_the_recorded_table() -> None:
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benchmarks" / "results" / "cpu.json").read_text())
+    assert render(rows) in (root / "docs" / "benchmarks.md").read_text()
+
+
 @pytest.mark.parametrize("p", [0.0, 12.5, 30.0, 100.0])
 def test_published_percentile_is_linear_interpolation(p: float) -> None:
     values = torch.rand(401, dtype=torch.float64)
