@@ -18,6 +18,7 @@ PLAIN: dict[str, Any] = {**ADAM, "decoupled": False, "step": 3}
 
 def tensors(head: Head) -> tuple[Tensor, ...]:
     """A, b, and the moments of each."""
+    assert head.bias is not None
     assert head.moments is not None
     assert head.bias_moments is not None
     return head.weight, head.bias, *head.moments, *head.bias_moments
@@ -62,7 +63,7 @@ def torch_step(
     """The same step by autograd and torch.optim, in place on ``head``."""
     chosen = {**PLAIN, **options}
     hidden = hidden.clone().requires_grad_()
-    weight, bias = (torch.nn.Parameter(tensor) for tensor in (head.weight, head.bias))
+    weight, bias = (torch.nn.Parameter(tensor) for tensor in tensors(head)[:2])
     z = hidden @ weight.t() + bias
     residuals = z[1:] - targets
     (z[0] @ dz + coefficient / 2 * residuals.square().sum()).backward()
