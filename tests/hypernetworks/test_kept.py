@@ -1,82 +1,22 @@
-"""The forms in which earlier tasks' logits are kept, and samples of the earlier tasks."""
+"""The forms in which earlier tasks' logits are kept."""
 
 from __future__ import annotations
 
-import copy
-import itertools
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.head import tiles
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.hypermask.learner import HyperMask
-from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.runs import run
-from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.step import TrainingStep
-from tests.support.hypermask_cases import tables as tables_of
-
-FORMS = ("full", "bfloat16", "frozen_head")
-DOUBLE: Any = {"dtype": torch.float64}
-
-
-@pytest.fixture(params=["native", "pytorch"])
-def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "pytorch":
-        monkeypatch.setenv("HYPERMASK_FAST_NATIVE", "0")
-        # Small enough for several tiles.
-        monkeypatch.setitem(tiles._TILE_BYTES, "cpu", 1 << 12)
-    elif library.load() is None:
-        pytest.skip(library.status())
-    return request.param
-
-
-def learner_in(task: int, dtype: torch.dtype = torch.float64, **options: Any) -> HyperMask:
-    """A learner in a task with ``task`` earlier ones, in the state that it began with."""
-    torch.manual_seed(1)
-    settings = {"embedding_dim": 3, "hidden": (7, 4), "beta": 0.5, "capacity": 40, **options}
-    learner = HyperMask(MLP(9, (11,), 3).to(dtype), **settings)
-    for j in range(task + 1):
-        learner.add_task()
-        learner.begin_task(j)
-        if j < task:
-            learner.end_task()
-    return learner
-
-
-def moved(learner: HyperMask) -> HyperMask:
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return learner
-
-
-def batch(learner: HyperMask, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(8, 9, generator=generator).to(learner.hypernetwork.head.weight.dtype)
-    return x, torch.randint(3, (8,), generator=generator)
-
-
-def gradients(learner: HyperMask, task: int) -> list[Tensor]:
-    learner.zero_grad()
-    out = learner.losses(*batch(learner), task)
-    out.total.backward()
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters()]
-    return [out.output_reg.detach(), *(grad.to_dense() for grad in found)]
+from tests.support.kept_cases import DOUBLE, FORMS, batch, gradients, learner_in, moved
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 5, 23])
@@ -199,77 +139,6 @@ def test_a_frozen_head_trains_as_full_targets_do(passes: str) -> None:
         torch.testing.assert_close(p, q, rtol=0, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_the_mean_over_all_samples_is_the_full_regulariser(
-    form: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Value and the gradient of every parameter, over all C(5, k) subsets of the earlier tasks."""
-    exact = gradients(moved(learner_in(5, targets=form)), 5)
-    learner = moved(learner_in(5, targets=form, regularized_tasks=count))
-    every = []
-    for subset in itertools.combinations(range(1, 6), count):
-        monkeypatch.setattr(KeptOutputs, "_sample", lambda *_, subset=subset: torch.tensor(subset))
-        value, *grads = gradients(learner, 5)
-        every.append([value, *grads])
-        of_embeddings = grads[
-            [n for n, _ in learner.named_parameters()].index("hypernetwork.embeddings")
-        ]
-        rows = of_embeddings.any(1).nonzero().flatten().tolist()
-        assert rows == [*(place - 1 for place in subset), 5]
-    for wanted, values in zip(exact, zip(*every, strict=True), strict=True):
-        mean = torch.stack(values).mean(0)
-        torch.testing.assert_close(mean, wanted, rtol=1e-11, atol=1e-12)
-
-
-def test_every_subset_is_drawn_as_often() -> None:
-    """5000 draws of 2 of 5 tasks: 10 subsets, chi-squared of 9 degrees of freedom."""
-    targets = KeptOutputs("full", 2)
-    targets._seed = 0
-    targets._set_ids([3, 0, 1, 2, 4, 5], torch.device("cpu"))
-    draws = [tuple(targets._sample(step).tolist()) for step in range(5000)]  # type: ignore[union-attr]
-    subsets = list(itertools.combinations(range(1, 6), 2))
-    assert set(draws) == set(subsets)
-    # The one in a million quantile.
-    assert sum((draws.count(s) - 500) ** 2 / 500 for s in subsets) < 45.1
-
-
-def test_samples_are_a_function_of_seed_task_and_step() -> None:
-    def drawn(seed: int, task: int, number: Callable[[int], Any] = int) -> list[list[int]]:
-        torch.manual_seed(seed)
-        targets = KeptOutputs("full", 3)
-        torch.rand(5)
-        targets._set_ids([task, *range(20)], torch.device("cpu"))
-        samples = [targets._sample(number(step)) for step in range(1, 9)]
-        return [sample.tolist() for sample in samples if sample is not None]
-
-    assert drawn(1, 25) == drawn(1, 25, torch.tensor)
-    assert drawn(1, 25) != drawn(2, 25)
-    assert drawn(1, 25) != drawn(1, 26)
-
-
-@pytest.mark.parametrize("count", [5, 6, 100])
-def test_as_many_as_there_are_means_all(count: int) -> None:
-    a, b = moved(learner_in(5)), moved(learner_in(5, regularized_tasks=count))
-    assert all(torch.equal(x, y) for x, y in zip(gradients(a, 5), gradients(b, 5), strict=True))
-
-
-def test_tasks_that_were_not_drawn_stay_where_they_are() -> None:
-    learner = moved(learner_in(6, regularized_tasks=2))
-    tables = tables_of(learner)
-    optimizer = FactoredAdam([{"params": tables, "row_sparse": True}])
-    changed = set()
-    for i in range(12):
-        before = learner.hypernetwork.embeddings.detach().clone()
-        gradients(learner, 6)
-        optimizer.step()
-        rows = (learner.hypernetwork.embeddings != before).any(1).nonzero().flatten().tolist()
-        assert len(rows) == 3, i
-        assert rows[-1] == 6
-        changed.update(rows)
-    assert changed == set(range(7))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bfloat16_targets_keep_what_rounds_to_them(dtype: torch.dtype) -> None:
     full, half = (learner_in(4, dtype, targets=form) for form in ("full", "bfloat16"))
@@ -283,73 +152,6 @@ def test_bfloat16_targets_keep_what_rounds_to_them(dtype: torch.dtype) -> None:
     assert 0 < int((residuals == 0).sum()) < residuals.numel()
     wanted = residuals.square().sum() / 4
     torch.testing.assert_close(gradients(half, 4)[0], wanted.detach())
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("how", ["state", "copy"])
-def test_a_restored_learner_continues_bit_identically(passes: str, form: str, how: str) -> None:
-    learner = moved(learner_in(6, targets=form, regularized_tasks=2))
-    gradients(learner, 6)
-    if how == "copy":
-        twin = copy.deepcopy(learner)
-    else:
-        torch.manual_seed(77)
-        settings = {"embedding_dim": 3, "hidden": (7, 4), "beta": 0.5, "capacity": 40}
-        net = MLP(9, (11,), 3).double()
-        twin = HyperMask(net, targets=form, regularized_tasks=2, **settings)  # type: ignore[arg-type]
-        tensors, state = learner.task_state()
-        tensors = {name: value.clone() for name, value in tensors.items()}
-        twin.load_task_state(tensors, json.loads(json.dumps(state)))
-        twin.load_state_dict(learner.state_dict())
-    for _ in range(3):
-        pairs = zip(gradients(learner, 6), gradients(twin, 6), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-    twin.end_task()
-    assert twin.task_state()[0] == {}
-    assert learner.task_state()[0]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_run_resumes_bit_identically(form: str, tmp_path: Path) -> None:
-    config = RunConfig.from_preset(
-        "split-digits",
-        steps=12,
-        mlp_hidden=(10,),
-        embedding_dim=4,
-        hidden=(6,),
-        device="cpu",
-        targets=form,
-        regularized_tasks=2,
-    )
-    tensors: list[dict[str, Tensor]] = []
-    for interrupted in (False, True):
-        scenario, trainer = run.build(config)
-        for index, task in enumerate(scenario):
-            if interrupted and index == 4:
-                trainer.hooks.append(_stop_at_five)
-                with pytest.raises(KeyboardInterrupt):
-                    trainer.fit(task)
-                saved, state = trainer.state()
-                saved = {name: value.clone() for name, value in saved.items()}
-                torch.manual_seed(99)
-                _, trainer = run.build(config)
-                trainer.load_state(saved, json.loads(json.dumps(state)))
-            trainer.fit(task)
-        tensors.append(trainer.state()[0])
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, value in tensors[0].items():
-        assert torch.equal(value, tensors[1][name]), name
-
-
-def _stop_at_five(trainer: Any) -> None:
-    if trainer.step == 5:
-        raise KeyboardInterrupt
-
-
-def test_state_of_another_form_is_refused() -> None:
-    tensors, state = learner_in(2, targets="frozen_head").task_state()
-    with pytest.raises(CheckpointError, match="'frozen_head' and the learner as 'full'"):
-        learner_in(0).load_task_state(tensors, state)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -405,16 +207,6 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
         HyperMask(net, embedding_dim=2, **options)
     # The network was left as it was.
     HyperMask(net, embedding_dim=2)
-
-
-@pytest.mark.parametrize("form", ["full", "bfloat16"])
-def test_a_chunked_head_takes_logits_and_samples(form: str) -> None:
-    options = {"head": "chunked", "chunk_size": 17, "chunk_embedding_dim": 2, "targets": form}
-    learner = learner_in(5, torch.float32, regularized_tasks=2, **options)
-    for _ in range(4):
-        assert gradients(learner, 5)[0].item() == 0.0
-    value, *_ = gradients(moved(learner), 5)
-    assert value.item() > 0
 
 
 def test_the_memory_of_a_frozen_head_does_not_grow_with_the_tasks() -> None:

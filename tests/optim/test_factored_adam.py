@@ -3,67 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
-import json
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.native import library
 from hypermask_fast.optim.dense import step_dense
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.factors import Factors
-
-N, H, R = 40, 12, 3
-TORCH = {False: torch.optim.Adam, True: torch.optim.AdamW}
-
-
-class _Model:
-    """A head whose gradient is factored or dense, and a small parameter."""
-
-    def __init__(self, factored: bool, dtype: torch.dtype = torch.float64) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.factored, self.dtype = factored, dtype
-        head = torch.randn(N, H, dtype=torch.float64, generator=generator)
-        self.parameters = [nn.Parameter(t.to(dtype)) for t in (head, torch.ones(5))]
-
-    def backward(self, step: int, rank: int = R, scale: float = 1.0) -> None:
-        generator = torch.Generator().manual_seed(step)
-        dz, hidden, other = (
-            torch.randn(*shape, dtype=torch.float64, generator=generator).to(self.dtype)
-            for shape in ((rank, N), (rank, H), (5,))
-        )
-        dz, other = scale * dz, scale * other
-        grad = FactoredGrad(dz, hidden)
-        self.parameters[0].grad = grad if self.factored else dz.t() @ hidden
-        self.parameters[1].grad = other
-
-
-def _run(
-    model: _Model, optimizer: torch.optim.Optimizer, steps: range = range(6), **options: Any
-) -> None:
-    for step in steps:
-        model.backward(step, **options)
-        optimizer.step()
-
-
-def _check(ours: _Model, plain: _Model) -> None:
-    for a, b in zip(ours.parameters, plain.parameters, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def _pair(**options: Any) -> tuple[_Model, FactoredAdam, _Model, torch.optim.Optimizer]:
-    ours, plain = _Model(True), _Model(False)
-    return (
-        ours,
-        FactoredAdam(ours.parameters, **options),
-        plain,
-        torch.optim.Adam(plain.parameters, **options),
-    )
+from tests.support.factored_adam_cases import TORCH, H, Model, N, R, check, pair, take_steps
 
 
 @pytest.mark.parametrize(
@@ -82,10 +34,10 @@ def _pair(**options: Any) -> tuple[_Model, FactoredAdam, _Model, torch.optim.Opt
     ],
 )
 def test_equals_adam(options: dict[str, Any]) -> None:
-    ours, optimizer, plain, reference = _pair(**options)
-    _run(ours, optimizer)
-    _run(plain, reference)
-    _check(ours, plain)
+    ours, optimizer, plain, reference = pair(**options)
+    take_steps(ours, optimizer)
+    take_steps(plain, reference)
+    check(ours, plain)
     for a, b in zip(ours.parameters, plain.parameters, strict=True):
         assert optimizer.state[a].keys() == reference.state[b].keys()
         for name, value in reference.state[b].items():
@@ -97,7 +49,7 @@ def test_the_gradient_never_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a gradient was materialised")
 
     monkeypatch.setattr(Factors, "materialized", refuse)
-    model = _Model(True)
+    model = Model(True)
     optimizer = FactoredAdam(model.parameters)
     model.backward(0)
     nn.utils.clip_grad_norm_(model.parameters, 0.1)
@@ -140,15 +92,15 @@ def test_open_loop_error_is_at_most_twice_that_of_torch(
 
 
 def test_bfloat16_moments() -> None:
-    ours, exact = _Model(True, torch.float32), _Model(False)
+    ours, exact = Model(True, torch.float32), Model(False)
     optimizer = FactoredAdam(ours.parameters, lr=1e-2, moments_dtype=torch.bfloat16)
     reference = torch.optim.Adam(exact.parameters, lr=1e-2)
     head, other = ours.parameters
     for step in range(5):
         # A dense gradient now and then updates the same moments.
         ours.factored = step != 2
-        _run(ours, optimizer, range(step, step + 1))
-        _run(exact, reference, range(step, step + 1))
+        take_steps(ours, optimizer, range(step, step + 1))
+        take_steps(exact, reference, range(step, step + 1))
         for name in ("exp_avg", "exp_avg_sq"):
             assert optimizer.state[head][name].dtype == torch.bfloat16
             assert optimizer.state[other][name].dtype == torch.float32
@@ -164,66 +116,12 @@ def test_bfloat16_moments() -> None:
     again = FactoredAdam(ours.parameters, moments_dtype=torch.bfloat16)
     again.load_state_dict(saved)
     copies = [p.detach().clone() for p in ours.parameters]
-    _run(ours, optimizer, range(5, 8))
+    take_steps(ours, optimizer, range(5, 8))
     expected = head.detach().clone()
     for p, value in zip(ours.parameters, copies, strict=True):
         p.data.copy_(value)
-    _run(ours, again, range(5, 8))
+    take_steps(ours, again, range(5, 8))
     assert torch.equal(head, expected)
-
-
-def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-@pytest.mark.parametrize("decoupled", [False, True], ids=["adam", "adamw"])
-@pytest.mark.parametrize("direction", ["to-torch", "from-torch"])
-def test_state_is_that_of_torch(decoupled: bool, direction: str) -> None:
-    options = {"lr": 0.02, "weight_decay": 0.05}
-    ours, plain, both = _Model(True), _Model(False), _Model(direction == "to-torch")
-    make_ours = lambda m, **kw: FactoredAdam(m.parameters, **kw)  # noqa: E731
-    make_torch = lambda m, **kw: TORCH[decoupled](m.parameters, **kw)  # noqa: E731
-    first, second = (make_ours, make_torch) if direction == "to-torch" else (make_torch, make_ours)
-    if first is make_ours:
-        optimizer = first(both, decoupled_weight_decay=decoupled, **options)
-    else:
-        optimizer = first(both, **options)
-    _run(both, optimizer, range(3))
-    after = second(both)
-    after.load_state_dict(_through_a_file(optimizer.state_dict()))
-    both.factored = not both.factored
-    _run(both, after, range(3, 6))
-    _run(plain, make_torch(plain, **options))
-    _check(both, plain)
-    _run(ours, make_ours(ours, decoupled_weight_decay=decoupled, **options))
-    _check(ours, both)
-
-
-def test_a_step_count_in_float64_is_loaded() -> None:
-    ours, plain = _Model(True), _Model(False)
-    optimizer = torch.optim.Adam(ours.parameters)
-    _run(ours, optimizer, range(3))
-    state = optimizer.state_dict()
-    for entry in state["state"].values():
-        entry["step"] = entry["step"].double()
-    again = FactoredAdam(ours.parameters)
-    again.load_state_dict(state)
-    _run(ours, again, range(3, 6))
-    _run(plain, torch.optim.Adam(plain.parameters))
-    _check(ours, plain)
-
-
-def test_a_loaded_rate_goes_into_the_tensor_that_is_there() -> None:
-    model = _Model(True)
-    lr = torch.tensor(0.5)
-    optimizer = FactoredAdam(model.parameters, lr=lr, capturable=True)
-    optimizer.load_state_dict(torch.optim.Adam(_Model(False).parameters, lr=0.25).state_dict())
-    assert optimizer.param_groups[0]["lr"] is lr
-    assert lr == 0.25
-    assert optimizer.param_groups[0]["capturable"]
 
 
 @pytest.mark.parametrize(
@@ -256,53 +154,6 @@ def test_a_step_that_is_not_to_be_taken_changes_nothing(
     assert results[0]["step"] == 2
 
 
-def test_loading_keeps_options_that_torch_does_not_have() -> None:
-    model = _Model(True)
-    groups = [{"params": [p], "row_sparse": p.dim() == 2} for p in model.parameters]
-    optimizer = FactoredAdam(groups, moments_dtype=torch.bfloat16)
-    plain = [{"params": [p], "lr": 0.5} for p in model.parameters]
-    optimizer.load_state_dict(torch.optim.Adam(plain).state_dict())
-    assert [g["row_sparse"] for g in optimizer.param_groups] == [True, False]
-    assert [g["moments_dtype"] for g in optimizer.param_groups] == ["bfloat16"] * 2
-    assert [g["lr"] for g in optimizer.param_groups] == [0.5] * 2
-
-
-def test_groups_are_json() -> None:
-    groups = FactoredAdam(_Model(True).parameters, moments_dtype=torch.bfloat16).state_dict()[
-        "param_groups"
-    ]
-    again = [{**g, "betas": tuple(g["betas"])} for g in json.loads(json.dumps(groups))]
-    assert again == groups
-
-
-@pytest.mark.parametrize(
-    ("foreign", "match"),
-    [
-        pytest.param(lambda ps: torch.optim.Adam(ps, amsgrad=True), "amsgrad=True", id="amsgrad"),
-        pytest.param(lambda ps: torch.optim.SGD(ps), "without betas, eps", id="sgd"),
-    ],
-)
-def test_state_of_another_optimizer_is_refused(foreign: Any, match: str) -> None:
-    model = _Model(True)
-    with pytest.raises(CheckpointError, match=match):
-        FactoredAdam(model.parameters).load_state_dict(foreign(model.parameters).state_dict())
-
-
-def test_reset_starts_again_in_the_same_memory() -> None:
-    ours, fresh = _Model(True), _Model(True)
-    optimizer = FactoredAdam(ours.parameters, lr=0.1)
-    _run(ours, optimizer)
-    places = [v.data_ptr() for s in optimizer.state.values() for v in s.values()]
-    optimizer.reset()
-    assert places == [v.data_ptr() for s in optimizer.state.values() for v in s.values()]
-    for p, q in zip(ours.parameters, fresh.parameters, strict=True):
-        q.data.copy_(p.data)
-    _run(ours, optimizer)
-    _run(fresh, FactoredAdam(fresh.parameters, lr=0.1))
-    for p, q in zip(ours.parameters, fresh.parameters, strict=True):
-        assert torch.equal(p, q)
-
-
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -317,35 +168,35 @@ def test_reset_starts_again_in_the_same_memory() -> None:
 )
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["float", "0d"])
 def test_schedulers(schedule: Any, lr: float | Tensor) -> None:
-    ours, optimizer, plain, reference = _pair(lr=copy.copy(lr))
+    ours, optimizer, plain, reference = pair(lr=copy.copy(lr))
     for group in reference.param_groups:
         group["lr"] = copy.deepcopy(lr)
     schedulers = [schedule(optimizer), schedule(reference)]
     for step in range(5):
-        _run(ours, optimizer, range(step, step + 1))
-        _run(plain, reference, range(step, step + 1))
+        take_steps(ours, optimizer, range(step, step + 1))
+        take_steps(plain, reference, range(step, step + 1))
         for scheduler in schedulers:
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(*([1.0] if plateau else []))
     assert float(optimizer.param_groups[0]["lr"]) != 0.1
-    _check(ours, plain)
+    check(ours, plain)
 
 
 def test_groups_have_options_of_their_own() -> None:
-    ours, plain = _Model(True), _Model(False)
+    ours, plain = Model(True), Model(False)
     groups = [{"lr": 0.1, "weight_decay": 0.5}, {"lr": 0.01, "betas": (0.5, 0.5)}]
     optimizers = []
     for model, kind in ((ours, FactoredAdam), (plain, torch.optim.Adam)):
         optimizer = kind([{"params": [model.parameters[0]], **groups[0]}])
         optimizer.add_param_group({"params": [model.parameters[1]], **groups[1]})
         optimizers.append(optimizer)
-    _run(ours, optimizers[0])
-    _run(plain, optimizers[1])
-    _check(ours, plain)
+    take_steps(ours, optimizers[0])
+    take_steps(plain, optimizers[1])
+    check(ours, plain)
 
 
 def test_grad_scaler_skips_a_step_with_an_infinite_gradient() -> None:
-    ours, optimizer, plain, reference = _pair()
+    ours, optimizer, plain, reference = pair()
     scalers = [torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100) for _ in range(2)]
     for step, scale in enumerate((1.0, float("inf"), 1.0, 1.0)):
         pairs = zip(scalers, (ours, plain), (optimizer, reference), strict=True)
@@ -358,11 +209,11 @@ def test_grad_scaler_skips_a_step_with_an_infinite_gradient() -> None:
             scaler.update()
     assert scalers[0].get_scale() == scalers[1].get_scale() == 2.0
     assert optimizer.state[ours.parameters[0]]["step"] == 3
-    _check(ours, plain)
+    check(ours, plain)
 
 
 def test_closure_and_parameters_without_gradient() -> None:
-    ours, optimizer, plain, reference = _pair()
+    ours, optimizer, plain, reference = pair()
 
     def closure() -> float:
         assert torch.is_grad_enabled()
@@ -375,22 +226,22 @@ def test_closure_and_parameters_without_gradient() -> None:
     plain.backward(0)
     plain.parameters[1].grad = None
     reference.step()
-    _check(ours, plain)
+    check(ours, plain)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 8, 20])
 def test_any_rank_and_a_gradient_that_became_dense(rank: int) -> None:
-    ours, optimizer, plain, reference = _pair(weight_decay=0.1)
+    ours, optimizer, plain, reference = pair(weight_decay=0.1)
     for model, o in ((ours, optimizer), (plain, reference)):
-        _run(model, o, range(2), rank=rank)
+        take_steps(model, o, range(2), rank=rank)
         model.backward(2)
         # Accumulation makes it dense, by memory or by a dense summand.
         grad = model.parameters[0].grad
         assert grad is not None
         grad.add_(torch.ones(N, H, dtype=torch.float64))
         o.step()
-        _run(model, o, range(3, 5), rank=rank)
-    _check(ours, plain)
+        take_steps(model, o, range(3, 5), rank=rank)
+    check(ours, plain)
 
 
 def test_other_layouts_and_dtypes_go_through_the_dense_update() -> None:
@@ -458,7 +309,7 @@ def test_row_sparse_moves_only_rows_with_a_gradient() -> None:
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
-    model = _Model(True)
+    model = Model(True)
     with pytest.raises(ConfigError, match=match):
         FactoredAdam(model.parameters, **options)
     optimizer = FactoredAdam(model.parameters[:1])
@@ -468,7 +319,7 @@ def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    model = _Model(True)
+    model = Model(True)
     model.backward(0)
     elsewhere = FactoredAdam(model.parameters, capturable=True)
     elsewhere.param_groups[0]["lr"] = torch.zeros((), device="meta")

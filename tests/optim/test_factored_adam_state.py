@@ -1,0 +1,115 @@
+"""State of FactoredAdam: that of torch, through files, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from hypermask_fast.errors import CheckpointError
+from hypermask_fast.optim.factored_adam import FactoredAdam
+from tests.support.factored_adam_cases import TORCH, Model, check, take_steps
+
+
+def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("decoupled", [False, True], ids=["adam", "adamw"])
+@pytest.mark.parametrize("direction", ["to-torch", "from-torch"])
+def test_state_is_that_of_torch(decoupled: bool, direction: str) -> None:
+    options = {"lr": 0.02, "weight_decay": 0.05}
+    ours, plain, both = Model(True), Model(False), Model(direction == "to-torch")
+    make_ours = lambda m, **kw: FactoredAdam(m.parameters, **kw)  # noqa: E731
+    make_torch = lambda m, **kw: TORCH[decoupled](m.parameters, **kw)  # noqa: E731
+    first, second = (make_ours, make_torch) if direction == "to-torch" else (make_torch, make_ours)
+    if first is make_ours:
+        optimizer = first(both, decoupled_weight_decay=decoupled, **options)
+    else:
+        optimizer = first(both, **options)
+    take_steps(both, optimizer, range(3))
+    after = second(both)
+    after.load_state_dict(_through_a_file(optimizer.state_dict()))
+    both.factored = not both.factored
+    take_steps(both, after, range(3, 6))
+    take_steps(plain, make_torch(plain, **options))
+    check(both, plain)
+    take_steps(ours, make_ours(ours, decoupled_weight_decay=decoupled, **options))
+    check(ours, both)
+
+
+def test_a_step_count_in_float64_is_loaded() -> None:
+    ours, plain = Model(True), Model(False)
+    optimizer = torch.optim.Adam(ours.parameters)
+    take_steps(ours, optimizer, range(3))
+    state = optimizer.state_dict()
+    for entry in state["state"].values():
+        entry["step"] = entry["step"].double()
+    again = FactoredAdam(ours.parameters)
+    again.load_state_dict(state)
+    take_steps(ours, again, range(3, 6))
+    take_steps(plain, torch.optim.Adam(plain.parameters))
+    check(ours, plain)
+
+
+def test_a_loaded_rate_goes_into_the_tensor_that_is_there() -> None:
+    model = Model(True)
+    lr = torch.tensor(0.5)
+    optimizer = FactoredAdam(model.parameters, lr=lr, capturable=True)
+    optimizer.load_state_dict(torch.optim.Adam(Model(False).parameters, lr=0.25).state_dict())
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr == 0.25
+    assert optimizer.param_groups[0]["capturable"]
+
+
+def test_loading_keeps_options_that_torch_does_not_have() -> None:
+    model = Model(True)
+    groups = [{"params": [p], "row_sparse": p.dim() == 2} for p in model.parameters]
+    optimizer = FactoredAdam(groups, moments_dtype=torch.bfloat16)
+    plain = [{"params": [p], "lr": 0.5} for p in model.parameters]
+    optimizer.load_state_dict(torch.optim.Adam(plain).state_dict())
+    assert [g["row_sparse"] for g in optimizer.param_groups] == [True, False]
+    assert [g["moments_dtype"] for g in optimizer.param_groups] == ["bfloat16"] * 2
+    assert [g["lr"] for g in optimizer.param_groups] == [0.5] * 2
+
+
+def test_groups_are_json() -> None:
+    groups = FactoredAdam(Model(True).parameters, moments_dtype=torch.bfloat16).state_dict()[
+        "param_groups"
+    ]
+    again = [{**g, "betas": tuple(g["betas"])} for g in json.loads(json.dumps(groups))]
+    assert again == groups
+
+
+@pytest.mark.parametrize(
+    ("foreign", "match"),
+    [
+        pytest.param(lambda ps: torch.optim.Adam(ps, amsgrad=True), "amsgrad=True", id="amsgrad"),
+        pytest.param(lambda ps: torch.optim.SGD(ps), "without betas, eps", id="sgd"),
+    ],
+)
+def test_state_of_another_optimizer_is_refused(foreign: Any, match: str) -> None:
+    model = Model(True)
+    with pytest.raises(CheckpointError, match=match):
+        FactoredAdam(model.parameters).load_state_dict(foreign(model.parameters).state_dict())
+
+
+def test_reset_starts_again_in_the_same_memory() -> None:
+    ours, fresh = Model(True), Model(True)
+    optimizer = FactoredAdam(ours.parameters, lr=0.1)
+    take_steps(ours, optimizer)
+    places = [v.data_ptr() for s in optimizer.state.values() for v in s.values()]
+    optimizer.reset()
+    assert places == [v.data_ptr() for s in optimizer.state.values() for v in s.values()]
+    for p, q in zip(ours.parameters, fresh.parameters, strict=True):
+        q.data.copy_(p.data)
+    take_steps(ours, optimizer)
+    take_steps(fresh, FactoredAdam(fresh.parameters, lr=0.1))
+    for p, q in zip(ours.parameters, fresh.parameters, strict=True):
+        assert torch.equal(p, q)
