@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 # A long test begins first, and each process takes the next test when it is done with one.
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --benchmark-disable
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e
 
 .DEFAULT_GOAL := run
@@ -20,7 +20,8 @@ run: $(READY)
 	$(BIN)/hypermask train $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not alone" $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m pytest -q -m alone tests/benchmarks)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "" $(ARGS)
@@ -49,7 +50,7 @@ lint: $(READY_DEV)
 	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz
 
 clean:
-	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched only after a complete install, so a broken one is tried again.
