@@ -6,11 +6,18 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hypermask_fast.errors import ConfigError, HypermaskError
-from hypermask_fast.settings import config as run_config
+from hypermask_fast.settings.command_line import (
+    Parser,
+    add_arguments,
+    from_arguments,
+    unknown_option,
+)
+from hypermask_fast.settings.config import RunConfig
 
 _DEFAULT_PRESET = "split-digits"
 
@@ -33,61 +40,71 @@ def _memory_bytes(options: argparse.Namespace) -> int | None:
     return int(gib * 2**30)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hypermask", description="Continual learning with hypernetwork-generated masks."
+def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    _add_memory(parser)
+    add_arguments(parser, words, preset=_DEFAULT_PRESET)
+
+
+def _add_train(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parser.description = (
+        f"Train a sequence of tasks. Without options: --preset {_DEFAULT_PRESET}. The settings are "
+        "those of the chosen method and network; in brackets: their values where none is given."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser(
-        "train",
-        help="train a sequence of tasks",
-        description=f"Train a sequence of tasks. Without options: --preset {_DEFAULT_PRESET}.",
-    )
-    train.add_argument(
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME]"
     )
-    train.add_argument(
+    parser.add_argument(
         "--seeds",
         type=int,
         default=1,
         metavar="N",
         help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
     )
-    _add_memory(train)
-    run_config.add_arguments(train)
-    plan = commands.add_parser(
-        "plan",
-        help="the memory of a run, before it starts",
-        description="Tell what memory `hypermask train` takes with the same options, and on a disk "
-        "its checkpoints, without making or reading anything. The status is 2 where it does not "
-        "fit.",
+    _add_settings(parser, words)
+
+
+def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parser.description = (
+        "Tell what memory `hypermask train` takes with the same options, and on a disk its "
+        "checkpoints, without making or reading anything. The status is 2 where it does not fit."
     )
-    plan.add_argument("--json", action="store_true", help="print JSON, in bytes")
-    _add_memory(plan)
-    run_config.add_arguments(plan)
-    resume = commands.add_parser("resume", help="continue a run from its newest checkpoint")
-    resume.add_argument("run", type=Path, help="folder of the run")
-    _add_memory(resume)
-    evaluate = commands.add_parser("eval", help="test accuracy of a run's newest checkpoint")
-    evaluate.add_argument("run", type=Path, help="folder of the run")
-    evaluate.add_argument("--data-dir", help="folder of the data files [the run's]")
-    evaluate.add_argument("--device", help="device [the run's]")
-    commands.add_parser("doctor", help="versions, devices and a self-test")
-    return parser
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    _add_settings(parser, words)
 
 
-def _config(options: argparse.Namespace) -> run_config.RunConfig:
-    given = vars(options)
-    if "preset" not in given and "scenario" not in given:
-        options.preset = _DEFAULT_PRESET
-    return run_config.from_arguments(options)
+def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run")
+    _add_memory(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--data-dir", help="folder of the data files [the run's]")
+    parser.add_argument("--device", help="device [the run's]")
+
+
+def _options(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; only the command that it gives makes its options."""
+    parser = Parser(
+        prog="hypermask", description="Continual learning with hypernetwork-generated masks."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    for name, command in _COMMANDS.items():
+        made = commands.add_parser(name, help=command.help)
+        made.set_defaults(parser=made)
+        if words and words[0] == name:
+            command.add_arguments(made, words[1:])
+    options, left_over = parser.parse_known_args(words)
+    if left_over:
+        raise unknown_option(left_over[0], options.parser)
+    return options
 
 
 def _train(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import run
 
-    config, memory = _config(options), _memory_bytes(options)
-    name = config.preset or config.scenario
+    config, memory = from_arguments(options), _memory_bytes(options)
+    name = config.preset or config.scenario.name
     out = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
@@ -97,13 +114,13 @@ def _train(options: argparse.Namespace) -> int:
     return _train_seeds(config, out, options.seeds, memory)
 
 
-def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int, memory: int | None) -> int:
+def _train_seeds(config: RunConfig, out: Path, seeds: int, memory: int | None) -> int:
     import numpy as np
 
     from hypermask_fast.runs import metrics, run
 
     summaries = []
-    for seed in range(config.seed, config.seed + seeds):
+    for seed in range(config.run.seed, config.run.seed + seeds):
         result = run.train(config.replace(seed=seed), out / f"seed-{seed}", memory=memory)
         _show(result)
         summaries.append(metrics.summary(result.accuracy))
@@ -117,7 +134,7 @@ def _train_seeds(config: run_config.RunConfig, out: Path, seeds: int, memory: in
 def _plan(options: argparse.Namespace) -> int:
     from hypermask_fast.planning.plan import plan
 
-    found = plan(_config(options), memory=_memory_bytes(options))
+    found = plan(from_arguments(options), memory=_memory_bytes(options))
     print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
     found.require()
     return 0
@@ -161,20 +178,28 @@ def _show(result: object) -> None:
     print(f"results: {result.folder}")
 
 
+class _Command(NamedTuple):
+    """A command: what it does, its help, and what adds its options, given the words after it."""
+
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser, Sequence[str]], None]
+
+
 _COMMANDS = {
-    "train": _train,
-    "plan": _plan,
-    "resume": _resume,
-    "eval": _eval,
-    "doctor": _doctor,
+    "train": _Command(_train, "train a sequence of tasks", _add_train),
+    "plan": _Command(_plan, "the memory of a run, before it starts", _add_plan),
+    "resume": _Command(_resume, "continue a run from its newest checkpoint", _add_resume),
+    "eval": _Command(_eval, "test accuracy of a run's newest checkpoint", _add_eval),
+    "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n."""
-    options = _parser().parse_args(arguments)
     try:
-        return _COMMANDS[options.command](options)
+        options = _options(sys.argv[1:] if arguments is None else arguments)
+        return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
         print(f"hypermask: {error}", file=sys.stderr)
         return error.exit_status

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -45,9 +47,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ConfigError where a value is not one of the choices."""
-    if value not in choices:
-        raise ConfigError(
-            f"{name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
-        )
+def warn_caller(message: str) -> None:
+    """Warn at the line outside of the package that led here."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -31,7 +31,7 @@ def test_train_writes_a_whole_run_and_eval_repeats_its_last_row(
         "metrics.jsonl",
     } <= names
     settings = RunConfig.from_toml(out / "config.toml")
-    assert (settings.preset, settings.seed, settings.tasks) == ("split-digits", 3, 2)
+    assert (settings.preset, settings.run.seed, settings.scenario.tasks) == ("split-digits", 3, 2)
     assert cli.main(["eval", str(out)]) == 0
     last = np.load(out / "accuracy.npz")["accuracy"][-1]
     printed = capsys.readouterr()
@@ -43,8 +43,8 @@ def test_seeds_run_in_folders_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", *QUICK, "--seeds", "2", "--seed", "4", "--out", str(tmp_path)]) == 0
-    assert RunConfig.from_toml(tmp_path / "seed-4" / "config.toml").seed == 4
-    assert RunConfig.from_toml(tmp_path / "seed-5" / "config.toml").seed == 5
+    assert RunConfig.from_toml(tmp_path / "seed-4" / "config.toml").run.seed == 4
+    assert RunConfig.from_toml(tmp_path / "seed-5" / "config.toml").run.seed == 5
     values = [
         np.load(tmp_path / f"seed-{s}" / "accuracy.npz")["accuracy"][-1].mean() for s in (4, 5)
     ]
@@ -59,6 +59,10 @@ def test_seeds_run_in_folders_of_their_own(
         pytest.param(["--sparsity", "120"], "sparsity=120.0", id="sparsity"),
         pytest.param(["--seeds", "0"], "seeds=0", id="seeds"),
         pytest.param(["--device", "cuda:77"], "device='cuda:77'", id="device"),
+        pytest.param(["--spasity", "3"], "did you mean '--sparsity'", id="name"),
+        pytest.param(["--network", "resnet", "--mlp-hidden=3"], "of --network mlp", id="owner"),
+        pytest.param(["--lr"], "expected one argument", id="no-value"),
+        pytest.param(["3"], "'3' is left over", id="left-over"),
         pytest.param(["--scenario", "split-mnist", "--steps", "1"], "MNIST", id="no-data"),
     ],
 )
@@ -72,6 +76,35 @@ def test_mistakes_are_one_line(
     assert error.startswith("hypermask: ")
     assert words in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param([], "arguments are required: command", id="none"),
+        pytest.param(["trian"], "'trian'", id="command"),
+        pytest.param(["eval", "x", "--devise", "cpu"], "did you mean '--device'", id="eval"),
+        pytest.param(["resume"], "required: run", id="resume"),
+    ],
+)
+def test_wrong_commands_are_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hypermask: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_is_grouped_by_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--preset", "cifar100-resnet", "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "\nnetwork:\n  --network TEXT" in printed
+    assert "--resnet-n INT" in printed
+    assert "--mlp-hidden" not in printed
 
 
 def test_a_failed_start_leaves_no_folder_behind(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from hypermask_fast.backends.choice import backend
 from hypermask_fast.counters import REGULARIZED, counter_permutation
-from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
+from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head.types import FrozenHead
 from hypermask_fast.hypernetworks.full import Hypernetwork
 
-_FORMS = ("full", "bfloat16", "frozen_head")
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
 
 
@@ -38,9 +37,6 @@ class KeptOutputs(nn.Module):
 
     Attributes:
         ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
-
-    Raises:
-        ConfigError: The form is unknown, or count is below 1.
     """
 
     ids: Tensor | None
@@ -48,11 +44,6 @@ class KeptOutputs(nn.Module):
 
     def __init__(self, form: str = "full", count: int | None = None) -> None:
         super().__init__()
-        check_choice("targets", form, _FORMS)
-        if count is not None and count < 1:
-            raise ConfigError(
-                f"regularized_tasks is {count}; give at least 1, or None for all earlier tasks"
-            )
         self.form, self.count = form, count
         self._seed = torch.initial_seed()
         self._task = 0

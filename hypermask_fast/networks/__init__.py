@@ -1,8 +1,34 @@
-"""Target networks as published: ordinary modules, whose parameters are named in execution order."""
+"""Target networks as published: ordinary modules, whose parameters are named in execution order.
 
-from hypermask_fast.networks.factory import make_network
-from hypermask_fast.networks.mlp import MLP, LeNet300_100
-from hypermask_fast.networks.resnet import ResNet
-from hypermask_fast.networks.zenkenet import ZenkeNet, ZenkeNet64
+The public names are imported when first used: the catalogue is read without PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hypermask_fast.networks.factory import make_network
+    from hypermask_fast.networks.mlp import MLP, LeNet300_100
+    from hypermask_fast.networks.resnet import ResNet
+    from hypermask_fast.networks.zenkenet import ZenkeNet, ZenkeNet64
 
 __all__ = ["MLP", "LeNet300_100", "ResNet", "ZenkeNet", "ZenkeNet64", "make_network"]
+
+_MODULE_OF = {
+    "MLP": "mlp",
+    "LeNet300_100": "mlp",
+    "ResNet": "resnet",
+    "ZenkeNet": "zenkenet",
+    "ZenkeNet64": "zenkenet",
+    "make_network": "factory",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

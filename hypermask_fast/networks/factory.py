@@ -9,6 +9,16 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.fields import kinds_of
+from hypermask_fast.networks.catalogue import (
+    LeNetSettings,
+    MLPSettings,
+    NetworkSettings,
+    ResNetSettings,
+    ZenkeNet64Settings,
+    ZenkeNetSettings,
+    network_settings,
+)
 from hypermask_fast.networks.mlp import MLP, LeNet300_100
 from hypermask_fast.networks.resnet import ResNet
 from hypermask_fast.networks.zenkenet import ZenkeNet, ZenkeNet64
@@ -30,9 +40,7 @@ def _channels(name: str, shape: _Shape, size: int) -> int:
     return shape[0]
 
 
-def _mlp(
-    shape: _Shape, num_classes: int, *, hidden: Sequence[int] = (400, 400), bias: bool = True
-) -> nn.Module:
+def _mlp(shape: _Shape, num_classes: int, *, hidden: Sequence[int], bias: bool = True) -> nn.Module:
     return MLP(math.prod(shape), hidden, num_classes, bias=bias)
 
 
@@ -54,8 +62,8 @@ def _resnet(
     shape: _Shape,
     num_classes: int,
     *,
-    n: int = 3,
-    k: int = 2,
+    n: int,
+    k: int,
     bias: bool = True,
     track_running_stats: bool = False,
 ) -> nn.Module:
@@ -66,12 +74,12 @@ def _resnet(
     )
 
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": _mlp,
-    "lenet-300-100": _lenet,
-    "zenkenet": _zenkenet,
-    "zenkenet64": _zenkenet64,
-    "resnet": _resnet,
+_BUILDERS: dict[type[NetworkSettings], Callable[..., nn.Module]] = {
+    MLPSettings: _mlp,
+    LeNetSettings: _lenet,
+    ZenkeNetSettings: _zenkenet,
+    ZenkeNet64Settings: _zenkenet64,
+    ResNetSettings: _resnet,
 }
 
 
@@ -84,24 +92,20 @@ def make_network(
         name: "mlp", "lenet-300-100", "zenkenet", "zenkenet64" or "resnet".
         input_shape: Shape of one input without the batch, such as (784,) or (3, 32, 32).
         num_classes: Outputs.
-        options: "mlp": hidden = (400, 400), bias = True. "zenkenet", "zenkenet64": dropout = True.
-            "resnet": n = 3, k = 2, bias = True, track_running_stats = False. "lenet-300-100": none.
+        options: Those of its settings in the catalogue, and "mlp": bias = True; "zenkenet",
+            "zenkenet64": dropout = True; "resnet": bias = True, track_running_stats = False.
 
     Raises:
         ConfigError: If the name or an option is unknown, a size is not positive, or the network
             cannot take inputs of this shape.
     """
-    if name not in _BUILDERS:
-        raise ConfigError(
-            f"unknown network {name!r}{nearest(name, _BUILDERS)}: "
-            f"expected one of {', '.join(_BUILDERS)}"
-        )
+    settings = network_settings(name)
     shape = tuple(int(size) for size in input_shape)
     if not shape or min(shape) < 1:
         raise ConfigError(f"network {name!r} needs an input shape of positive sizes, not {shape}")
     if num_classes < 1:
         raise ConfigError(f"network {name!r} needs at least one class, not {num_classes}")
-    build = _BUILDERS[name]
+    build = _BUILDERS[settings]
     parameters = inspect.signature(build).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option in options:
@@ -110,4 +114,5 @@ def make_network(
                 f"network {name!r} has no option {option!r}{nearest(option, known)}: "
                 f"expected {', '.join(known) or 'none'}"
             )
-    return build(shape, num_classes, **options)
+    own = {option: value for option, value in options.items() if option in kinds_of(settings)}
+    return build(shape, num_classes, **{**options, **settings(**own).values()})

@@ -11,6 +11,7 @@ import torch
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
+from hypermask_fast.scenarios.catalogue import SCENARIOS
 from hypermask_fast.settings.config import RunConfig
 
 # What PyTorch and Python load when a run takes its first steps; measured on a CPU.
@@ -19,35 +20,6 @@ LIBRARIES = 160 * 2**20
 _SAVING = 8 * 2**20
 _CHECKPOINTS = 3
 
-# Training images, test images, shape, classes.
-_DATA_SETS = {
-    "digits": (1442, 355, (1, 8, 8), 10),
-    "mnist": (60000, 10000, (1, 28, 28), 10),
-    "cifar100": (50000, 10000, (3, 32, 32), 100),
-}
-
-
-@dataclass(frozen=True)
-class _Scenario:
-    data_set: str
-    tasks: int
-    validation: int
-    classes: int | None = None  # of a task; None: all of them, with permuted pixels
-    pad: int = 0
-    validation_per_class: bool = False
-
-
-_SCENARIOS = {
-    "split-digits": _Scenario("digits", 5, 40, classes=2),
-    "permuted-digits": _Scenario("digits", 5, 200),
-    "split-mnist": _Scenario("mnist", 5, 1000, classes=2),
-    "permuted-mnist": _Scenario("mnist", 10, 5000, pad=2),
-    "split-fashion-mnist": _Scenario("mnist", 5, 1000, classes=2),
-    "permuted-fashion-mnist": _Scenario("mnist", 10, 5000, pad=2),
-    "split-cifar100": _Scenario("cifar100", 10, 500, classes=10),
-    "split-cifar100-fecam": _Scenario("cifar100", 5, 50, classes=20, validation_per_class=True),
-}
-
 
 def scenario_size(config: RunConfig) -> ScenarioSize:
     """Return what a plan must know of the scenario of a run; no file is read.
@@ -55,13 +27,14 @@ def scenario_size(config: RunConfig) -> ScenarioSize:
     Raises:
         ConfigError: The scenario has fewer tasks.
     """
-    scenario = _SCENARIOS[config.scenario]
-    train, test, (channels, height, width), all_classes = _DATA_SETS[scenario.data_set]
-    tasks = scenario.tasks if config.tasks is None else config.tasks
+    chosen = config.scenario
+    scenario = SCENARIOS[chosen.name]
+    train, test, (channels, height, width), all_classes = scenario.data_set
+    tasks = scenario.tasks if chosen.tasks is None else chosen.tasks
     classes = scenario.classes or all_classes
     if scenario.classes and tasks > all_classes // classes:
         raise ConfigError(f"tasks is {tasks}; it must be 1 to {all_classes // classes}")
-    validation = scenario.validation if config.validation is None else config.validation
+    validation = scenario.validation if chosen.validation is None else chosen.validation
     validation *= classes if scenario.validation_per_class else 1
     share = classes / all_classes
     shape = (channels, height + 2 * scenario.pad, width + 2 * scenario.pad)
@@ -70,7 +43,7 @@ def scenario_size(config: RunConfig) -> ScenarioSize:
     data += int((train + test) * 16 * (share * tasks if scenario.classes else 1))
     data += 0 if scenario.classes else 8 * tasks * shape[0] * shape[1] * shape[2]
     examples = max(1, int(train * share) - validation)
-    data += examples * ((config.batch_size + examples - 2) // examples + 1) * 5 * 8
+    data += examples * ((config.training.batch_size + examples - 2) // examples + 1) * 5 * 8
     return ScenarioSize(tasks, classes, shape, validation, int(test * share), data)
 
 
@@ -131,25 +104,23 @@ class Plan:
 
     def alternatives(self) -> list[tuple[str, Plan]]:
         """Return changes of the settings that take less memory, and their plans."""
-        chunked = {"head": "chunked", "moments": "float32"}
-        if self.config.targets == "frozen_head":
-            chunked["targets"] = "full"
-        found = []
-        for changes in (
-            {"moments": "bfloat16"},
-            {"targets": "bfloat16"},
-            {"targets": "frozen_head"},
-            {"selection": "last"},
-            chunked,
-        ):
-            changed = {k: v for k, v in changes.items() if getattr(self.config, k) != v}
+        config, found = self.config, []
+        offered = [{"moments": "bfloat16"}, *config.method.cheaper(), {"selection": "last"}]
+        present = config.options()
+        for changes in offered:
+            changed = {name: v for name, v in changes.items() if present[name] != v}
             other = self._changed(changed) if changed else None
+            if changed and other is None and "moments" not in changed:
+                # What the method offers may not take the present moments.
+                changed["moments"] = "float32"
+                other = self._changed(changed)
             if other and other.peak < self.peak:
                 found.append((_text(changed), other))
         width = self._largest_width()
-        narrowed = self._changed(self._narrowed(width)) if width else None
-        if narrowed:
-            found.append((_text(self._narrowed(width)), narrowed))
+        narrowing = config.method.narrowed(width) if width else None
+        narrowed = self._changed(narrowing) if narrowing else None
+        if narrowing and narrowed:
+            found.append((_text(narrowing), narrowed))
         return found
 
     def _changed(self, changes: dict[str, Any]) -> Plan | None:
@@ -158,15 +129,12 @@ class Plan:
         except ConfigError:
             return None
 
-    def _narrowed(self, width: int) -> dict[str, Any]:
-        hidden = self.config.hidden
-        return {"hidden": (*hidden[:-1], width)} if hidden else {"embedding_dim": width}
-
     def _largest_width(self) -> int:
         """Return the largest H that fits, if it is less than the present one, else 0."""
 
         def is_too_wide(width: int) -> bool:
-            other = self._changed(self._narrowed(width))
+            changes = self.config.method.narrowed(width)
+            other = self._changed(changes) if changes else None
             return other is None or not other.fits()
 
         return bisect.bisect_left(
@@ -198,7 +166,7 @@ class Plan:
 
     def table(self) -> str:
         """Return the plan for people to read."""
-        found, title = self.found, self.config.preset or self.config.scenario
+        found, title = self.found, self.config.preset or self.config.scenario.name
         lines = [
             f"{title} on {self.device}, at the last of {self.size.tasks} tasks",
             ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in found.facts.items()),
@@ -228,7 +196,7 @@ class Plan:
         """Return the plan as JSON values, in bytes."""
         return {
             "preset": self.config.preset,
-            "scenario": self.config.scenario,
+            "scenario": self.config.scenario.name,
             "device": self.device,
             "tasks": self.size.tasks,
             **self.found.facts,
@@ -258,11 +226,11 @@ def plan(config: RunConfig, *, memory: int | None = None) -> Plan:
     Raises:
         ConfigError: A setting does not fit.
     """
-    device = config.device.partition(":")[0]
+    device = config.run.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     size = scenario_size(config)
     found = simulate(config, size, on_cpu=device == "cpu")
     if memory is None:
-        memory = available_memory(device if config.device == "auto" else config.device)
+        memory = available_memory(device if config.run.device == "auto" else config.run.device)
     return Plan(config, device, size, found, memory)

@@ -119,7 +119,7 @@ class _Run:
             self.peaks[moment] = peak
 
     def _evaluate(self, count: int, weights: dict[str, Tensor] | None = None) -> None:
-        count = min(count, self.config.eval_batch_size)
+        count = min(count, self.config.training.eval_batch_size)
         with evaluating(self.learner), self.learner.activated(self.last, weights) as net:
             net(self._inputs(count)).argmax(1)
 
@@ -139,7 +139,7 @@ class _Run:
     @property
     def steps(self) -> int:
         """Of a task; how many there are makes no difference to the memory."""
-        return self.config.steps or 1000
+        return self.config.training.steps or 1000
 
     def state_bytes(self) -> int:
         """Return what a checkpoint within the task takes of the learner."""
@@ -149,11 +149,11 @@ class _Run:
 
     def make_optimizers(self) -> dict[str, Optimizer]:
         """Return the present phase's optimizers as they are after their first step."""
-        small = self.config.moments == "bfloat16"
+        small = self.config.training.moments == "bfloat16"
         made = make_optimizers(
             self.learner,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
+            lr=self.config.training.lr,
+            weight_decay=self.config.training.weight_decay,
             moments_dtype=torch.bfloat16 if small else None,
             kind=_CompiledAdam if self.memory.heap else _Adam,
         )
@@ -171,12 +171,12 @@ class _Run:
 
     def step(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor] | None:
         """Take a step; return the weights before it where the published selection wants them."""
-        x = self._inputs(self.config.batch_size)
-        y = torch.zeros(self.config.batch_size, dtype=torch.int64, device="meta")
+        x = self._inputs(self.config.training.batch_size)
+        y = torch.zeros(self.config.training.batch_size, dtype=torch.int64, device="meta")
         stale: dict[str, Tensor] = {}
 
         def after_forward() -> None:
-            if self.config.selection == "best_published":
+            if self.config.training.selection == "best_published":
                 stale.update(self.learner.task_weights(self.last))
             self._now_make(GRADIENTS)
 
@@ -187,7 +187,9 @@ class _Run:
 
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
-        kept = self.learner.state_dict().values() if self.config.selection != "last" else ()
+        kept = (
+            self.learner.state_dict().values() if self.config.training.selection != "last" else ()
+        )
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
         self._evaluate(self.size.validation, stale)
@@ -227,7 +229,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
             states = [state for each in optimizers.values() for state in each.state.values()]
             moments = sum(_bytes(state.values()) for state in states)
             checkpoint = max(checkpoint, run.state_bytes() + moments)
-        if config.selection != "last" or config.schedule == "plateau":
+        if config.training.validates:
             checkpoint += _bytes(run.validate(stale))
         del stale
         run.end()

@@ -17,8 +17,8 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
-from hypermask_fast.scenarios import Scenario, make_scenario
-from hypermask_fast.settings.build import make_learner
+from hypermask_fast.scenarios import Scenario
+from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
@@ -50,38 +50,11 @@ def build(config: RunConfig) -> tuple[Scenario, Trainer]:
         ConfigError: A setting does not fit.
         DataError: A data file is missing or damaged.
     """
-    device = _device(config.device)
-    scenario = make_scenario(
-        config.scenario,
-        config.data_dir,
-        tasks=config.tasks,
-        validation=config.validation,
-        augment=config.augment,
-        seed=config.seed,
-    ).to(device)
-    if len(scenario) > config.capacity:
-        raise ConfigError(
-            f"capacity={config.capacity} is less than the {len(scenario)} tasks; raise the capacity"
-        )
-    torch.manual_seed(config.seed)
+    device = _device(config.run.device)
+    scenario = make_scenario(config).to(device)
+    torch.manual_seed(config.run.seed)
     learner = make_learner(config, scenario.input_shape, scenario.num_classes).to(device)
-    trainer = Trainer(
-        learner,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        moments=config.moments,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        epochs=config.epochs,
-        schedule=config.schedule,
-        selection=config.selection,
-        check_every=config.check_every,
-        seed=config.seed,
-        eval_batch_size=config.eval_batch_size,
-        progress=False,
-        graph="auto" if config.graph else False,
-        compile="auto" if config.compile else False,
-    )
+    trainer = make_trainer(config, learner)
     for task in scenario:
         trainer.add(task)
     return scenario, trainer

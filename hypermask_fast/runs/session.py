@@ -71,7 +71,7 @@ class Session:
             losses = trainer.losses
             assert losses is not None
             index = trainer.tasks_done
-            if trainer.step % config.log_every == 0 or trainer.step == self.steps[index]:
+            if trainer.step % config.run.log_every == 0 or trainer.step == self.steps[index]:
                 metrics.write(
                     {
                         "task": index,
@@ -85,7 +85,7 @@ class Session:
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
             signum = self.stop()
-            due = time.monotonic() - self._saved_at >= config.checkpoint_every
+            due = time.monotonic() - self._saved_at >= config.run.checkpoint_every
             if signum is not None or due:
                 self.save(metrics)
             if signum is not None:

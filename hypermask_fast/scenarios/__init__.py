@@ -2,35 +2,41 @@
 
 ``split`` and ``permuted`` turn any :class:`ImageDataset` into a :class:`Scenario`;
 ``make_scenario`` and the functions named after data sets give the published ones.
+
+The public names are imported when first used: the catalogue is read without PyTorch.
 """
 
 from __future__ import annotations
 
-from hypermask_fast.scenarios.builders import permuted, split
-from hypermask_fast.scenarios.datasets import (
-    load,
-    load_cifar100,
-    load_digits,
-    load_fashion_mnist,
-    load_mnist,
-)
-from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
-from hypermask_fast.scenarios.preprocess import Preprocess
-from hypermask_fast.scenarios.published import (
-    SCENARIO_NAMES,
-    make_scenario,
-    permuted_digits,
-    permuted_fashion_mnist,
-    permuted_mnist,
-    split_cifar100,
-    split_cifar100_fecam,
-    split_digits,
-    split_fashion_mnist,
-    split_mnist,
-)
-from hypermask_fast.scenarios.scenario import Scenario
-from hypermask_fast.scenarios.stream import BatchStream
-from hypermask_fast.scenarios.task import Task
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hypermask_fast.scenarios.builders import permuted, split
+    from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
+    from hypermask_fast.scenarios.datasets import (
+        load,
+        load_cifar100,
+        load_digits,
+        load_fashion_mnist,
+        load_mnist,
+    )
+    from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
+    from hypermask_fast.scenarios.preprocess import Preprocess
+    from hypermask_fast.scenarios.published import (
+        make_scenario,
+        permuted_digits,
+        permuted_fashion_mnist,
+        permuted_mnist,
+        split_cifar100,
+        split_cifar100_fecam,
+        split_digits,
+        split_fashion_mnist,
+        split_mnist,
+    )
+    from hypermask_fast.scenarios.scenario import Scenario
+    from hypermask_fast.scenarios.stream import BatchStream
+    from hypermask_fast.scenarios.task import Task
 
 __all__ = [
     "SCENARIO_NAMES",
@@ -58,3 +64,38 @@ __all__ = [
     "split_fashion_mnist",
     "split_mnist",
 ]
+
+_MODULE_OF = {
+    "permuted": "builders",
+    "split": "builders",
+    "load": "datasets",
+    "load_cifar100": "datasets",
+    "load_digits": "datasets",
+    "load_fashion_mnist": "datasets",
+    "load_mnist": "datasets",
+    "ImageDataset": "images",
+    "ImageSet": "images",
+    "Split": "images",
+    "Preprocess": "preprocess",
+    "SCENARIO_NAMES": "catalogue",
+    "make_scenario": "published",
+    "permuted_digits": "published",
+    "permuted_fashion_mnist": "published",
+    "permuted_mnist": "published",
+    "split_cifar100": "published",
+    "split_cifar100_fecam": "published",
+    "split_digits": "published",
+    "split_fashion_mnist": "published",
+    "split_mnist": "published",
+    "Scenario": "scenario",
+    "BatchStream": "stream",
+    "Task": "task",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.scenarios.builders import permuted, split
+from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
 from hypermask_fast.scenarios.datasets import (
     load_cifar100,
     load_digits,
@@ -231,27 +232,10 @@ def split_cifar100_fecam(
     )
 
 
-@dataclass(frozen=True)
-class _Preset:
-    build: Callable[..., Scenario]
-    needs_root: bool
-    takes: frozenset[str]
-
-
-_SPLIT = frozenset({"tasks", "validation", "augment", "normalize"})
-_PERMUTED = frozenset({"tasks", "validation", "seed"})
-_PRESETS = {
-    "split-digits": _Preset(split_digits, False, _SPLIT - {"normalize"}),
-    "permuted-digits": _Preset(permuted_digits, False, _PERMUTED),
-    "split-mnist": _Preset(split_mnist, True, _SPLIT),
-    "permuted-mnist": _Preset(permuted_mnist, True, _PERMUTED),
-    "split-fashion-mnist": _Preset(split_fashion_mnist, True, _SPLIT),
-    "permuted-fashion-mnist": _Preset(permuted_fashion_mnist, True, _PERMUTED),
-    "split-cifar100": _Preset(split_cifar100, True, _SPLIT),
-    "split-cifar100-fecam": _Preset(split_cifar100_fecam, True, _SPLIT),
+# The functions above, by the names in the catalogue.
+_BUILDERS: dict[str, Callable[..., Scenario]] = {
+    name: globals()[name.replace("-", "_")] for name in SCENARIO_NAMES
 }
-
-SCENARIO_NAMES = tuple(_PRESETS)
 
 
 def make_scenario(
@@ -278,25 +262,26 @@ def make_scenario(
             is out of range.
         DataError: files are missing and cannot be downloaded, or a file is damaged.
     """
-    preset = _PRESETS.get(name)
-    if preset is None:
+    if name not in _BUILDERS:
         raise ConfigError(
-            f"there is no scenario {name!r}{nearest(name, _PRESETS)}; use one of "
-            f"{', '.join(_PRESETS)}"
+            f"there is no scenario {name!r}{nearest(name, _BUILDERS)}; use one of "
+            f"{', '.join(_BUILDERS)}"
         )
+    build = _BUILDERS[name]
+    takes = inspect.signature(build).parameters
     options: dict[str, Any] = {"tasks": tasks, "validation": validation}
     for option, value in (("augment", augment), ("normalize", normalize)):
-        if option in preset.takes:
+        if option in takes:
             options[option] = value
         elif value:
             raise ConfigError(
                 f"{option} is {value}, and the scenario {name!r} has no {option}; leave it out"
             )
     options = {option: value for option, value in options.items() if value is not None}
-    if "seed" in preset.takes:
+    if "seed" in takes:
         options["seed"] = seed
-    if not preset.needs_root:
-        return preset.build(**options)
+    if "root" not in takes:
+        return build(**options)
     if root is None:
         raise ConfigError(f"the scenario {name!r} needs a folder for its files; give root")
-    return preset.build(root, **options)
+    return build(root, **options)

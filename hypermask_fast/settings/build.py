@@ -1,52 +1,65 @@
-"""From settings to a new learner."""
+"""From settings to what they describe: scenario, network, learner and trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from hypermask_fast.methods.hypermask.learner import HyperMask
-from hypermask_fast.networks import make_network
+from torch import nn
+
+from hypermask_fast import networks, scenarios
+from hypermask_fast.methods import registry
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.trainer import Trainer
 
 
-def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int) -> HyperMask:
-    """Return a new learner, on the default device.
+def make_scenario(config: RunConfig) -> Scenario:
+    """Return the scenario.
+
+    Raises:
+        ConfigError: A setting does not fit.
+        DataError: A data file is missing or damaged.
+    """
+    chosen = config.scenario
+    return scenarios.make_scenario(
+        chosen.name,
+        chosen.data_dir,
+        tasks=chosen.tasks,
+        validation=chosen.validation,
+        augment=chosen.augment,
+        seed=config.run.seed,
+    )
+
+
+def make_network(config: RunConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Return a new target network.
 
     Args:
         config: The settings.
         input_shape: Of one input.
-        num_classes: Outputs of the target network.
+        num_classes: Outputs.
 
     Raises:
-        ConfigError: A setting does not fit.
+        ConfigError: The network does not take such inputs.
     """
-    options: dict[str, Any] = {}
-    if config.network == "mlp":
-        options["hidden"] = config.mlp_hidden
-    if config.network == "resnet":
-        options |= {
-            "n": config.resnet_n,
-            "k": config.resnet_k,
-            "track_running_stats": config.bn != "batch",
-        }
-    return HyperMask(
-        make_network(config.network, input_shape, num_classes, **options),
-        embedding_dim=config.embedding_dim,
-        hidden=config.hidden,
-        sparsity=config.sparsity,
-        beta=config.beta,
-        lam=config.lam,
-        masked_l1=config.masked_l1,
-        train_target=config.train_target,
-        ramp=config.ramp,
-        bn=config.bn,
-        dropout=config.dropout,
-        head=config.head,
-        chunk_size=config.chunk_size,
-        chunk_embedding_dim=config.chunk_embedding_dim,
-        init=config.init,
-        capacity=config.capacity,
-        targets=config.targets,
-        regularized_tasks=config.regularized_tasks,
-    )
+    options: dict[str, Any] = config.network.values()
+    if config.network.normalized:
+        options["track_running_stats"] = config.method.running_statistics
+    return networks.make_network(config.network.name, input_shape, num_classes, **options)
+
+
+def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int) -> Learner:
+    """Return a new learner of the chosen method, on the default device.
+
+    Args and errors: as in :func:`make_network`.
+    """
+    network = make_network(config, input_shape, num_classes)
+    learner: Any = registry.learner_of(config.method_name)
+    return learner(network, settings=config.method)
+
+
+def make_trainer(config: RunConfig, learner: Learner) -> Trainer:
+    """Return a new trainer, which shows no progress."""
+    return Trainer(learner, progress=False, seed=config.run.seed, settings=config.training)

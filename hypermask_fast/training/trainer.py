@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError, ConfigError, check_choice
+from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.fields import takes_options
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Losses, Phase
@@ -23,40 +24,26 @@ from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.schedules import Plateau, finite_or_none, or_minus_infinity
+from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 
-_SELECTIONS = ("last", "best", "best_published")
-_SCHEDULES = ("constant", "plateau")
+_EPOCHS = 10
 _FINITE_CHECK_STEPS = 50
 _PARTS = ("learner", "task", "best", "rng")
 _MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
+@takes_options(TrainingSettings)
 class Trainer:
     """Trains a learner: a new Adam for each task, then the accuracy on all tasks seen.
 
     Args:
         learner: The learner; the device of its parameters is the one that is used.
-        lr: Learning rate of Adam. Default 1e-3.
-        weight_decay: L2 weight decay of Adam. Default 0.
-        moments: Type of Adam's moments of a full head: "float32", or "bfloat16", half the memory.
-        batch_size: Default 32.
-        steps: Training steps of a task; or
-        epochs: passes over the task's training data, rounded up to whole steps. Default: 10 epochs.
-        schedule: "constant", or "plateau" (HyperMask on CIFAR-100): multiply the learning rate by
-            sqrt(0.1) after 5 epochs without a better validation accuracy.
-        selection: The model kept after a task: "last", "best" (highest validation accuracy), or
-            "best_published" (accuracy of the masked weights before the optimizer's step, model
-            from after it).
-        check_every: Steps between validation checks where the selection is not "last"; epoch ends
-            and the last step are checked too. Default 100.
-        seed: Of the data order and augmentation. Default 0.
-        eval_batch_size: Default 2000.
         progress: Show progress on standard error. Default True.
-        graph: Replay steps as a CUDA graph: "auto" (default), as in :class:`GraphedStep`; the
-            losses of a step are then overwritten by the next.
-        compile: Run the target network and the trunk through torch.compile: "auto" (default), on
-            CUDA where it works, with one warning where not; True; or False.
+        seed: Of the data order and augmentation. Default 0.
+        settings: The settings; default: those below, with their defaults. Where there are neither
+            steps nor epochs, a task takes 10 epochs.
+        {options}
 
     Attributes:
         hooks: Called with the trainer after every step.
@@ -65,41 +52,21 @@ class Trainer:
         step: Steps taken in the current task.
 
     Raises:
-        ConfigError: Steps and epochs are both given, or a choice is unknown.
+        ConfigError: A setting is unknown or wrong, or steps and epochs are both given.
     """
 
     def __init__(
         self,
         learner: Learner,
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        moments: str = "float32",
-        batch_size: int = 32,
-        steps: int | None = None,
-        epochs: int | None = None,
-        schedule: str = "constant",
-        selection: str = "last",
-        check_every: int = 100,
-        seed: int = 0,
-        eval_batch_size: int = 2000,
         progress: bool = True,
-        graph: bool | str = "auto",
-        compile: bool | str = "auto",
+        seed: int = 0,
+        settings: TrainingSettings | None = None,
+        **options: Any,
     ) -> None:
-        if steps is not None and epochs is not None:
-            raise ConfigError(f"steps={steps} and epochs={epochs} are both given; give one")
-        check_choice("schedule", schedule, _SCHEDULES)
-        check_choice("selection", selection, _SELECTIONS)
-        check_choice("moments", moments, tuple(_MOMENTS))
         self.learner = learner
-        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.moments = moments
-        self.steps = steps
-        self.epochs = 10 if steps is None and epochs is None else epochs
-        self.schedule, self.selection = schedule, selection
-        self.check_every, self.seed, self.eval_batch_size = check_every, seed, eval_batch_size
-        self.progress = progress
+        self.settings = TrainingSettings.chosen("Trainer", settings, options)
+        self.progress, self.seed = progress, seed
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
@@ -107,8 +74,8 @@ class Trainer:
         self._rows: list[dict[int, float]] = []
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
-        self._graphed = GraphedStep(graph)
-        self._compiler = Compiler(compile)
+        self._graphed = GraphedStep(self.settings.graph)
+        self._compiler = Compiler(self.settings.compile)
         self._plateau: Plateau | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
@@ -129,10 +96,10 @@ class Trainer:
 
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return self.epochs * -(-len(task.train) // self.batch_size)
+        if self.settings.steps is not None:
+            return self.settings.steps
+        epochs = self.settings.epochs or _EPOCHS
+        return epochs * -(-len(task.train) // self.settings.batch_size)
 
     def add(self, task: Task) -> int:
         """Add a task to the learner, if it is new, and return its id."""
@@ -166,7 +133,7 @@ class Trainer:
         task_id = self.add(task)
         task = self._tasks[task_id]
         total = self.steps_of(task)
-        stream = task.stream(self.batch_size, seed=self.seed, task_id=task_id)
+        stream = task.stream(self.settings.batch_size, seed=self.seed, task_id=task_id)
         self.learner.compile_steps(self._compiler)
         if self.learner.current is None:
             self._begin(task_id, total, stream)
@@ -217,11 +184,12 @@ class Trainer:
 
     def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
         task = self._tasks[task_id]
-        if not len(task.validation) and (self.selection != "last" or self.schedule == "plateau"):
+        settings = self.settings
+        if settings.validates and not len(task.validation):
             raise ConfigError(
                 f"task {task.name!r} has no validation examples, which selection="
-                f"{self.selection!r} and schedule={self.schedule!r} measure; hold some out or use "
-                "'last' and 'constant'"
+                f"{settings.selection!r} and schedule={settings.schedule!r} measure; hold some out "
+                "or use 'last' and 'constant'"
             )
         with evaluating(self.learner):
             self.learner(stream.batch(0)[0][:2], task_id)
@@ -234,24 +202,24 @@ class Trainer:
     def _make_optimizers(self) -> None:
         made = optimizers.make_optimizers(
             self.learner,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            moments_dtype=_MOMENTS[self.moments],
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            moments_dtype=_MOMENTS[self.settings.moments],
         )
         self._step_fn = TrainingStep(self.learner, made)
-        self._plateau = Plateau(made.values()) if self.schedule == "plateau" else None
+        self._plateau = Plateau(made.values()) if self.settings.schedule == "plateau" else None
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
-        selects = self.selection != "last"
-        is_due = step % self.check_every == 0 or ends_epoch or step + 1 == total
+        selects = self.settings.selection != "last"
+        is_due = step % self.settings.check_every == 0 or ends_epoch or step + 1 == total
         checks = (selects and is_due) or (self._plateau is not None and ends_epoch)
         stale: dict[str, Tensor] = {}
 
         def keep_weights() -> None:
             stale.update(self.learner.task_weights(task_id, in_step=True))
 
-        published = checks and self.selection == "best_published"
+        published = checks and self.settings.selection == "best_published"
         self.losses = self._graphed(step, keep_weights if published else None)
         self.step = step + 1
         assert self._watch is not None
@@ -293,7 +261,7 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         options = {} if weights is None else {"weights": weights}
         with evaluating(self.learner), self.learner.activated(task_id, **options) as net:
-            for x, y in task.evaluation_batches(split, self.eval_batch_size):
+            for x, y in task.evaluation_batches(split, self.settings.eval_batch_size):
                 correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
         return 100.0 * int(correct) / len(task.split(split))
 

@@ -192,7 +192,9 @@ def test_the_report_states_the_memory(options: dict[str, Any], line: str) -> Non
     [
         pytest.param({"targets": "frozen"}, "'frozen'.*choose one of full, bfloat16", id="form"),
         pytest.param(
-            {"regularized_tasks": 0}, "regularized_tasks is 0; give at least 1", id="none"
+            {"regularized_tasks": 0},
+            "regularized_tasks=0 is out of range; give at least 1",
+            id="none",
         ),
         pytest.param(
             {"targets": "frozen_head", "head": "chunked"},

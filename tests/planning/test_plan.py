@@ -22,7 +22,8 @@ from hypermask_fast.planning.simulation import MOMENTS, TARGET
 from hypermask_fast.runs import run
 from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario
 from hypermask_fast.scenarios import published as presets
-from hypermask_fast.settings.config import SCENARIOS, RunConfig
+from hypermask_fast.scenarios.catalogue import SCENARIOS
+from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.trainer import Trainer
 
 MIB = 2**20
@@ -32,8 +33,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def small(**settings) -> RunConfig:
-    defaults = {"tasks": 3, "steps": 2, "mlp_hidden": (8,), "hidden": (5,), "device": "cpu"}
-    return RunConfig(**{**defaults, **settings})
+    defaults = {"tasks": 3, "steps": 2, "hidden": (5,), "device": "cpu"}
+    if "network" not in settings:
+        defaults["mlp_hidden"] = (8,)
+    return RunConfig.from_options(**{**defaults, **settings})
 
 
 # Resident memory of a run over that after a tiny one, which loads and sets up what every run does.
@@ -48,11 +51,11 @@ def kib(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
-tiny = RunConfig(tasks=2, steps=2, mlp_hidden=(8,), hidden=(4,), device="cpu")
+tiny = RunConfig.from_options(tasks=2, steps=2, mlp_hidden=(8,), hidden=(4,), device="cpu")
 run.train(tiny, folder + "/tiny", show_progress=False)
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-run.train(RunConfig(**settings), folder + "/run", show_progress=False)
+run.train(RunConfig.from_options(**settings), folder + "/run", show_progress=False)
 print(1024 * (kib("VmHWM") - before))
 """
 
@@ -80,7 +83,7 @@ def test_planned_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> N
         "batch_size": 128,
         "device": "cpu",
     }
-    found = plan(RunConfig(**settings))
+    found = plan(RunConfig.from_options(**settings))
     assert found.found.facts["head_parameters"] > 50e6
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
@@ -164,7 +167,7 @@ def test_sizes_are_those_of_the_scenario(name: str, monkeypatch: pytest.MonkeyPa
     ):
         made = full_size(loader, classes, counts, shape)
         monkeypatch.setattr(presets, f"load_{loader}", lambda root, made=made: made)
-    config = RunConfig(scenario=name, steps=1)
+    config = RunConfig.from_options(scenario=name, steps=1)
     size, scenario = scenario_size(config), presets.make_scenario(name, "unused")
     assert size.tasks == len(scenario)
     assert size.classes == scenario.num_classes
@@ -175,7 +178,7 @@ def test_sizes_are_those_of_the_scenario(name: str, monkeypatch: pytest.MonkeyPa
     assert size.test == pytest.approx(len(scenario[0].test), rel=tolerance)
     tables = sum(
         t.numel() * 8
-        for t in vars(scenario[0].stream(config.batch_size)).values()
+        for t in vars(scenario[0].stream(config.training.batch_size)).values()
         if isinstance(t, torch.Tensor)
     )
     held = scenario_bytes(scenario)
@@ -184,13 +187,13 @@ def test_sizes_are_those_of_the_scenario(name: str, monkeypatch: pytest.MonkeyPa
 
 def test_too_many_tasks_are_refused_as_by_the_scenario() -> None:
     with pytest.raises(ConfigError, match="tasks is 6; it must be 1 to 5"):
-        plan(RunConfig(steps=1, tasks=6))
+        plan(RunConfig.from_options(steps=1, tasks=6))
 
 
 def test_a_plan_makes_nothing_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     # 27 GB of target weights: the head alone takes more than any machine has.
-    found = plan(RunConfig(steps=1, mlp_hidden=(80000, 80000), device="cpu"))
+    found = plan(RunConfig.from_options(steps=1, mlp_hidden=(80000, 80000), device="cpu"))
     assert found.peak > 3 * 4 * 6.4e9 * 100
     assert not found.fits()
     assert torch.equal(before, torch.get_rng_state())
@@ -281,7 +284,7 @@ def test_trainer_uses_bfloat16_moments(tmp_path: Path) -> None:
     assert ("exp_avg", torch.bfloat16) in dtypes
     with pytest.raises(ConfigError, match="moments='bfloat16' needs head='full'"):
         small(moments="bfloat16", head="chunked")
-    with pytest.raises(ConfigError, match=r"moments is 'bfloat'.*did you mean 'bfloat16'"):
+    with pytest.raises(ConfigError, match=r"moments='bfloat' .*did you mean 'bfloat16'"):
         Trainer(Learner(torch.nn.Linear(1, 1), 1), moments="bfloat")
 
 

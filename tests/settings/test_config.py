@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ import numpy as np
 import pytest
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.settings.config import (
-    SCENARIOS,
-    RunConfig,
-    add_arguments,
-    from_arguments,
-    parse_field,
-    presets,
-)
+from hypermask_fast.fields import Settings
+from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
+from hypermask_fast.networks.catalogue import ResNetSettings
+from hypermask_fast.scenarios.catalogue import SCENARIOS
+from hypermask_fast.settings.config import RunConfig, presets
+from hypermask_fast.settings.options import classes_of
+from hypermask_fast.training.settings import TrainingSettings
 
 _MNIST = {
     "network": "mlp",
@@ -73,13 +73,7 @@ _RESNET = {"network": "resnet", "resnet_n": 3, "resnet_k": 2, "bn": "batch", "la
 
 
 def _config(**overrides: Any) -> RunConfig:
-    return RunConfig(**{"steps": 10, **overrides})
-
-
-def _parse(*words: str) -> RunConfig:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return from_arguments(parser.parse_args(words))
+    return RunConfig.from_options(**{"steps": 10, **overrides})
 
 
 @pytest.mark.parametrize(
@@ -98,19 +92,18 @@ def test_preset_holds_the_published_settings(
     name: str, tasks: int, published: dict[str, Any]
 ) -> None:
     config = RunConfig.from_preset(name)
-    assert (config.preset, config.tasks) == (name, tasks)
-    assert (config.head, config.init, config.ramp) == ("full", "default", True)
-    assert {setting: getattr(config, setting) for setting in published} == published
+    assert (config.preset, config.scenario.tasks) == (name, tasks)
+    assert config.method_name == "hypermask"
+    assert isinstance(config.method, HyperMaskSettings)
+    assert (config.method.head, config.method.init, config.method.ramp) == ("full", "default", True)
+    values = config.options()
+    assert {setting: values[setting] for setting in published} == published
 
 
 def test_short_permuted_mnist_differs_from_the_published_one_in_two_settings() -> None:
     short = RunConfig.from_preset("permuted-mnist-10-short")
-    published = RunConfig.from_preset("permuted-mnist-10")
-    changed = {
-        field.name: getattr(short, field.name)
-        for field in dataclasses.fields(RunConfig)
-        if getattr(short, field.name) != getattr(published, field.name)
-    }
+    published = RunConfig.from_preset("permuted-mnist-10").options()
+    changed = {name: v for name, v in short.options().items() if v != published[name]}
     assert changed == {"preset": short.preset, "mlp_hidden": (100, 100), "steps": 500}
 
 
@@ -121,7 +114,7 @@ def test_every_preset_survives_toml(name: str) -> None:
 
 
 def test_toml_keeps_every_setting_exactly(tmp_path: Path) -> None:
-    config = RunConfig(
+    config = RunConfig.from_options(
         preset="split-mnist",  # whose values, all changed here, must not come back
         data_dir='a "b"\\c\td\x7fé\n[x]',
         tasks=None,
@@ -144,26 +137,62 @@ def test_toml_keeps_every_setting_exactly(tmp_path: Path) -> None:
 
 
 def test_partial_toml_starts_from_its_preset_or_the_defaults() -> None:
-    config = RunConfig.from_toml('preset = "cifar100-resnet"\nsteps = 7\nlam = 2')
+    text = 'preset = "cifar100-resnet"\n[training]\nsteps = 7\n[method]\nlam = 2'
+    config = RunConfig.from_toml(text)
     assert config == RunConfig.from_preset("cifar100-resnet", steps=7, lam=2.0)
-    assert config.epochs is None
+    assert config.training.epochs is None
+    text = "[training]\nsteps = 10\n[method]\nhidden = [5]"
+    assert RunConfig.from_toml(text) == _config(hidden=(5,))
+
+
+def test_a_list_without_tables_is_read_as_it_was_written_before_there_were_tables() -> None:
+    text = 'preset = "cifar100-resnet"\nsteps = 7\nlam = 2\nmlp_hidden = [9]'
+    config = RunConfig.from_toml(text)
+    assert config == RunConfig.from_preset("cifar100-resnet", steps=7, lam=2.0)
+    assert config.training.epochs is None
     assert RunConfig.from_toml("steps = 10\nhidden = [5]") == _config(hidden=(5,))
+    assert RunConfig.from_toml('steps = 10\nnetwork = "resnet"\nresnet_n = 1') == _config(
+        network="resnet", resnet_n=1
+    )
+    # Graphs and compiled code "where it works" were written as true.
+    text = 'steps = 10\nmethod = "hypermask"\ngraph = true\ncompile = false\nepochs = "none"'
+    assert RunConfig.from_toml(text) == _config(graph="auto", compile=False)
+
+
+def test_another_network_does_not_take_over_the_options_of_the_presets_network() -> None:
+    config = RunConfig.from_preset("split-digits", network="resnet", resnet_n=1)
+    assert config.network == ResNetSettings(n=1)
+    text = 'preset = "split-digits"\n[network]\nname = "resnet"\nn = 1'
+    assert RunConfig.from_toml(text) == config
+    assert RunConfig.from_preset("split-digits").replace(network="resnet", resnet_n=1) == config
+
+
+def test_options_make_the_same_configuration_again() -> None:
+    config = _config(network="resnet", resnet_k=1, sparsity=30, seed=3)
+    assert RunConfig.from_options(**config.options()) == config
+    assert config == RunConfig(
+        method=HyperMaskSettings(sparsity=30.0),
+        network=ResNetSettings(k=1),
+        training=TrainingSettings(steps=10),
+        run=dataclasses.replace(RunConfig.from_options(steps=1).run, seed=3),
+    )
 
 
 def test_steps_replace_epochs_and_the_reverse() -> None:
     config = RunConfig.from_preset("split-mnist").replace(epochs=2)
-    assert (config.steps, config.epochs) == (None, 2)
+    assert (config.training.steps, config.training.epochs) == (None, 2)
     config = config.replace(steps=9)
-    assert (config.steps, config.epochs) == (9, None)
+    assert (config.training.steps, config.training.epochs) == (9, None)
     assert config.replace(lr=0.5) == RunConfig.from_preset("split-mnist", steps=9, lr=0.5)
 
 
 def test_values_take_the_type_of_their_setting() -> None:
     config = _config(lr=1, hidden=[3, 4], data_dir=Path("a") / "b", seed=np.int64(3))
-    assert type(config.lr) is float
-    assert type(config.seed) is int
-    assert config.hidden == (3, 4)
-    assert config.data_dir == str(Path("a") / "b")
+    assert isinstance(config.method, HyperMaskSettings)
+    assert type(config.training.lr) is float
+    assert type(config.run.seed) is int
+    assert config.method.hidden == (3, 4)
+    assert config.scenario.data_dir == str(Path("a") / "b")
 
 
 _WRONG = [
@@ -191,6 +220,17 @@ _WRONG = [
     pytest.param({"device": "cuda:x"}, "device='cuda:x'", id="device-number"),
     pytest.param({"preset": "split-mnits"}, "did you mean 'split-mnist'", id="preset"),
     pytest.param({"validation": 0, "selection": "best"}, "validation=0", id="no-validation"),
+    pytest.param({"graph": "atuo"}, "graph='atuo' .* give true or false, or auto", id="words"),
+    pytest.param({"method": "hypermsk"}, "did you mean 'hypermask'", id="method"),
+    pytest.param({"method": None}, "method=None is of type NoneType", id="no-method"),
+    pytest.param({"capacity": 4}, "capacity=4 is less than tasks=5", id="tasks-of-scenario"),
+    pytest.param({"mlp_hidden": (3, 0)}, "mlp_hidden=.* at least 1", id="network-option"),
+    pytest.param(
+        {"resnet_n": 2}, "resnet_n is a setting of network='resnet' and network='mlp'", id="owner"
+    ),
+    pytest.param(
+        {"moments": "bfloat16", "head": "chunked"}, "needs head='full', not 'chunked'", id="moments"
+    ),
 ]
 
 
@@ -219,7 +259,7 @@ def test_setting_at_its_bound_is_taken_without_a_warning(settings: dict[str, Any
 
 def test_sparsity_below_one_warns_at_the_caller() -> None:
     with pytest.warns(UserWarning, match=r"sparsity=0.3 is in percent.*30 if") as caught:
-        RunConfig(steps=1, sparsity=0.3)
+        RunConfig.from_options(steps=1, sparsity=0.3)
     assert caught[0].filename == __file__
 
 
@@ -234,12 +274,40 @@ def test_sparsity_below_one_warns_at_the_caller() -> None:
         pytest.param(
             lambda: _config().replace(preset="split-mnist"), "from_preset", id="replace-preset"
         ),
-        pytest.param(lambda: RunConfig.from_toml("steps = 1\nbta = 2"), "'beta'", id="toml-name"),
-        pytest.param(lambda: RunConfig.from_toml("[table]\nsteps = 1"), "'table'", id="toml-table"),
+        pytest.param(lambda: RunConfig.from_toml("steps = 1\nbta = 2"), "'beta'", id="flat-name"),
+        pytest.param(
+            lambda: RunConfig.from_toml("[training]\nlrr = 1"),
+            r"'lrr' is unknown \(did you mean 'lr'",
+            id="toml-name",
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml("[traning]\nlr = 1"), "mean 'training'", id="toml-table"
+        ),
+        pytest.param(lambda: RunConfig.from_toml("[table]\nsteps = 1"), "'table'", id="no-table"),
+        pytest.param(
+            lambda: RunConfig.from_toml("steps = 1\n[method]\nbeta = 2"),
+            "method={'beta': 2} is of type dict",
+            id="mixed",
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml('[network]\nname = "rsnet"'), "mean 'resnet'", id="choice"
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml("[network]\nname = 3"), "network=3 is of", id="toml-type"
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml('[network]\nname = "resnet"\nhidden = [3]'),
+            "'hidden' is unknown",
+            id="other-network",
+        ),
         pytest.param(lambda: RunConfig.from_toml("steps"), "cannot be read", id="toml-syntax"),
         pytest.param(lambda: RunConfig.from_toml("no.toml"), r"no\.toml", id="toml-missing"),
         pytest.param(lambda: RunConfig.from_toml("preset = 3"), "preset=3", id="toml-preset"),
-        pytest.param(lambda: RunConfig.from_toml('lr = "none"\nsteps = 1'), "lr=", id="toml-none"),
+        pytest.param(lambda: RunConfig.from_toml('lr = "none"\nsteps = 1'), "lr=", id="flat-none"),
+        pytest.param(
+            lambda: RunConfig.from_toml('[training]\nlr = "none"\nsteps = 1'), "lr=", id="none"
+        ),
+        pytest.param(lambda: RunConfig(training=3), "training=3 .*TrainingSettings", id="table"),
     ],
 )
 def test_unknown_names_and_files_are_refused(call: Any, message: str) -> None:
@@ -247,79 +315,28 @@ def test_unknown_names_and_files_are_refused(call: Any, message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        pytest.param("lr", "1e-3", 0.001, id="float"),
-        pytest.param("seed", " 7", 7, id="int"),
-        pytest.param("ramp", "No", False, id="bool-no"),
-        pytest.param("ramp", "1", True, id="bool-1"),
-        pytest.param("augment", "none", None, id="none"),
-        pytest.param("hidden", "100, 50", (100, 50), id="list"),
-        pytest.param("hidden", "", (), id="empty-list"),
-        pytest.param("data_dir", "none", "none", id="string"),
-    ],
-)
-def test_text_is_converted_by_the_type_of_the_setting(name: str, text: str, value: object) -> None:
-    converted = parse_field(name, text)
-    assert converted == value
-    assert type(converted) is type(value)
+def test_every_setting_says_what_it_is_and_what_its_default_is() -> None:
+    for cls in classes_of("hypermask", "mlp").values():
+        assert issubclass(cls, Settings)
+        for field in dataclasses.fields(cls):
+            assert field.metadata["help"]
+            assert f"{field.name}: {field.metadata['help']}" in (cls.__doc__ or "")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        pytest.param("seed", "1.5", "seed='1.5' cannot be read; give an integer", id="int"),
-        pytest.param("ramp", "maybe", "give true or false", id="bool"),
-        pytest.param("augment", "maybe", "give true or false, or none", id="optional"),
-        pytest.param("hidden", "3,,4", "give a list of integers", id="list"),
-        pytest.param("lr", "none", "lr='none'", id="none"),
-        pytest.param("lrr", "1", "did you mean 'lr'", id="name"),
-    ],
-)
-def test_text_that_cannot_be_converted_is_refused(name: str, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_field(name, text)
-
-
-def test_command_line_changes_its_preset() -> None:
-    config = _parse(
-        *("--preset", "cifar100-resnet", "--steps", "5", "--hidden", "3,4", "--mlp-hidden", ""),
-        *("--augment", "no", "--validation", "none", "--lam", "1e-2"),
+def test_settings_are_read_without_pytorch() -> None:
+    code = (
+        "import sys, hypermask_fast.settings.config as c, hypermask_fast.settings.command_line\n"
+        "from hypermask_fast.methods import registry\n"
+        "from hypermask_fast.networks.catalogue import NETWORKS\n"
+        "from hypermask_fast.scenarios.catalogue import SCENARIOS\n"
+        "c.RunConfig.from_preset('split-mnist').to_toml(), registry.settings_of('hypermask')\n"
+        "print({'torch', 'numpy', 'matplotlib'} & set(sys.modules))"
     )
-    assert config == RunConfig.from_preset(
-        "cifar100-resnet",
-        steps=5,
-        hidden=(3, 4),
-        mlp_hidden=(),
-        augment=False,
-        validation=None,
-        lam=0.01,
-    )
-    assert _parse("--epochs", "3") == RunConfig(epochs=3)
-
-
-def test_command_line_leaves_no_trace_of_options_that_are_not_given() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    assert vars(parser.parse_args([])) == {}
-    with pytest.raises(ConfigError, match="lr=-1"):
-        from_arguments(parser.parse_args(["--steps", "1", "--lr", "-1"]))
-
-
-def test_help_names_every_option_with_its_default() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    text = " ".join(parser.format_help().split())
-    for field in dataclasses.fields(RunConfig):
-        assert f"--{field.name.replace('_', '-')} " in text
-        assert field.metadata["help"]
-    assert "[100,100]" in text
-    assert "[300.0]" in text
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_scenarios_to_choose_from_are_those_that_can_be_made() -> None:
-    """config.py has its own list, so that reading settings does not import torch."""
-    from hypermask_fast.scenarios import SCENARIO_NAMES
+    from hypermask_fast.scenarios import SCENARIO_NAMES, published
 
-    assert SCENARIOS == SCENARIO_NAMES
+    assert tuple(SCENARIOS) == SCENARIO_NAMES == tuple(published._BUILDERS)

@@ -192,7 +192,7 @@ def begin(trainer: Trainer, learner: HyperMask, graphed: bool, cudas: list[Recor
     """What a trainer does at the start of a task, with stand-ins."""
     optimizer = optimizer_of(learner)
     trainer._step_fn = TrainingStep(learner, optimizer)
-    if trainer.schedule == "plateau":
+    if trainer.settings.schedule == "plateau":
         trainer._plateau = Plateau([optimizer])
     cudas.append(RecordedGraphs(learner, optimizer))
     trainer._graphed = GraphedStep(graphed, cuda=cudas[-1])

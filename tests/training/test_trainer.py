@@ -163,7 +163,7 @@ def test_settings_are_checked(digits: Scenario) -> None:
     learner = make(digits).learner
     with pytest.raises(ConfigError, match="steps=3 and epochs=2"):
         Trainer(learner, steps=3, epochs=2)
-    with pytest.raises(ConfigError, match=r"selection is 'bst' \(did you mean 'best'\?\)"):
+    with pytest.raises(ConfigError, match=r"selection='bst' is unknown \(did you mean 'best'\?\)"):
         Trainer(learner, selection="bst")
     trainer = make(digits, selection="best")
     empty = replace(digits[0], name="empty", validation=split_digits(validation=0)[0].validation)

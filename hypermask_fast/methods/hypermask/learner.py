@@ -14,15 +14,15 @@ from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.errors import check_choice
+from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods import generated
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.checks import check_factors, check_sparsity
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.steps import Steps
 
@@ -33,6 +33,24 @@ _NORM_REASONS = {
 }
 
 
+def _hypernetwork(settings: HyperMaskSettings, size: int, like: Tensor) -> Hypernetwork:
+    """Return a new hypernetwork with ``size`` outputs, of the device and dtype of a tensor."""
+    shared: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in ("embedding_dim", "hidden", "capacity", "activation")
+    }
+    shared |= {"device": like.device, "dtype": like.dtype}
+    if settings.head == "full":
+        return Hypernetwork(size, **shared)
+    return ChunkedHypernetwork(
+        size,
+        chunk_size=settings.chunk_size,
+        chunk_embedding_dim=settings.chunk_embedding_dim,
+        **shared,
+    )
+
+
+@takes_options(HyperMaskSettings)
 class HyperMask(Learner):
     """HyperMask (Książek and Spurek), over any network of linear, conv and normalisation layers.
 
@@ -48,43 +66,13 @@ class HyperMask(Learner):
 
     Args:
         net: The target network.
-        embedding_dim: Length of a task embedding.
-        hidden: Widths of the hypernetwork's hidden layers.
-        sparsity: Percent of each tensor's mask entries that are 0, in [0, 100]. Default 0: the
-            mask only scales.
-        beta: Weight of the output regulariser. Default 0.01.
-        lam: Weight of the L1 drift, a sum over all weights. Default 1e-3.
-        masked_l1: Multiply the drift by the mask. Default True.
-        train_target: Train the target's parameters; False keeps them as they are. Default True.
-        ramp: Raise the sparsity linearly during the first task (HyperMask), where its steps are
-            given to :meth:`begin_task`. Default True.
-        bn: "per_task" (default): normalisation layers have parameters and statistics for each
-            task; the statistics move only while that task is learned. "batch" (published): shared
-            parameters, and the batch's statistics also in evaluation. "frozen": as they are.
-        dropout: "always" (default), "first_step" (published: only in the first step of a task) or
-            "off". It applies to dropout modules, not to calls of ``F.dropout``.
-        head: "full" (default) or "chunked".
-        chunk_size, chunk_embedding_dim: For the chunked head.
-        init: "default" (published: PyTorch's) or "hyperfan".
-        activation: Of the hypernetwork, "elu" by default.
-        capacity: Tasks that there are rows of embeddings and normalisation for at first. More tasks
-            double it: a ``torch.optim`` optimizer with a state must then be made anew, a
-            FactoredAdam goes on. Default 128.
-        targets: How the earlier tasks' z_j* are kept while a task is learned. "full" (default): N
-            logits each. "bfloat16": in half the memory; a logit that rounds to its target counts as
-            unchanged. "frozen_head": as a copy of the full head, whose memory and time do not grow
-            with t; less memory than "full" where t exceeds ``hidden[-1]``, and less time on a CPU
-            where it exceeds about twice that.
-        regularized_tasks: How many of the t earlier tasks each step's output_reg looks at, drawn
-            anew by the step and torch's seed at construction. It is then an unbiased estimate of
-            the mean over all, and the other tasks' embeddings get no gradient in that step. Default
-            None: all. Saves time where the head's passes are compiled or with a frozen head; else
-            the logits of all tasks are still computed, for their bits.
         exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
             frozen.
         exempt: Name of the bias that is not masked; default: that of the masked layer which runs
             last, found by a dry forward.
         example_input: A batch for that dry forward; default: the first batch that comes.
+        settings: The settings; default: those below, with their defaults.
+        {options}
 
     Raises:
         ConfigError: A setting is wrong, or the network has a part that cannot be masked; the
@@ -99,62 +87,29 @@ class HyperMask(Learner):
         self,
         net: nn.Module,
         *,
-        embedding_dim: int,
-        hidden: Sequence[int] = (100,),
-        sparsity: float = 0.0,
-        beta: float = 0.01,
-        lam: float = 1e-3,
-        masked_l1: bool = True,
-        train_target: bool = True,
-        ramp: bool = True,
-        bn: str = "per_task",
-        dropout: str = "always",
-        head: str = "full",
-        chunk_size: int = 8000,
-        chunk_embedding_dim: int = 32,
-        init: str = "default",
-        activation: str = "elu",
-        capacity: int = 128,
-        targets: str = "full",
-        regularized_tasks: int | None = None,
         exclude: str | Sequence[str] = (),
         exempt: str | None = None,
         example_input: Tensor | None = None,
+        settings: HyperMaskSettings | None = None,
+        **options: Any,
     ) -> None:
-        check_sparsity(sparsity)
-        check_choice("bn", bn, tuple(_NORM_REASONS))
-        check_choice("dropout", dropout, ("always", "first_step", "off"))
-        check_choice("head", head, ("full", "chunked"))
-        check_choice("init", init, ("default", "hyperfan"))
-        check_factors(beta=beta, lam=lam)
-        kept = KeptOutputs(targets, regularized_tasks)
-        super().__init__(net, capacity)
-        self._kept = kept
-        self.sparsity, self.beta, self.lam = sparsity, beta, lam
-        self.masked_l1, self.train_target = masked_l1, train_target
-        self.bn, self.dropout, self.ramp = bn, dropout, ramp
+        chosen = HyperMaskSettings.chosen("HyperMask", settings, options)
+        super().__init__(net, chosen.capacity)
+        self._kept = KeptOutputs(chosen.targets, chosen.regularized_tasks)
+        self.sparsity, self.beta, self.lam = chosen.sparsity, chosen.beta, chosen.lam
+        self.masked_l1, self.train_target = chosen.masked_l1, chosen.train_target
+        self.bn, self.dropout, self.ramp = chosen.bn, chosen.dropout, chosen.ramp
         self.register_buffer("_previous", None, persistent=False)
         patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self._network = ConvertedNetwork(net, patterns, f"hyper(p={sparsity:g})")
+        self._network = ConvertedNetwork(net, patterns, f"hyper(p={self.sparsity:g})")
         try:
             first = self._network.weights()[0]
             self._steps = Steps(first.device)
-            options: dict[str, Any] = {
-                "embedding_dim": embedding_dim,
-                "hidden": hidden,
-                "capacity": capacity,
-                "activation": activation,
-                "device": first.device,
-                "dtype": first.dtype,
-            }
-            if head == "chunked":
-                options |= {"chunk_size": chunk_size, "chunk_embedding_dim": chunk_embedding_dim}
-            make = ChunkedHypernetwork if head == "chunked" else Hypernetwork
-            self.hypernetwork = make(self._network.size, **options)
-            kept.check(self.hypernetwork)
-            if init == "hyperfan":
+            self.hypernetwork = _hypernetwork(chosen, self._network.size, first)
+            self._kept.check(self.hypernetwork)
+            if chosen.init == "hyperfan":
                 hyperfan_(self.hypernetwork, generated.fans(self._network))
-            self.norms = TaskNorms(net, bn, capacity)
+            self.norms = TaskNorms(net, chosen.bn, chosen.capacity)
             if exempt is not None:
                 self._network.set_exempt(exempt)
             elif example_input is not None:
@@ -162,9 +117,9 @@ class HyperMask(Learner):
         except BaseException:
             unconvert(net)
             raise
-        if not train_target:
+        if not chosen.train_target:
             freeze(net, [name for name, _ in net.named_parameters()])
-        elif bn != "batch":
+        elif chosen.bn != "batch":
             freeze(net, self.norms.parameter_names())
 
     @property

@@ -211,15 +211,21 @@ def test_masks_are_unknown_before_an_input() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"sparsity": -1.0}, r"sparsity is -1.0; give a percentage", id="negative"),
-        pytest.param({"sparsity": 101.0}, "sparsity is 101.0", id="above"),
-        pytest.param({"sparsity": math.nan}, "sparsity is nan", id="nan"),
-        pytest.param({"beta": -0.1}, "beta is -0.1; give a finite number", id="beta"),
-        pytest.param({"lam": math.inf}, "lam is inf", id="lam"),
-        pytest.param({"bn": "pertask"}, "bn is 'pertask' .did you mean 'per_task'", id="bn"),
+        pytest.param({"sparsity": -1.0}, r"sparsity=-1.0 .*; give at least 0", id="negative"),
+        pytest.param({"sparsity": 101.0}, "sparsity=101.0 .*; give at most 100", id="above"),
+        pytest.param({"sparsity": math.nan}, "sparsity=nan .*; give a finite number", id="nan"),
+        pytest.param({"beta": -0.1}, "beta=-0.1 is out of range; give at least 0", id="beta"),
+        pytest.param({"lam": math.inf}, "lam=inf .*; give a finite number", id="lam"),
+        pytest.param(
+            {"bn": "pertask"}, "bn='pertask' is unknown .did you mean 'per_task'", id="bn"
+        ),
         pytest.param({"dropout": "first"}, "choose one of always, first_step, off", id="dropout"),
         pytest.param({"head": "chunk"}, "did you mean 'chunked'", id="head"),
         pytest.param({"init": "hyperfann"}, "did you mean 'hyperfan'", id="init"),
+        pytest.param(
+            {"spasity": 3.0}, "option of HyperMask 'spasity' .*mean 'sparsity'", id="name"
+        ),
+        pytest.param({"settings": 3}, "of type int; give HyperMaskSettings", id="settings"),
     ],
 )
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:

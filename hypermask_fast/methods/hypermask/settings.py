@@ -1,0 +1,124 @@
+"""HyperMask's settings, each with what it means; imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypermask_fast.errors import ConfigError, warn_caller
+from hypermask_fast.fields import setting
+from hypermask_fast.methods.settings import MethodSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperMaskSettings(MethodSettings):
+    """Settings of :class:`~hypermask_fast.methods.hypermask.learner.HyperMask`."""
+
+    embedding_dim: int = setting(48, "length of a task embedding", low=1)
+    hidden: tuple[int, ...] = setting((100,), "widths of the hypernetwork's hidden layers", low=1)
+    activation: str = setting(
+        "elu",
+        "activation after each hidden layer of the hypernetwork",
+        choices=("elu", "relu", "tanh"),
+    )
+    head: str = setting(
+        "full",
+        "last layer of the hypernetwork: all mask entries, or in chunks",
+        choices=("full", "chunked"),
+    )
+    chunk_size: int = setting(8000, "mask entries of a chunk (chunked head)", low=1)
+    chunk_embedding_dim: int = setting(32, "length of a chunk embedding (chunked head)", low=1)
+    init: str = setting(
+        "default",
+        "initialisation of the hypernetwork: PyTorch's (published) or hyperfan",
+        choices=("default", "hyperfan"),
+    )
+    capacity: int = setting(
+        128,
+        "task embeddings made up front, at least the tasks",
+        "rows of normalisation are as many; more tasks, outside of a run, double them: a "
+        "``torch.optim`` optimizer with a state must then be made anew, a FactoredAdam goes on",
+        low=1,
+    )
+    targets: str = setting(
+        "full",
+        "how the earlier tasks' logits are kept: as they are, in bfloat16 (half the memory), or as "
+        "a copy of the full head (less where the tasks outnumber the last width in hidden)",
+        "a logit that rounds to its bfloat16 counts as unchanged; memory and time of a copied head "
+        "do not grow with the tasks, and on a CPU it saves time where they outnumber about twice "
+        "that width",
+        choices=("full", "bfloat16", "frozen_head"),
+    )
+    regularized_tasks: int | None = setting(
+        None,
+        "earlier tasks drawn for each step's output regulariser (none: all)",
+        "drawn by the step and torch's seed at construction, an unbiased estimate of the mean over "
+        "all, and the other tasks' embeddings get no gradient in that step; saves time where the "
+        "head's passes are compiled or with a frozen head, else the logits of all tasks are still "
+        "computed, for their bits",
+        low=1,
+    )
+    sparsity: float = setting(
+        0.0,
+        "percent of each tensor's mask entries that are zero",
+        "at 0 the mask only scales",
+        low=0.0,
+        high=100.0,
+    )
+    ramp: bool = setting(
+        True,
+        "raise the sparsity from 0 linearly during the first task",
+        "over the steps that :meth:`begin_task` is given, all of the task's from Trainer",
+    )
+    beta: float = setting(
+        0.01, "weight of the hypernetwork's output regulariser, divided by t squared", low=0.0
+    )
+    lam: float = setting(
+        1e-3, "weight of the L1 drift of the target weights", "a sum over all of them", low=0.0
+    )
+    masked_l1: bool = setting(True, "multiply the L1 drift by the mask")
+    train_target: bool = setting(True, "train the target network's weights")
+    bn: str = setting(
+        "per_task",
+        "batch norm: statistics of the batch (published), per task, or frozen",
+        "batch: shared parameters, and the batch's statistics also in evaluation; per_task: "
+        "normalisation layers have parameters and statistics for each task, and the statistics "
+        "move only while that task is learned; frozen: as they are",
+        choices=("batch", "per_task", "frozen"),
+    )
+    dropout: str = setting(
+        "always",
+        "when dropout acts: always, in a task's first step only (published), or never",
+        "dropout modules, not calls of ``F.dropout``",
+        choices=("always", "first_step", "off"),
+    )
+
+    def check(self) -> None:
+        if 0 < self.sparsity < 1:
+            warn_caller(
+                f"sparsity={self.sparsity} is in percent: it removes {self.sparsity} of 100 mask "
+                f"entries; give {100 * self.sparsity:g} if a fraction was meant"
+            )
+
+    def check_run(self, *, tasks: int, moments: str) -> None:
+        if self.capacity < tasks:
+            raise ConfigError(
+                f"capacity={self.capacity} is less than tasks={tasks}; raise the capacity"
+            )
+        if moments != "float32" and self.head != "full":
+            raise ConfigError(
+                f"moments={moments!r} needs head='full', not {self.head!r}; use moments='float32'"
+            )
+
+    @property
+    def running_statistics(self) -> bool:
+        return self.bn != "batch"
+
+    def cheaper(self) -> list[dict[str, Any]]:
+        chunked = {"head": "chunked"}
+        if self.targets == "frozen_head":
+            chunked["targets"] = "full"
+        return [{"targets": "bfloat16"}, {"targets": "frozen_head"}, chunked]
+
+    def narrowed(self, width: int) -> dict[str, Any]:
+        return {"hidden": (*self.hidden[:-1], width)} if self.hidden else {"embedding_dim": width}

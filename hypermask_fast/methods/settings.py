@@ -1,0 +1,43 @@
+"""What the settings of every method have in common; imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(Settings):
+    """Settings of a method; a method has a subclass of its own, in its folder."""
+
+    def check_run(self, *, tasks: int, moments: str) -> None:
+        """Raise ConfigError where the method does not fit the other settings of a run.
+
+        Args:
+            tasks: Their number.
+            moments: Type of Adam's moments.
+        """
+        if moments != "float32":
+            raise ConfigError(
+                f"moments={moments!r} needs the full head of a hypernetwork, and this method has "
+                "none; use moments='float32'"
+            )
+
+    @property
+    def running_statistics(self) -> bool:
+        """Whether batch norm in the target network keeps running statistics for evaluation."""
+        return True
+
+    def cheaper(self) -> list[dict[str, Any]]:
+        """Return changes of these settings that may take less memory."""
+        return []
+
+    def narrowed(self, width: int) -> dict[str, Any] | None:
+        """Return the changes that make the width of the method's largest part ``width``.
+
+        None where it has no such width.
+        """
+        return None

@@ -1,0 +1,71 @@
+"""The ready-made scenarios by name: their sizes and options; imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hypermask_fast.fields import Settings, setting
+
+
+class DataSetSize(NamedTuple):
+    """Numbers of training and test images, (C, H, W) of one, and the number of classes."""
+
+    train: int
+    test: int
+    shape: tuple[int, int, int]
+    classes: int
+
+
+_DIGITS = DataSetSize(1442, 355, (1, 8, 8), 10)
+_MNIST = DataSetSize(60000, 10000, (1, 28, 28), 10)
+_CIFAR100 = DataSetSize(50000, 10000, (3, 32, 32), 100)
+
+
+@dataclass(frozen=True)
+class ScenarioEntry:
+    """What is known of a scenario before its data are read.
+
+    Attributes:
+        data_set: Sizes of its data set.
+        tasks: Its tasks, where it is not given another number.
+        validation: Training images of a task that are held out, where it is given no number.
+        classes: Of a task; None: all of the data set, with permuted pixels.
+        pad: Zeros on all four sides of an image.
+        validation_per_class: ``validation`` is of each class.
+    """
+
+    data_set: DataSetSize
+    tasks: int
+    validation: int
+    classes: int | None = None
+    pad: int = 0
+    validation_per_class: bool = False
+
+
+SCENARIOS = {
+    "split-digits": ScenarioEntry(_DIGITS, 5, 40, classes=2),
+    "permuted-digits": ScenarioEntry(_DIGITS, 5, 200),
+    "split-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
+    "permuted-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
+    "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
+    "permuted-fashion-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
+    "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10),
+    "split-cifar100-fecam": ScenarioEntry(_CIFAR100, 5, 50, classes=20, validation_per_class=True),
+}
+SCENARIO_NAMES = tuple(SCENARIOS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioSettings(Settings):
+    """A ready-made scenario and its options."""
+
+    name: str = setting("split-digits", "sequence of tasks", choices=SCENARIO_NAMES)
+    data_dir: str = setting("data", "folder that holds the data files")
+    tasks: int | None = setting(None, "number of tasks (none: the scenario's own)", low=1)
+    validation: int | None = setting(
+        None,
+        "training examples of each task held out for validation (none: the scenario's own)",
+        low=0,
+    )
+    augment: bool | None = setting(None, "augment the training images (none: as the scenario does)")

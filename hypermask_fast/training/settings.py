@@ -1,0 +1,82 @@
+"""The settings of a trainer, each with what it means; imports no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """Settings of :class:`~hypermask_fast.training.trainer.Trainer`."""
+
+    lr: float = setting(1e-3, "learning rate of Adam", above=0.0)
+    weight_decay: float = setting(0.0, "weight decay of Adam", low=0.0)
+    moments: str = setting(
+        "float32",
+        "type of Adam's moments of the full head: bfloat16 halves their memory",
+        choices=("float32", "bfloat16"),
+    )
+    batch_size: int = setting(128, "examples in a training step", low=1)
+    steps: int | None = setting(None, "training steps of a task (replaces epochs)", low=1)
+    epochs: int | None = setting(
+        None,
+        "passes over the training data of a task (replaces steps)",
+        "rounded up to whole steps",
+        low=1,
+    )
+    schedule: str = setting(
+        "constant",
+        "learning rate: constant, or lowered when validation accuracy stalls",
+        "plateau (HyperMask on CIFAR-100): multiplied by sqrt(0.1) after 5 epochs without a better "
+        "accuracy",
+        choices=("constant", "plateau"),
+    )
+    selection: str = setting(
+        "last",
+        "model kept after a task: the last, the best on validation data, or the best as "
+        "published (accuracy from before the step, weights from after it)",
+        choices=("last", "best", "best_published"),
+    )
+    check_every: int = setting(
+        100,
+        "steps between validation checks where the selection is not last",
+        "epoch ends and the last step are checked too",
+        low=1,
+    )
+    eval_batch_size: int = setting(2000, "examples in an evaluation batch", low=1)
+    graph: bool | Literal["auto"] = setting(
+        "auto",
+        "replay training steps as a CUDA graph: auto (on cuda where it works), true or false",
+        "as in :class:`GraphedStep`; the losses of a step are then overwritten by the next",
+    )
+    compile: bool | Literal["auto"] = setting(
+        "auto",
+        "torch.compile the target network and the trunk: auto (on cuda where it works), true or "
+        "false",
+        "auto warns once where it fails",
+    )
+
+    def check(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(
+                f"steps={self.steps} and epochs={self.epochs} are both given; give one of the two"
+            )
+
+    @property
+    def validates(self) -> bool:
+        """Whether accuracies on validation data are measured."""
+        return self.selection != "last" or self.schedule == "plateau"
+
+    @classmethod
+    def merged(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """As in the base; ``steps`` that are changed replace ``epochs``, and the reverse."""
+        result = {**values, **changes}
+        for given, other in (("steps", "epochs"), ("epochs", "steps")):
+            if changes.get(given) is not None and other not in changes:
+                result[other] = None
+        return result
