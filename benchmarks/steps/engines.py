@@ -22,6 +22,7 @@ from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.scenarios import BatchStream
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import CudaGraphs, GraphedStep
+from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 
 VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours-eager", "ours")
@@ -190,7 +191,7 @@ def make_engine(variant: str, case: Case, device: str = "cpu") -> Engine:
         learner.hypernetwork.__class__ = _DenseHypernetwork
         optimizer = torch.optim.Adam(learner.parameters(), lr=_LR)
     else:
-        made = optimizers.make_optimizers(learner, lr=_LR, weight_decay=0.0, moments_dtype=None)
+        made = optimizers.make_optimizers(learner, TrainingSettings(lr=_LR))
         optimizer = made[optimizers.MAIN]
     step = TrainingStep(learner, optimizer)
     if variant == "ours" and device != "cpu":

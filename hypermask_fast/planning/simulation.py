@@ -22,6 +22,7 @@ from hypermask_fast.training.optimizers import make_optimizers
 DATA, TARGET = "data set", "target network"
 MOMENTS, BEST, LOADED = "Adam's moments", "best model so far", "checkpoint that is loaded"
 RESUMING = "resuming"
+_KEPT = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": (), "rmsprop": ("square_avg",)}
 MASKS, ACTIVATIONS, GRADIENTS = "masks and logits", "activations", "gradients"
 
 
@@ -149,25 +150,24 @@ class _Run:
 
     def make_optimizers(self) -> dict[str, Optimizer]:
         """Return the present phase's optimizers as they are after their first step."""
-        small = self.config.training.moments == "bfloat16"
-        made = make_optimizers(
-            self.learner,
-            lr=self.config.training.lr,
-            weight_decay=self.config.training.weight_decay,
-            moments_dtype=torch.bfloat16 if small else None,
-            kind=_CompiledAdam if self.memory.heap else _Adam,
-        )
+        adam = _CompiledAdam if self.memory.heap else _Adam
+        made = make_optimizers(self.learner, self.config.training, adam=adam)
         groups = self.learner.parameter_groups(self.learner.phase)
         factored = {id(p) for group in groups for p in group.in_backward}
         with self.memory.making(MOMENTS):
             for optimizer in made.values():
                 for p in (p for group in optimizer.param_groups for p in group["params"]):
-                    dtype = torch.bfloat16 if small and id(p) in factored else p.dtype
-                    moments = {
-                        name: torch.empty_like(p, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")
-                    }
-                    optimizer.state[p] = {"step": torch.tensor(1.0), **moments}
+                    optimizer.state[p] |= self._state(p, id(p) in factored)
         return made
+
+    def _state(self, p: Tensor, is_factored: bool) -> dict[str, Tensor]:
+        """Return what an optimizer keeps of a parameter."""
+        settings = self.config.training
+        dtype = torch.bfloat16 if is_factored and settings.moments == "bfloat16" else p.dtype
+        kept = {name: torch.empty_like(p, dtype=dtype) for name in _KEPT[settings.optimizer]}
+        if settings.momentum:
+            kept["momentum_buffer"] = torch.empty_like(p)
+        return kept if settings.optimizer == "sgd" else {"step": torch.tensor(1.0), **kept}
 
     def step(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor] | None:
         """Take a step; return the weights before it where the published selection wants them."""

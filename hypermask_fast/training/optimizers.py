@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,51 +12,64 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.optim.rows import hold_rows
+from hypermask_fast.training.settings import TrainingSettings
 
 MAIN = "main"
 """Name of the optimizer whose state stands in a checkpoint without a name."""
 
 
-def _options(group: ParameterGroup, lr: float) -> dict[str, Any]:
-    rate = lr if group.lr is None else group.lr
-    device = group.params[0].device
-    # Where a CUDA graph reads it anew in each step. One for each group: a schedule multiplies them
-    # one after the other.
-    in_tensor = device.type not in ("cpu", "meta")
-    return {
-        "params": list(group.params),
-        "lr": torch.full((), rate, dtype=torch.float32, device=device) if in_tensor else rate,
-        "row_sparse": group.row_sparse,
-        "step_in_backward": bool(group.in_backward),
-    }
+_MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def _rate(group: ParameterGroup, lr: float) -> float | Tensor:
+    rate, device = lr if group.lr is None else group.lr, group.params[0].device
+    if device.type in ("cpu", "meta"):
+        return rate
+    # A CUDA graph reads it anew in each step. One for each group: a schedule multiplies them one
+    # after the other.
+    return torch.full((), rate, dtype=torch.float32, device=device)
+
+
+def _make(
+    groups: Sequence[ParameterGroup], settings: TrainingSettings, adam: type[FactoredAdam]
+) -> Optimizer:
+    options: list[dict[str, Any]] = [
+        {"params": list(group.params), "lr": _rate(group, settings.lr)} for group in groups
+    ]
+    if settings.optimizer == "adam":
+        for of_group, group in zip(options, groups, strict=True):
+            of_group["row_sparse"] = group.row_sparse
+            of_group["step_in_backward"] = bool(group.in_backward)
+        return adam(
+            options,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            moments_dtype=_MOMENTS[settings.moments],
+        )
+    kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings.optimizer]
+    shared: dict[str, Any] = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    optimizer = kind(options, lr=settings.lr, **shared)
+    hold_rows(optimizer, [p for group in groups if group.row_sparse for p in group.params])
+    return optimizer
 
 
 def make_optimizers(
-    learner: Learner,
-    *,
-    lr: float,
-    weight_decay: float,
-    moments_dtype: torch.dtype | None,
-    kind: type[FactoredAdam] = FactoredAdam,
+    learner: Learner, settings: TrainingSettings, *, adam: type[FactoredAdam] = FactoredAdam
 ) -> dict[str, Optimizer]:
     """Return new optimizers over a learner's parameters in its present phase, by name.
 
-    A head that may be updated in the backward pass is.
+    A head that may be updated in the backward pass is, by Adam. Rows of tables that have no
+    gradient do not move.
 
     Args:
         learner: The learner.
-        lr: Learning rate of the groups without one of their own.
-        weight_decay, moments_dtype: As in :class:`FactoredAdam`.
-        kind: Replaces it.
+        settings: The kind of optimizer and its numbers; a group may have a rate of its own.
+        adam: Replaces FactoredAdam.
     """
     groups = [group for group in learner.parameter_groups(learner.phase) if group.params]
     return {
-        name: kind(
-            [_options(group, lr) for group in groups if group.optimizer == name],
-            lr=lr,
-            weight_decay=weight_decay,
-            moments_dtype=moments_dtype,
-        )
+        name: _make([group for group in groups if group.optimizer == name], settings, adam)
         for name in dict.fromkeys(group.optimizer for group in groups)
     }
 
@@ -77,7 +90,8 @@ def optimizer_state(
     for name, optimizer in optimizers.items():
         saved = optimizer.state_dict()
         for index, entries in saved["state"].items():
-            tensors |= {f"{_prefix(name)}/{index}/{key}": v for key, v in entries.items()}
+            kept = {key: v for key, v in entries.items() if isinstance(v, Tensor)}
+            tensors |= {f"{_prefix(name)}/{index}/{key}": v for key, v in kept.items()}
         groups[name] = [{**group, "lr": float(group["lr"])} for group in saved["param_groups"]]
     return tensors, groups
 
@@ -95,5 +109,8 @@ def load_optimizer_state(
             if part == _prefix(name):
                 index, _, field = rest.partition("/")
                 entries.setdefault(int(index), {})[field] = value
-        restored = [{**group, "betas": tuple(group["betas"])} for group in groups[name]]
+        # JSON has no tuples.
+        restored = [
+            {k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in groups[name]
+        ]
         optimizer.load_state_dict({"state": entries, "param_groups": restored})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
-_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+_PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def finite_or_none(value: float) -> float | None:
@@ -22,30 +23,64 @@ def or_minus_infinity(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
-class Plateau:
-    """HyperMask's schedule: sqrt(0.1) of the rate after 5 epochs of no better accuracy.
+class Schedule:
+    """The learning rates of a phase's optimizers, step by step.
 
     Args:
-        optimizers: Whose rates it lowers.
+        kind: "constant"; "cosine", from the rate to 0 over the phase; or "plateau" (HyperMask on
+            CIFAR-100), sqrt(0.1) of the rate after 5 epochs of no better validation accuracy.
+        optimizers: New, with the rates to begin with.
+        steps: Of the phase.
+        warmup_steps: Steps over which the rate rises linearly from 0. Default 0.
     """
 
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
-        self._each: Sequence[ReduceLROnPlateau] = [
-            ReduceLROnPlateau(optimizer, mode="max", factor=0.1**0.5, patience=5, min_lr=5e-7)
-            for optimizer in optimizers
+    def __init__(
+        self, kind: str, optimizers: Iterable[Optimizer], *, steps: int, warmup_steps: int = 0
+    ) -> None:
+        self.watches = kind == "plateau"
+        self._cosine, self._steps, self._warmup_steps = kind == "cosine", steps, warmup_steps
+        optimizers = list(optimizers)
+        self._groups = [
+            (group, float(group["lr"])) for each in optimizers for group in each.param_groups
         ]
+        self._plateaus = [
+            ReduceLROnPlateau(each, mode="max", factor=0.1**0.5, patience=5, min_lr=5e-7)
+            for each in (optimizers if self.watches else ())
+        ]
+
+    def before_step(self, step: int) -> None:
+        """Set the rates of a step of the phase, counted from 0."""
+        if not self._cosine and step >= self._warmup_steps:
+            if self._warmup_steps and step == self._warmup_steps:
+                self._set(1.0)
+            return
+        factor = min(1.0, (step + 1) / self._warmup_steps) if self._warmup_steps else 1.0
+        if self._cosine:
+            factor *= 0.5 + 0.5 * math.cos(math.pi * step / self._steps)
+        self._set(factor)
+
+    def _set(self, factor: float) -> None:
+        for group, rate in self._groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
 
     def after_epoch(self, accuracy: float) -> None:
         """Take note of a validation accuracy."""
-        for each in self._each:
+        for each in self._plateaus:
             each.step(accuracy)
 
-    def state(self) -> dict[str, Any]:
-        """Return the counters for JSON; those of all optimizers are the same."""
-        state = {key: getattr(self._each[0], key) for key in _STATE}
+    def state(self) -> dict[str, Any] | None:
+        """Return the counters for JSON, those of all optimizers being the same; None of none."""
+        if not self._plateaus:
+            return None
+        state = {key: getattr(self._plateaus[0], key) for key in _PLATEAU_STATE}
         return {**state, "best": finite_or_none(state["best"])}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any] | None) -> None:
         """Restore what :meth:`state` returned."""
-        for each in self._each:
+        if state is None:
+            return
+        for each in self._plateaus:
             vars(each).update({**state, "best": or_minus_infinity(state["best"])})

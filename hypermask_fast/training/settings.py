@@ -14,8 +14,15 @@ from hypermask_fast.fields import Settings, setting
 class TrainingSettings(Settings):
     """Settings of :class:`~hypermask_fast.training.trainer.Trainer`."""
 
-    lr: float = setting(1e-3, "learning rate of Adam", above=0.0)
-    weight_decay: float = setting(0.0, "weight decay of Adam", low=0.0)
+    optimizer: str = setting(
+        "adam",
+        "optimizer: adam, sgd or rmsprop",
+        "adam is :class:`~hypermask_fast.FactoredAdam`, the others PyTorch's",
+        choices=("adam", "sgd", "rmsprop"),
+    )
+    lr: float = setting(1e-3, "learning rate", above=0.0)
+    momentum: float = setting(0.0, "momentum of sgd and rmsprop", low=0.0, high=1.0)
+    weight_decay: float = setting(0.0, "weight decay, added to the gradient", low=0.0)
     moments: str = setting(
         "float32",
         "type of Adam's moments of the full head: bfloat16 halves their memory",
@@ -31,11 +38,12 @@ class TrainingSettings(Settings):
     )
     schedule: str = setting(
         "constant",
-        "learning rate: constant, or lowered when validation accuracy stalls",
+        "learning rate: constant, lowered when validation accuracy stalls, or a half cosine to 0",
         "plateau (HyperMask on CIFAR-100): multiplied by sqrt(0.1) after 5 epochs without a better "
         "accuracy",
-        choices=("constant", "plateau"),
+        choices=("constant", "plateau", "cosine"),
     )
+    warmup_steps: int = setting(0, "steps over which the learning rate rises from 0", low=0)
     selection: str = setting(
         "last",
         "model kept after a task: the last, the best on validation data, or the best as "
@@ -65,6 +73,21 @@ class TrainingSettings(Settings):
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(
                 f"steps={self.steps} and epochs={self.epochs} are both given; give one of the two"
+            )
+        if self.optimizer == "adam" and self.momentum:
+            raise ConfigError(
+                f"momentum={self.momentum} is of sgd and rmsprop, and optimizer='adam' has betas; "
+                "leave it out or choose another optimizer"
+            )
+        if self.optimizer != "adam" and self.moments != "float32":
+            raise ConfigError(
+                f"moments={self.moments!r} are Adam's, and the optimizer is {self.optimizer!r}; "
+                "use moments='float32'"
+            )
+        if self.warmup_steps and self.schedule == "plateau":
+            raise ConfigError(
+                f"warmup_steps={self.warmup_steps} changes the rate that schedule='plateau' "
+                "lowers; use 'constant' or 'cosine', or warmup_steps=0"
             )
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,13 @@ from hypermask_fast.training import optimizers
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
-from hypermask_fast.training.schedules import Plateau, finite_or_none, or_minus_infinity
+from hypermask_fast.training.schedules import Schedule, finite_or_none, or_minus_infinity
 from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 
 _EPOCHS = 10
 _FINITE_CHECK_STEPS = 50
 _PARTS = ("learner", "task", "best", "rng")
-_MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @takes_options(TrainingSettings)
@@ -76,7 +76,7 @@ class Trainer:
         self._watch: LossWatch | None = None
         self._graphed = GraphedStep(self.settings.graph)
         self._compiler = Compiler(self.settings.compile)
-        self._plateau: Plateau | None = None
+        self._schedule: Schedule | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
 
@@ -140,34 +140,37 @@ class Trainer:
         self.learner.train()
         self._watch = LossWatch(task.name, self._device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
-            begin = 0
-            for phase in self._phases(task_id, total):
-                end = begin + phase.steps
+            for phase, begin in self._phases(task_id):
                 if self.step == begin and self.learner.phase != phase.name:
                     self.learner.begin_phase(phase.name)
-                    self._make_optimizers()
-                if self.step < end:
-                    self._train_phase(stream, task_id, end, total, progress)
-                begin = end
+                    self._make_optimizers(task_id)
+                if self.step < begin + phase.steps:
+                    self._train_phase(stream, task_id, begin, phase.steps, progress)
         self._watch.flush()
         return self._finish(task_id)
 
-    def _phases(self, task_id: int, total: int) -> Sequence[Phase]:
+    def _phases(self, task_id: int) -> list[tuple[Phase, int]]:
+        """Return the phases of a task, each with the step that it begins with."""
+        total = self.steps_of(self._tasks[task_id])
         phases = self.learner.phases(task_id, total)
-        if sum(phase.steps for phase in phases) != total:
+        ends = list(accumulate(phase.steps for phase in phases))
+        if ends[-1:] != [total]:
             raise ConfigError(
                 f"the phases {list(phases)} of {type(self.learner).__name__} do not make up the "
                 f"task's {total} steps; give as many"
             )
-        return phases
+        return [(phase, end - phase.steps) for phase, end in zip(phases, ends, strict=True)]
 
     def _train_phase(
-        self, stream: BatchStream, task_id: int, end: int, total: int, progress: Progress
+        self, stream: BatchStream, task_id: int, begin: int, count: int, progress: Progress
     ) -> None:
         assert self._step_fn is not None
+        assert self._schedule is not None
         assert self._watch is not None
         self._graphed.begin(self._step_fn, stream, task_id)
-        for step in range(self.step, end):
+        total = self.steps_of(self._tasks[task_id])
+        for step in range(self.step, begin + count):
+            self._schedule.before_step(step - begin)
             self._train_step(stream, step, task_id, total)
             read = self._watch.latest
             progress.update(self.step, 0, {"loss": read["total"]} if read else None)
@@ -196,24 +199,27 @@ class Trainer:
         if not self._rows:
             self._rows.append({j: self.evaluate(j) for j in self._tasks})
         self.learner.begin_task(task_id, steps=total, data=task)
-        self._make_optimizers()
+        self._make_optimizers(task_id)
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
-    def _make_optimizers(self) -> None:
-        made = optimizers.make_optimizers(
-            self.learner,
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            moments_dtype=_MOMENTS[self.settings.moments],
-        )
+    def _make_optimizers(self, task_id: int) -> None:
+        made = optimizers.make_optimizers(self.learner, self.settings)
         self._step_fn = TrainingStep(self.learner, made)
-        self._plateau = Plateau(made.values()) if self.settings.schedule == "plateau" else None
+        steps = {phase.name: phase.steps for phase, _ in self._phases(task_id)}
+        self._schedule = Schedule(
+            self.settings.schedule,
+            made.values(),
+            steps=steps[self.learner.phase],
+            warmup_steps=self.settings.warmup_steps,
+        )
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
         selects = self.settings.selection != "last"
         is_due = step % self.settings.check_every == 0 or ends_epoch or step + 1 == total
-        checks = (selects and is_due) or (self._plateau is not None and ends_epoch)
+        assert self._schedule is not None
+        watches = self._schedule.watches and ends_epoch
+        checks = (selects and is_due) or watches
         stale: dict[str, Tensor] = {}
 
         def keep_weights() -> None:
@@ -229,14 +235,14 @@ class Trainer:
             if selects and accuracy > self._best_accuracy:
                 self._best_accuracy = accuracy
                 self._best = {k: v.clone() for k, v in self.learner.state_dict().items()}
-            if self._plateau is not None and ends_epoch:
-                self._plateau.after_epoch(accuracy)
+            if watches:
+                self._schedule.after_epoch(accuracy)
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
             self.learner.load_state_dict(self._best)
         self._graphed.end()
-        self._best = self._step_fn = self._plateau = self._watch = None
+        self._best = self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
         self.step = 0
         seen = [*self.learner.learned, self.tasks_done]
@@ -290,7 +296,7 @@ class Trainer:
             "step": self.step,
             "optimizer": groups.pop(optimizers.MAIN, []),
             "optimizers": groups,
-            "plateau": None if self._plateau is None else self._plateau.state(),
+            "plateau": None if self._schedule is None else self._schedule.state(),
             "best_accuracy": finite_or_none(self._best_accuracy),
             "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
         }
@@ -317,12 +323,12 @@ class Trainer:
                 "resume with the settings of the run"
             ) from error
         if self.learner.current is not None:
-            self._make_optimizers()
+            self._make_optimizers(self.learner.current)
             assert self._step_fn is not None
             groups = {optimizers.MAIN: state["optimizer"], **state.get("optimizers", {})}
             optimizers.load_optimizer_state(self._step_fn.optimizers, tensors, groups)
-        if self._plateau is not None:
-            self._plateau.load(state["plateau"])
+        if self._schedule is not None:
+            self._schedule.load(state["plateau"])
         device = self._device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
         self._best_accuracy = or_minus_infinity(state["best_accuracy"])

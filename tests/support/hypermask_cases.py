@@ -12,6 +12,7 @@ from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.settings import TrainingSettings
 
 
 def make(net: nn.Module | None = None, tasks: int = 3, **options: Any) -> HyperMask:
@@ -24,7 +25,7 @@ def make(net: nn.Module | None = None, tasks: int = 3, **options: Any) -> HyperM
 
 def adam_of(learner: Learner, lr: float = 1e-3, weight_decay: float = 0.0) -> FactoredAdam:
     """The trainer's optimizer."""
-    made = make_optimizers(learner, lr=lr, weight_decay=weight_decay, moments_dtype=None)
+    made = make_optimizers(learner, TrainingSettings(lr=lr, weight_decay=weight_decay))
     optimizer = made["main"]
     assert isinstance(optimizer, FactoredAdam)
     return optimizer

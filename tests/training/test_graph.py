@@ -23,7 +23,7 @@ from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training import trainer as trainer_module
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import Copy, LossWatch
-from hypermask_fast.training.schedules import Plateau
+from hypermask_fast.training.schedules import Schedule
 from hypermask_fast.training.step import TrainingStep
 from hypermask_fast.training.trainer import Trainer
 from tests.support.graph_cases import BATCH, convolutional, make_learner, make_tasks, mlp
@@ -188,12 +188,13 @@ def test_modes_and_where_a_graph_can_be() -> None:
     assert GraphedStep(False).status == "no: it is off"
 
 
-def begin(trainer: Trainer, learner: HyperMask, graphed: bool, cudas: list[RecordedGraphs]) -> None:
+def begin(
+    trainer: Trainer, learner: HyperMask, graphed: bool, cudas: list[RecordedGraphs], _: int
+) -> None:
     """What a trainer does at the start of a task, with stand-ins."""
     optimizer = optimizer_of(learner)
     trainer._step_fn = TrainingStep(learner, optimizer)
-    if trainer.settings.schedule == "plateau":
-        trainer._plateau = Plateau([optimizer])
+    trainer._schedule = Schedule(trainer.settings.schedule, [optimizer], steps=20)
     cudas.append(RecordedGraphs(learner, optimizer))
     trainer._graphed = GraphedStep(graphed, cuda=cudas[-1])
 

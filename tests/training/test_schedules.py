@@ -1,0 +1,77 @@
+"""Learning rates, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hypermask_fast.training.schedules import Schedule
+
+
+def optimizers(as_tensor: bool = False) -> list[torch.optim.Optimizer]:
+    rates = [torch.tensor(r) if as_tensor else r for r in (1.0, 0.5)]
+    return [torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=rate) for rate in rates]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numbers", "tensors"])
+@pytest.mark.parametrize(
+    ("kind", "warmup", "rate"),
+    [
+        pytest.param("constant", 0, lambda s: 1.0, id="constant"),
+        pytest.param("constant", 4, lambda s: min(1.0, (s + 1) / 4), id="warm-up"),
+        pytest.param("cosine", 0, lambda s: (1 + math.cos(math.pi * s / 10)) / 2, id="cosine"),
+        pytest.param(
+            "cosine",
+            4,
+            lambda s: min(1.0, (s + 1) / 4) * (1 + math.cos(math.pi * s / 10)) / 2,
+            id="warm-up-and-cosine",
+        ),
+    ],
+)
+def test_rates(kind: str, warmup: int, rate: Callable[[int], float], as_tensor: bool) -> None:
+    each = optimizers(as_tensor)
+    schedule = Schedule(kind, each, steps=10, warmup_steps=warmup)
+    tensors = [o.param_groups[0]["lr"] for o in each]
+    for step in range(10):
+        schedule.before_step(step)
+        found = [float(o.param_groups[0]["lr"]) for o in each]
+        assert found == pytest.approx([rate(step), rate(step) / 2], rel=1e-6)
+    if as_tensor:
+        # A CUDA graph reads these very tensors.
+        assert [o.param_groups[0]["lr"] for o in each] == tensors
+    assert schedule.state() is None
+
+
+def test_a_schedule_that_is_made_within_a_phase_goes_on() -> None:
+    each = optimizers()
+    schedule = Schedule("constant", each, steps=10, warmup_steps=3)
+    each[0].param_groups[0]["lr"] = 0.4  # as a checkpoint in the warm-up left it
+    for step in (5, 6):
+        schedule.before_step(step)
+    assert each[0].param_groups[0]["lr"] == 0.4
+    schedule.before_step(2)
+    assert each[0].param_groups[0]["lr"] == 1.0
+
+
+def test_a_plateau_lowers_all_rates_alike_and_goes_on_from_its_state() -> None:
+    whole, first, second = optimizers(), optimizers(), optimizers()
+    schedule, part = (Schedule("plateau", each, steps=100) for each in (whole, first))
+    assert schedule.watches
+    accuracies = [50.0, 60.0, *[55.0] * 13, 70.0]
+    for accuracy in accuracies:
+        schedule.after_epoch(accuracy)
+    assert whole[0].param_groups[0]["lr"] == pytest.approx(0.1)
+    assert whole[1].param_groups[0]["lr"] == pytest.approx(0.05)
+    for accuracy in accuracies[:6]:
+        part.after_epoch(accuracy)
+    rest = Schedule("plateau", second, steps=100)
+    rest.load(part.state())
+    for after, before in zip(second, first, strict=True):
+        after.param_groups[0]["lr"] = before.param_groups[0]["lr"]
+    for accuracy in accuracies[6:]:
+        rest.after_epoch(accuracy)
+    assert [o.param_groups[0]["lr"] for o in second] == [o.param_groups[0]["lr"] for o in whole]
