@@ -1,49 +1,23 @@
-"""What methods with a hypernetwork share: weights and records of a converted network's tensors."""
+"""What methods with a hypernetwork share: its parts, what earlier tasks keep, and their state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hypermask_fast.backends.choice import note, resolve
-from hypermask_fast.conversion import rows
+from hypermask_fast.backends.compiled import CompiledModule, Compiler
+from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
-from hypermask_fast.layers import tasks
+from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.masked import MaskedLayer
-from hypermask_fast.layers.tasks import TaskMasks
-from hypermask_fast.masks.thresholds import task_thresholds
-from hypermask_fast.masks.types import Mask, MaskedTensors, MaskRequest
-from hypermask_fast.masks.weights import mask_weights
-
-_ENTRIES_AT_ONCE = 2**26
-"""Mask logits that are formed for several tasks together: 256 MiB of float32."""
-
-
-def masked_weights(
-    network: ConvertedNetwork,
-    logits: Tensor,
-    sparsity: float | Tensor,
-    previous: Tensor | None = None,
-    *,
-    masked_drift: bool = True,
-) -> tuple[dict[str, Tensor], MaskedTensors]:
-    """Return what stands in for each of a network's tensors, by name, with masks and L1 drift.
-
-    The exempt bias comes back unmasked; its mask is ``|tanh z|`` without a threshold.
-
-    Args:
-        network: The network.
-        logits, sparsity, previous, masked_drift: As in
-            :class:`hypermask_fast.masks.types.MaskRequest`.
-    """
-    tensors = network.tensors
-    masked = [entry.masked for entry in tensors]
-    request = MaskRequest(network.weights(), logits, sparsity, masked, previous, masked_drift)
-    result = mask_weights(request)
-    return dict(zip([e.name for e in tensors], result.products, strict=True)), result
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.protocol import ParameterGroup
+from hypermask_fast.methods.steps import Steps
 
 
 def fans(network: ConvertedNetwork) -> list[Fan]:
@@ -56,111 +30,139 @@ def fans(network: ConvertedNetwork) -> list[Fan]:
     return found
 
 
-def outputs_at_once(
-    network: ConvertedNetwork,
-    logits_of: Callable[[Sequence[int]], Tensor],
-    x: Tensor,
-    ids: Sequence[int],
-    task_of_row: Tensor | None = None,
-    *,
-    sparsity: float,
-    dropout: bool,
-) -> Tensor | None:
-    """Return outputs whose masks the layers form themselves, for several tasks in one forward.
+class GeneratedLearner(Learner):
+    """A learner whose hypernetwork emits a number for each entry of a converted target network.
 
-    So it is done without gradients, through a chain of linear layers that treats the rows of a
-    batch alone, where the kernels were measured to be faster, or are forced.
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
 
     Args:
-        network: The network.
-        logits_of: Gives the mask logits (k, N) of k tasks.
-        x: Inputs (batch, ...).
-        ids: Of T tasks.
-        task_of_row: (batch,) int64, each row's place in ``ids``. Default: every row runs under
-            every task.
-        sparsity: Percent.
-        dropout: As in :meth:`ConvertedNetwork.applied`.
+        net: The target network.
+        capacity: Tasks that there are rows for at first.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        source: What the layers' repr shows as the source of their weights.
+        bn: Mode of the normalisation layers; see :class:`TaskNorms`.
+        kept: What earlier tasks keep, and how.
 
-    Returns:
-        (batch, outputs), or (T * batch, outputs), those of the first task first. None where the
-        tasks are to be run one by one with masks multiplied outside of the layers.
+    Raises:
+        ConfigError: The network has a part that cannot be converted; it is left as it was.
     """
-    together = max(1, _ENTRIES_AT_ONCE // network.size)
-    if task_of_row is not None and len(ids) > together:
-        return None
-    layers = _fused_layers(network, x, -(-len(x) // (1 if task_of_row is None else len(ids))))
-    if not layers:
-        return None
-    outputs = []
-    for first in range(0, len(ids), together):
-        logits = logits_of(ids[first : first + together])
-        masks = _layer_masks(network, layers, logits, sparsity, len(x), task_of_row)
-        with network.running(masks, dropout=dropout) as net:
-            outputs.append(net(x))
-    return torch.cat(outputs)
 
+    hypernetwork: Hypernetwork
+    _compiled_net: CompiledModule | None = None
 
-def _fused_layers(network: ConvertedNetwork, x: Tensor, count: int) -> Sequence[str]:
-    """Return the layers that are to form their masks, in the order that they run; none: no layer.
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        capacity: int,
+        exclude: str | Sequence[str],
+        source: str,
+        bn: str,
+        kept: KeptOutputs,
+    ) -> None:
+        super().__init__(net, capacity)
+        self.bn = bn
+        self._kept = kept
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self._network = ConvertedNetwork(net, patterns, source)
+        try:
+            first = self._network.weights()[0]
+            self._steps = Steps(first.device)
+            self.hypernetwork = self._make_hypernetwork(self._network.size, first)
+            kept.check(self.hypernetwork)
+            self.norms = TaskNorms(net, bn, capacity)
+        except BaseException:
+            unconvert(net)
+            raise
 
-    Args:
-        network: The network.
-        x: Its inputs.
-        count: Rows of each task.
-    """
-    usable = x.dim() > 1 and len(x) > 0 and x.is_floating_point()
-    if not usable or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return ()
+    def _make_hypernetwork(self, size: int, like: Tensor) -> Hypernetwork:
+        """Return a new hypernetwork with ``size`` outputs, of the device and dtype of a tensor."""
+        raise NotImplementedError
 
-    def faster() -> bool:
-        weights = [w for w in network.weights() if w.dim() == 2]
-        if not tasks.are_faster(weights, count, x.dtype, x.device):
-            return False
-        return bool(rows.chain(network.net).layers)
+    def _check_mixing(self) -> None:
+        if self.norms.mixes_rows:
+            raise ValueError(
+                f"rows of several tasks in a batch, in training mode with bn={self.bn!r}: each "
+                "task's few rows would be their own batch statistics; give one task at a time, or "
+                "call eval() first"
+            )
 
-    if resolve("masked_linear", x, None, faster) != "triton":
-        return ()
-    layers, why_not = rows.chain(network.net)
-    masked = {entry.name for entry in network.tensors if entry.masked}
-    unmasked = [name for name in layers if f"{name}.weight" not in masked]
-    if unmasked:
-        layers, why_not = (), f"the weights of {unmasked[0]} have no mask"
-    if why_not:
-        note(f"masked_linear: masks are multiplied outside of the layers, for {why_not}")
-    return layers
+    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
+        """Return all but the tables, with the head, and the tables of embeddings and norms."""
+        tables = [self.hypernetwork.embeddings, *self.norms.parameters()]
+        held = {id(table) for table in tables}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in held]
+        head = list(self.hypernetwork.head.parameters()) if self.hypernetwork.can_update else []
+        return [
+            ParameterGroup(rest, in_backward=head),
+            ParameterGroup(tables, row_sparse=True),
+        ]
 
+    def _grow(self, capacity: int) -> None:
+        self.hypernetwork.grow(capacity)
+        self.norms.grow(capacity)
 
-def _layer_masks(
-    network: ConvertedNetwork,
-    layers: Sequence[str],
-    logits: Tensor,
-    sparsity: float,
-    batch: int,
-    task_of_row: Tensor | None,
-) -> Mapping[str, Mask | TaskMasks]:
-    """Return what makes layers form their masks of one task, or of several, by their names."""
-    tensors, count = network.tensors, len(logits)
-    masked = [entry.masked for entry in tensors]
-    thresholds = task_thresholds(logits, [entry.size for entry in tensors], sparsity, masked)
-    place = {entry.name: i for i, entry in enumerate(tensors) if entry.masked}
+    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+        task = self._checked_beginning(task, steps)
+        self._kept.record(self.hypernetwork, task, self._earlier(task))
+        super().begin_task(task, steps=steps, data=data)
 
-    def of(name: str) -> tuple[Tensor | None, Tensor | None]:
-        if name not in place:
-            return None, None
-        entry = tensors[place[name]]
-        z = logits[:, entry.offset : entry.offset + entry.size].unflatten(1, entry.shape)
-        return z, None if thresholds is None else thresholds[:, place[name]]
+    def _earlier(self, task: int) -> list[int]:
+        """Return the tasks that were learned, but for this one."""
+        return [other for other in self._learned if other != task]
 
-    found: dict[str, Mask | TaskMasks] = {}
-    for name in layers:
-        (z, q), (bias_z, bias_q) = of(f"{name}.weight"), of(f"{name}.bias")
-        assert z is not None
-        mask = Mask(z, bias_z, q, bias_q)
-        if count == 1:
-            found[name] = Mask(z[0], *(None if t is None else t[0] for t in mask[1:]))
-            continue
-        found[name] = TaskMasks(mask, task_of_row)
-        if task_of_row is None:
-            # The first layer puts out a batch for each task: to the others they are rows.
-            task_of_row = torch.arange(count, device=logits.device).repeat_interleave(batch)
-    return found
+    def end_task(self, data: object = None) -> None:
+        super().end_task(data)
+        self._kept.clear()
+
+    @property
+    def steps_taken(self) -> int:
+        return self._steps.taken
+
+    @steps_taken.setter
+    def steps_taken(self, count: int) -> None:
+        self._steps.taken = count
+
+    def compile_steps(self, compiler: Compiler) -> None:
+        enabled = compiler.enabled(self.hypernetwork.embeddings.device)
+        before = None if self._compiled_net is None else self._compiled_net.compiler
+        if before is not (compiler if enabled else None):
+            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
+            self.hypernetwork.compile_trunk(compiler if enabled else None)
+
+    def install_norms(self, net: nn.Module, task: int) -> None:
+        self.norms.install(net, task)
+
+    def manifest(self) -> list[dict[str, Any]]:
+        return self._network.manifest()
+
+    def memory_parts(self) -> dict[str, list[Tensor]]:
+        head: list[Tensor] = list(self.hypernetwork.head.parameters())
+        of_head = {id(p) for p in head}
+        trunk: list[Tensor] = [p for p in self.hypernetwork.parameters() if id(p) not in of_head]
+        return {
+            "hypernetwork: head": head,
+            "hypernetwork: trunk and embeddings": trunk,
+            "outputs kept of earlier tasks": [*self._kept.buffers(), *self._steps.buffers()],
+        }
+
+    def facts(self) -> dict[str, int]:
+        head = self.hypernetwork.head
+        return {
+            "mask_entries": self.hypernetwork.num_outputs,
+            "head_width": head.in_features,
+            "head_parameters": sum(p.numel() for p in head.parameters()),
+        }
+
+    def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, state = super().task_state()
+        of_kept = self._kept.state()
+        tensors |= of_kept[0]
+        state |= of_kept[1]
+        return tensors, {**state, "step": self._steps.taken, "ramp_steps": self._steps.ramp}
+
+    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super().load_task_state(tensors, state)
+        self._kept.load(tensors, state, self.hypernetwork.embeddings.device)
+        self._steps.start(state["ramp_steps"], state["step"])

@@ -10,21 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.convert import freeze, unconvert
-from hypermask_fast.conversion.network import ConvertedNetwork
-from hypermask_fast.conversion.norm_tables import TaskNorms
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.methods import generated
-from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.generated import GeneratedLearner, fans
+from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
-from hypermask_fast.methods.protocol import Losses, ParameterGroup
-from hypermask_fast.methods.steps import Steps
+from hypermask_fast.methods.protocol import Losses
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
@@ -33,25 +29,8 @@ _NORM_REASONS = {
 }
 
 
-def _hypernetwork(settings: HyperMaskSettings, size: int, like: Tensor) -> Hypernetwork:
-    """Return a new hypernetwork with ``size`` outputs, of the device and dtype of a tensor."""
-    shared: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in ("embedding_dim", "hidden", "capacity", "activation")
-    }
-    shared |= {"device": like.device, "dtype": like.dtype}
-    if settings.head == "full":
-        return Hypernetwork(size, **shared)
-    return ChunkedHypernetwork(
-        size,
-        chunk_size=settings.chunk_size,
-        chunk_embedding_dim=settings.chunk_embedding_dim,
-        **shared,
-    )
-
-
 @takes_options(HyperMaskSettings)
-class HyperMask(Learner):
+class HyperMask(GeneratedLearner):
     """HyperMask (Książek and Spurek), over any network of linear, conv and normalisation layers.
 
     For task t, z = h(e_t) holds a logit for each target parameter; the mask of a tensor is
@@ -81,7 +60,6 @@ class HyperMask(Learner):
 
     # The weights (N,) at the end of the last task: a buffer, so that it moves with the learner.
     _previous: Tensor | None
-    _compiled_net: CompiledModule | None = None
 
     def __init__(
         self,
@@ -94,22 +72,20 @@ class HyperMask(Learner):
         **options: Any,
     ) -> None:
         chosen = HyperMaskSettings.chosen("HyperMask", settings, options)
-        super().__init__(net, chosen.capacity)
-        self._kept = KeptOutputs(chosen.targets, chosen.regularized_tasks)
+        self._settings = chosen
         self.sparsity, self.beta, self.lam = chosen.sparsity, chosen.beta, chosen.lam
         self.masked_l1, self.train_target = chosen.masked_l1, chosen.train_target
-        self.bn, self.dropout, self.ramp = chosen.bn, chosen.dropout, chosen.ramp
+        self.dropout, self.ramp = chosen.dropout, chosen.ramp
+        super().__init__(
+            net,
+            capacity=chosen.capacity,
+            exclude=exclude,
+            source=f"hyper(p={chosen.sparsity:g})",
+            bn=chosen.bn,
+            kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),
+        )
         self.register_buffer("_previous", None, persistent=False)
-        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self._network = ConvertedNetwork(net, patterns, f"hyper(p={self.sparsity:g})")
         try:
-            first = self._network.weights()[0]
-            self._steps = Steps(first.device)
-            self.hypernetwork = _hypernetwork(chosen, self._network.size, first)
-            self._kept.check(self.hypernetwork)
-            if chosen.init == "hyperfan":
-                hyperfan_(self.hypernetwork, generated.fans(self._network))
-            self.norms = TaskNorms(net, chosen.bn, chosen.capacity)
             if exempt is not None:
                 self._network.set_exempt(exempt)
             elif example_input is not None:
@@ -121,6 +97,24 @@ class HyperMask(Learner):
             freeze(net, [name for name, _ in net.named_parameters()])
         elif chosen.bn != "batch":
             freeze(net, self.norms.parameter_names())
+
+    def _make_hypernetwork(self, size: int, like: Tensor) -> Hypernetwork:
+        settings = self._settings
+        shared: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in ("embedding_dim", "hidden", "capacity", "activation")
+        }
+        shared |= {"device": like.device, "dtype": like.dtype}
+        if settings.head == "full":
+            made = Hypernetwork(size, **shared)
+        else:
+            chunks = settings.chunk_size, settings.chunk_embedding_dim
+            made = ChunkedHypernetwork(
+                size, chunk_size=chunks[0], chunk_embedding_dim=chunks[1], **shared
+            )
+        if settings.init == "hyperfan":
+            hyperfan_(made, fans(self._network))
+        return made
 
     @property
     def exempt(self) -> str | None:
@@ -153,29 +147,6 @@ class HyperMask(Learner):
                 "once, or build HyperMask with example_input= or exempt="
             )
 
-    def _check_mixing(self) -> None:
-        if self.norms.mixes_rows:
-            raise ValueError(
-                f"rows of several tasks in a batch, in training mode with bn={self.bn!r}: each "
-                "task's few rows would be their own batch statistics; give one task at a time, or "
-                "call eval() first"
-            )
-
-    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
-        """Return all but the tables, with the head, and the tables of embeddings and norms."""
-        tables = [self.hypernetwork.embeddings, *self.norms.parameters()]
-        held = {id(table) for table in tables}
-        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in held]
-        head = list(self.hypernetwork.head.parameters()) if self.hypernetwork.can_update else []
-        return [
-            ParameterGroup(rest, in_backward=head),
-            ParameterGroup(tables, row_sparse=True),
-        ]
-
-    def _grow(self, capacity: int) -> None:
-        self.hypernetwork.grow(capacity)
-        self.norms.grow(capacity)
-
     def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: record the earlier tasks' logits and the weights to stay near.
 
@@ -189,39 +160,20 @@ class HyperMask(Learner):
             ValueError: The task was not added, or the number of steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        task = self._checked_beginning(task, steps)
-        earlier = [j for j in self._learned if j != task]
-        self._kept.record(self.hypernetwork, task, earlier)
-        self._previous = None
-        if earlier and self.train_target and self.lam > 0:
-            self._previous = self._network.flat_weights()
-        self._steps.start(steps if self.ramp and not earlier else 0)
         super().begin_task(task, steps=steps, data=data)
+        self._previous = None
+        if self._kept.earlier and self.train_target and self.lam > 0:
+            self._previous = self._network.flat_weights()
+        self._steps.start(steps if self.ramp and not self._kept.earlier else 0)
 
     def end_task(self, data: object = None) -> None:
         super().end_task(data)
-        self._kept.clear()
         self._previous = None
 
     @property
     def step_sparsity(self) -> float:
         """Percent of mask entries removed in the step that was taken last."""
         return float(self._steps.sparsity(self.sparsity, self._steps.taken))
-
-    @property
-    def steps_taken(self) -> int:
-        return self._steps.taken
-
-    @steps_taken.setter
-    def steps_taken(self, count: int) -> None:
-        self._steps.taken = count
-
-    def compile_steps(self, compiler: Compiler) -> None:
-        enabled = compiler.enabled(self.hypernetwork.embeddings.device)
-        before = None if self._compiled_net is None else self._compiled_net.compiler
-        if before is not (compiler if enabled else None):
-            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
-            self.hypernetwork.compile_trunk(compiler if enabled else None)
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         settings = (self.sparsity, self.beta, self.lam, self.masked_l1, self.dropout)
@@ -235,14 +187,14 @@ class HyperMask(Learner):
         ids = [self._tasks.checked(task)]
         logits, _ = self.hypernetwork(torch.tensor(ids, device=self.hypernetwork.embeddings.device))
         p = self.sparsity if sparsity is None else sparsity
-        weights, tensors = generated.masked_weights(self._network, logits, p)
+        weights, tensors = masked_weights(self._network, logits, p)
         return weights, dict(zip(weights, tensors.masks, strict=True))
 
     def _outputs_at_once(
         self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
     ) -> Tensor | None:
         device = self.hypernetwork.embeddings.device
-        return generated.outputs_at_once(
+        return outputs_at_once(
             self._network,
             lambda group: self.hypernetwork.logits(torch.tensor(list(group), device=device)),
             *(x, ids, task_of_row),
@@ -340,7 +292,7 @@ class HyperMask(Learner):
         update = self.hypernetwork.head_update(optimizer)
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
-        weights, (_, _, weight_reg) = generated.masked_weights(
+        weights, (_, _, weight_reg) = masked_weights(
             self._network, logits, sparsity, self._previous, masked_drift=self.masked_l1
         )
         is_special = self.dropout == "first_step" and self._steps.taken == 0
@@ -357,31 +309,6 @@ class HyperMask(Learner):
         self._steps.count()
         terms = {"output_reg": output_reg, "weight_reg": weight_reg}
         return Losses(total, task_loss, outputs, terms)
-
-    def install_norms(self, net: nn.Module, task: int) -> None:
-        self.norms.install(net, task)
-
-    def manifest(self) -> list[dict[str, Any]]:
-        return self._network.manifest()
-
-    def memory_parts(self) -> dict[str, list[Tensor]]:
-        head: list[Tensor] = list(self.hypernetwork.head.parameters())
-        of_head = {id(p) for p in head}
-        trunk: list[Tensor] = [p for p in self.hypernetwork.parameters() if id(p) not in of_head]
-        return {
-            "hypernetwork: head": head,
-            "hypernetwork: trunk and embeddings": trunk,
-            "outputs kept of earlier tasks": [*self._kept.buffers(), *self._steps.buffers()],
-            "weights of the last task": [] if self._previous is None else [self._previous],
-        }
-
-    def facts(self) -> dict[str, int]:
-        head = self.hypernetwork.head
-        return {
-            "mask_entries": self.hypernetwork.num_outputs,
-            "head_width": head.in_features,
-            "head_parameters": sum(p.numel() for p in head.parameters()),
-        }
 
     def report(self) -> str:
         """Return a table of the target's parameters: which are masked, which are not and why."""
@@ -400,27 +327,20 @@ class HyperMask(Learner):
             lines.append("the last layer's bias will be exempt: found at the first batch")
         return "\n".join(lines)
 
+    def memory_parts(self) -> dict[str, list[Tensor]]:
+        previous = [] if self._previous is None else [self._previous]
+        return {**super().memory_parts(), "weights of the last task": previous}
+
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().task_state()
-        of_kept = self._kept.state()
-        tensors |= of_kept[0]
-        state |= of_kept[1]
         if self._previous is not None:
             tensors["previous"] = self._previous
-        state |= {
-            "step": self._steps.taken,
-            "ramp_steps": self._steps.ramp,
-            "exempt": self.exempt,
-            "traced": self._network.traced,
-        }
-        return tensors, state
+        return tensors, {**state, "exempt": self.exempt, "traced": self._network.traced}
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
-        device = self.hypernetwork.embeddings.device
-        self._kept.load(tensors, state, device)
         previous = tensors.get("previous")
+        device = self.hypernetwork.embeddings.device
         self._previous = None if previous is None else previous.to(device)
-        self._steps.start(state["ramp_steps"], state["step"])
         if state["traced"]:
             self._network.set_exempt(state["exempt"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hypermask_fast import backend, explain
 from hypermask_fast.backends import choice
 from hypermask_fast.kernels import ops, tuning
-from hypermask_fast.methods import generated
+from hypermask_fast.methods.hypermask import masks
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
 from tests.support.hypermask_cases import make
@@ -245,7 +245,7 @@ def test_many_tasks_are_formed_a_group_at_a_time(
     launches: list[tuple[int, bool]], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, x = learner_of(device), torch.randn(5, 6, device=device)
-    monkeypatch.setattr(generated, "_ENTRIES_AT_ONCE", 2 * learner.hypernetwork.num_outputs)
+    monkeypatch.setattr(masks, "_ENTRIES_AT_ONCE", 2 * learner.hypernetwork.num_outputs)
     with torch.no_grad(), backend("triton"):
         found = learner.all_outputs(x)
         assert len(launches) == 6
