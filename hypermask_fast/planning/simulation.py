@@ -222,13 +222,16 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         run = _Run(config, size, memory)
         run.begin()
         checkpoint, stale = 0, None
-        for phase in run.learner.phases(run.last, run.steps):
+        phases = run.learner.phases(run.last, run.steps)
+        for phase in phases:
             run.learner.begin_phase(phase.name)
             optimizers = run.make_optimizers()
             stale = run.step(optimizers)
             states = [state for each in optimizers.values() for state in each.state.values()]
             moments = sum(_bytes(state.values()) for state in states)
             checkpoint = max(checkpoint, run.state_bytes() + moments)
+            if phase is not phases[-1]:
+                del optimizers, states
         if config.training.validates:
             checkpoint += _bytes(run.validate(stale))
         del stale

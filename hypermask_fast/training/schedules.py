@@ -40,8 +40,9 @@ class Schedule:
         self.watches = kind == "plateau"
         self._cosine, self._steps, self._warmup_steps = kind == "cosine", steps, warmup_steps
         optimizers = list(optimizers)
-        self._groups = [
-            (group, float(group["lr"])) for each in optimizers for group in each.param_groups
+        # By optimizer: what it loads replaces its groups.
+        self._rates = [
+            (each, [float(group["lr"]) for group in each.param_groups]) for each in optimizers
         ]
         self._plateaus = [
             ReduceLROnPlateau(each, mode="max", factor=0.1**0.5, patience=5, min_lr=5e-7)
@@ -60,11 +61,12 @@ class Schedule:
         self._set(factor)
 
     def _set(self, factor: float) -> None:
-        for group, rate in self._groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * factor)
-            else:
-                group["lr"] = rate * factor
+        for optimizer, rates in self._rates:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
 
     def after_epoch(self, accuracy: float) -> None:
         """Take note of a validation accuracy."""

@@ -203,6 +203,9 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
     def _make_optimizers(self, task_id: int) -> None:
+        # The moments of the phase before are freed first.
+        self._graphed.end()
+        self._step_fn = self._schedule = None
         made = optimizers.make_optimizers(self.learner, self.settings)
         self._step_fn = TrainingStep(self.learner, made)
         steps = {phase.name: phase.steps for phase, _ in self._phases(task_id)}
