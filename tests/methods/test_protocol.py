@@ -135,8 +135,8 @@ def test_a_plan_has_the_methods_own_parts() -> None:
     assert parts[MOMENTS] == 2 * 4 * parameters
     assert parts["weights to stay near"] == 4 * parameters
     assert "hypernetwork: head" not in parts
-    cheaper = dict(plan(config(eval_batch_size=1)).alternatives())
-    assert cheaper["decay=0.0"].peak < found.peak
+    other = plan(config(eval_batch_size=1))
+    assert dict(other.alternatives())["decay=0.0"].peak < other.peak
     tight = plan(config(), memory=1000)
     assert not tight.fits()
     assert plan(config(optimizer="sgd")).found.peaks["training step"].get(MOMENTS, 0) == 0
