@@ -5,8 +5,9 @@ The public names are imported when first used: ``import hypermask_fast`` alone l
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
@@ -45,7 +46,7 @@ __all__ = [
     "unconvert",
 ]
 
-_MODULE_OF = {
+_MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
     "DistributedDataParallel": "training.distributed",
     "FactoredAdam": "optim.factored_adam",
@@ -59,18 +60,12 @@ _MODULE_OF = {
     "export_subnet": "inference.export",
     "plan": "planning.plan",
     "unconvert": "conversion.convert",
+    "functional": "functional",
+    "networks": "networks",
+    "reference": "reference",
+    "scenarios": "scenarios",
 }
-_SUBMODULES = frozenset({"functional", "networks", "reference", "scenarios"})
-
-
-def __getattr__(name: str) -> object:
-    if name in _SUBMODULES:
-        return import_module(f"{__name__}.{name}")
-    if name in _MODULE_OF:
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ The public names are imported when first used: the catalogue is read without PyT
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hypermask_fast.networks.factory import make_network
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MLP", "LeNet300_100", "ResNet", "ZenkeNet", "ZenkeNet64", "make_network"]
 
-_MODULE_OF = {
+_MODULES = {
     "MLP": "mlp",
     "LeNet300_100": "mlp",
     "ResNet": "resnet",
@@ -24,11 +25,4 @@ _MODULE_OF = {
     "ZenkeNet64": "zenkenet",
     "make_network": "factory",
 }
-
-
-def __getattr__(name: str) -> object:
-    if name in _MODULE_OF:
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -8,8 +8,9 @@ The public names are imported when first used: the catalogue is read without PyT
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hypermask_fast.scenarios.builders import permuted, split
@@ -65,7 +66,7 @@ __all__ = [
     "split_mnist",
 ]
 
-_MODULE_OF = {
+_MODULES = {
     "permuted": "builders",
     "split": "builders",
     "load": "datasets",
@@ -91,11 +92,4 @@ _MODULE_OF = {
     "BatchStream": "stream",
     "Task": "task",
 }
-
-
-def __getattr__(name: str) -> object:
-    if name in _MODULE_OF:
-        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _MODULES)
