@@ -8,6 +8,7 @@ import json
 import math
 import numbers
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -91,16 +92,32 @@ def text_of(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
+def _sentence(text: str) -> str:
+    """Return ``text`` with a full stop, and a capital where it does not begin with code."""
+    first, *_ = text.split()
+    is_word = first.isalpha() or first.endswith(",")
+    return f"{text[0].upper() if is_word else text[0]}{text[1:]}."
+
+
 def described(fields: Mapping[str, dataclasses.Field[Any]]) -> str:
     """Return the lines of a docstring that explain fields made by :func:`setting`, by name."""
     lines = []
     for name, field in fields.items():
         rules = field.metadata
-        parts = [part for part in (rules["help"], rules["more"]) if part]
-        parts.append(f"Default {field.default!r}")
+        parts = [_sentence(part) for part in (rules["help"], rules["more"]) if part]
+        parts.append(f"Default: {field.default!r}.")
         if "choices" in rules:
-            parts.append(f"One of {', '.join(rules['choices'])}")
-        lines.append(f"        {name}: {'. '.join(parts)}.")
+            parts.append(f"One of {', '.join(rules['choices'])}.")
+        text = f"{name}: {' '.join(parts)}"
+        lines.append(
+            textwrap.fill(
+                text,
+                100,
+                initial_indent=" " * 8,
+                subsequent_indent=" " * 12,
+                break_on_hyphens=False,
+            )
+        )
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 import warnings
@@ -320,7 +321,21 @@ def test_every_setting_says_what_it_is_and_what_its_default_is() -> None:
         assert issubclass(cls, Settings)
         for field in dataclasses.fields(cls):
             assert field.metadata["help"]
-            assert f"{field.name}: {field.metadata['help']}" in (cls.__doc__ or "")
+            text = " ".join((cls.__doc__ or "").split()).lower()
+            assert f"{field.name}: {field.metadata['help']}.".lower() in text
+            assert f"default: {field.default!r}.".lower() in text
+
+
+def test_constructors_name_the_settings_and_explain_them() -> None:
+    from hypermask_fast import HyperMask, Trainer
+
+    for made, cls in ((HyperMask, HyperMaskSettings), (Trainer, TrainingSettings)):
+        parameters = inspect.signature(made).parameters
+        for field in dataclasses.fields(cls):
+            assert parameters[field.name].default == field.default
+            assert f"        {field.name}: " in (made.__doc__ or "")
+        assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+        assert max(map(len, (made.__doc__ or "").splitlines())) <= 100
 
 
 def test_settings_are_read_without_pytorch() -> None:

@@ -30,13 +30,13 @@ class HyperMaskSettings(MethodSettings):
     chunk_embedding_dim: int = setting(32, "length of a chunk embedding (chunked head)", low=1)
     init: str = setting(
         "default",
-        "initialisation of the hypernetwork: PyTorch's (published) or hyperfan",
+        "initialization of the hypernetwork: PyTorch's (published) or hyperfan",
         choices=("default", "hyperfan"),
     )
     capacity: int = setting(
         128,
         "task embeddings made up front, at least the tasks",
-        "rows of normalisation are as many; more tasks, outside of a run, double them: a "
+        "rows of normalization are as many; more tasks, outside of a run, double them: a "
         "``torch.optim`` optimizer with a state must then be made anew, a FactoredAdam goes on",
         low=1,
     )
@@ -51,7 +51,7 @@ class HyperMaskSettings(MethodSettings):
     )
     regularized_tasks: int | None = setting(
         None,
-        "earlier tasks drawn for each step's output regulariser (none: all)",
+        "earlier tasks drawn for each step's output regularizer (none: all)",
         "drawn by the step and torch's seed at construction, an unbiased estimate of the mean over "
         "all, and the other tasks' embeddings get no gradient in that step; saves time where the "
         "head's passes are compiled or with a frozen head, else the logits of all tasks are still "
@@ -71,7 +71,7 @@ class HyperMaskSettings(MethodSettings):
         "over the steps that :meth:`begin_task` is given, all of the task's from Trainer",
     )
     beta: float = setting(
-        0.01, "weight of the hypernetwork's output regulariser, divided by t squared", low=0.0
+        0.01, "weight of the hypernetwork's output regularizer, divided by t squared", low=0.0
     )
     lam: float = setting(
         1e-3, "weight of the L1 drift of the target weights", "a sum over all of them", low=0.0
@@ -82,7 +82,7 @@ class HyperMaskSettings(MethodSettings):
         "per_task",
         "batch norm: statistics of the batch (published), per task, or frozen",
         "batch: shared parameters, and the batch's statistics also in evaluation; per_task: "
-        "normalisation layers have parameters and statistics for each task, and the statistics "
+        "normalization layers have parameters and statistics for each task, and the statistics "
         "move only while that task is learned; frozen: as they are",
         choices=("batch", "per_task", "frozen"),
     )
