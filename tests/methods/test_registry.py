@@ -24,6 +24,7 @@ class OtherSettings(MethodSettings):
     """Settings of a method of these tests."""
 
     strength: float = setting(2.0, "how strong it is", low=0.0)
+    beta: float = setting(5.0, "a setting that HyperMask has, too", low=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

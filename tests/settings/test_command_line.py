@@ -116,6 +116,7 @@ def test_help_shows_the_chosen_networks_options_and_the_presets_values() -> None
     assert "--resnet-n " in text
     assert "--mlp-hidden " not in text
     assert "(replaces steps) [200]" in text
+    assert "hypernetwork's hidden layers [32,32]" in _parser(preset="split-digits").format_help()
     text = _parser("--preset", "cifar100-resnet", "--network", "mlp").format_help()
     assert "--resnet-n " not in text
     assert "--mlp-hidden " in text
