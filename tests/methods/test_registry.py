@@ -60,7 +60,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hypermask_is_registered() -> None:
-    assert registry.methods() == ("hypermask",)
+    assert registry.methods()[0] == "hypermask"
     assert registry.settings_of("hypermask") is HyperMaskSettings
     assert registry.learner_of("hypermask") is HyperMask
     assert registry.name_of(HyperMaskSettings()) == "hypermask"
