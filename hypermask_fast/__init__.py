@@ -66,7 +66,3 @@ _MODULES = {
     "scenarios": "scenarios",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

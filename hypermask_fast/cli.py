@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +180,16 @@ def _show(result: object) -> None:
     print(f"results: {result.folder}")
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as a line of the command, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"hypermask: warning: {message}", file=sys.stderr
+        )
+        yield
+
+
 class _Command(NamedTuple):
     """A command: what it does, its help, and what adds its options, given the words after it."""
 
@@ -198,8 +210,9 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n."""
     try:
-        options = _options(sys.argv[1:] if arguments is None else arguments)
-        return _COMMANDS[options.command].run(options)
+        with _plain_warnings():
+            options = _options(sys.argv[1:] if arguments is None else arguments)
+            return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
         print(f"hypermask: {error}", file=sys.stderr)
         return error.exit_status

@@ -131,6 +131,7 @@ class Settings:
     Attributes:
         prefix: What stands before a field's name where settings have no tables: in Python's flat
             options, on the command line, and in errors.
+        name_is: What a field called "name" is called there.
 
     Raises:
         ConfigError: A value has the wrong type, is out of range or is not one of the choices, or
@@ -138,6 +139,7 @@ class Settings:
     """
 
     prefix: ClassVar[str] = ""
+    name_is: ClassVar[str] = "name"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -148,7 +150,7 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = kinds_of(type(self))
         for field in dataclasses.fields(self):
-            name = self.prefix + field.name
+            name = self.name_is if field.name == "name" else self.prefix + field.name
             value = checked(name, field.metadata, kinds[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         self.check()
@@ -242,6 +244,8 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
     """Return ``value`` in the type of a setting, or raise ConfigError where it breaks a rule."""
     if (value is None or isinstance(value, str)) and value in kind.words:
         return value
+    if kind.base is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is not finite; give {kind.wanted}")
     try:
         value = _converted(kind.base, value)
     except TypeError:

@@ -8,13 +8,16 @@ from importlib import import_module
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """Return what a package calls ``__getattr__``.
+    """Return what a package calls ``__getattr__``, and let ``dir`` list the names.
 
     Args:
         package: Its ``__name__``.
         modules: For each public name the module of the package that has it; a module of the name
             itself is the value.
     """
+
+    names = vars(sys.modules[package])
+    names["__dir__"] = lambda: sorted({*names, *modules})
 
     def get(name: str) -> object:
         if name not in modules:

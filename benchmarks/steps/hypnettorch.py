@@ -1,4 +1,4 @@
-"""The published step on the hypernetwork and regulariser of the package that HyperMask builds on.
+"""The published step on the hypernetwork and regularizer of the package that HyperMask builds on.
 
 For machines where `hypnettorch <https://pypi.org/project/hypnettorch/>`_ 0.0.4 and what it imports
 are installed; this package does not need it.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class PublishedLosses(NamedTuple):
-    """The losses of a batch, 0-d, under the names of :class:`hypermask_fast.methods.Losses`."""
+    """The losses of a batch, 0-d, under the names that HyperMask gives them."""
 
     total: Tensor
     task: Tensor

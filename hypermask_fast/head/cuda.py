@@ -32,6 +32,7 @@ def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = 
     from hypermask_fast.kernels.head.logits import mask_logits
     from hypermask_fast.kernels.head.step import earlier_logits
 
+    assert sample is None
     assert head.bias is not None
     mask_logits(head.weight, head.bias, hidden[:1], out=out[:1])
     if len(hidden) > 1:

@@ -1,1 +1,1 @@
-"""Continual-learning methods, one file each."""
+"""Continual-learning methods, a folder each."""

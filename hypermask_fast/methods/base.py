@@ -18,9 +18,11 @@ from hypermask_fast.methods.batches import (
     check_devices,
     check_labels,
     read_by_last_layer,
+    sum_of,
 )
 from hypermask_fast.methods.life import TaskLife
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.optim.factored_adam import FactoredAdam
 
 
 def ordinary_step(
@@ -34,7 +36,9 @@ def ordinary_step(
     """Take the step of :meth:`Learner.step` with losses of ``losses_of``."""
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    losses = losses_of(x, y, task, optimizer=next(iter(optimizers.values()), None))
+    in_backward = (o for o in optimizers.values() if isinstance(o, FactoredAdam))
+    updates = next((o for o in in_backward if o.steps_in_backward), None)
+    losses = losses_of(x, y, task, optimizer=updates)
     if before_update is not None:
         before_update()
     losses.total.backward()
@@ -77,6 +81,10 @@ class Learner(TaskLife):
             y: Local labels int64 (batch,).
             task: The id given to :meth:`begin_task`.
             optimizer: What updates parameters in the backward pass of these losses, if one does.
+
+        Raises:
+            RuntimeError: The task was not begun.
+            ValueError: Shapes, devices or labels do not fit.
         """
         task = self._checked_batch(x, y, task)
         outputs = self._forward_one(x, task)
@@ -99,8 +107,8 @@ class Learner(TaskLife):
 
         Args:
             x, y, task: As in :meth:`losses`.
-            optimizers: Over :meth:`parameter_groups`, by name; the first one is given to
-                :meth:`losses`.
+            optimizers: Over :meth:`parameter_groups`, by name; one that updates a head in the
+                backward pass is given to :meth:`losses`.
             before_update: Called after the forward, before anything is updated.
         """
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
@@ -178,12 +186,17 @@ class Learner(TaskLife):
         return torch.stack([self._tasks.own_outputs(parts[task], task) for task in ids])
 
     def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
-        """Return a context in which :attr:`net` has a blend of all tasks' weights.
+        """Return a context in which what it gives has a blend of all tasks' weights.
 
         Args:
             alpha: (tasks,), a factor for each task that was added; gradients flow to it.
+
+        Raises:
+            ValueError: There is not one factor for each task.
         """
-        raise NotImplementedError
+        self._tasks.check_factors(alpha)
+        weights = sum_of([self.task_weights(task) for task in range(len(alpha))], alpha)
+        return nullcontext(WithWeights(self.net, weights))
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
         """Return the tensors of the learner by the name that a plan of the memory shows them under.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +39,15 @@ class WithWeights(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return functional_call(self.net, self._weights, args, kwargs, strict=False)
+
+
+def sum_of(weights: Iterable[Mapping[str, Tensor]], alpha: Tensor) -> dict[str, Tensor]:
+    """Return the sum of weights by name, each set of them times its factor of alpha."""
+    total: dict[str, Tensor] = {}
+    for factor, each in zip(alpha, weights, strict=True):
+        for name, value in each.items():
+            total[name] = total[name] + factor * value if name in total else factor * value
+    return total
 
 
 def read_by_last_layer(net: nn.Module, run: Callable[[], object]) -> Tensor:

@@ -106,6 +106,7 @@ class GeneratedLearner(Learner):
     def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         task = self._checked_beginning(task, steps)
         self._kept.record(self.hypernetwork, task, self._earlier(task))
+        self._steps.start(0)
         super().begin_task(task, steps=steps, data=data)
 
     def _earlier(self, task: int) -> list[int]:

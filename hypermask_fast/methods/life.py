@@ -153,4 +153,5 @@ class TaskLife(nn.Module):
         self._make_room()
         self._learned = list(state["learned"])
         self._current = state["current"]
-        self.phase = state.get("phase", "train")
+        if self._current is not None:
+            self.begin_phase(state.get("phase", "train"))

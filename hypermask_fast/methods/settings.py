@@ -35,6 +35,11 @@ class MethodSettings(Settings):
         """Return changes of these settings that may take less memory."""
         return []
 
+    @property
+    def width(self) -> int:
+        """Width of the method's largest part; 0 where it has none that can be chosen."""
+        return 0
+
     def narrowed(self, width: int) -> dict[str, Any] | None:
         """Return the changes that make the width of the method's largest part ``width``.
 

@@ -89,6 +89,14 @@ class TaskList:
             raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
         return [self.checked(i) for i in task.unique().tolist()]
 
+    def check_factors(self, alpha: Tensor) -> None:
+        """Raise ValueError where there is not one factor for each of at least one task."""
+        if alpha.shape != (len(self.records),) or not self.records:
+            raise ValueError(
+                f"alpha has shape {tuple(alpha.shape)}; give ({len(self.records)},), a factor for "
+                "each task that was added"
+            )
+
     def own_outputs(self, logits: Tensor, task: int) -> Tensor:
         """Return the logits with -inf in the outputs that a task has no class for.
 

@@ -128,13 +128,14 @@ class FactoredAdam(Optimizer):
             raise
 
     @property
-    def _steps_in_backward(self) -> bool:
+    def steps_in_backward(self) -> bool:
+        """Whether a backward pass updates parameters, of one group at least."""
         return any(group["step_in_backward"] for group in self.param_groups)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """What GradScaler asks of an optimizer before it steps."""
-        if self._steps_in_backward:
+        if self.steps_in_backward:
             raise RuntimeError(
                 "a GradScaler is to step this optimizer, and with step_in_backward=True the "
                 "backward pass has applied the scaled gradient already; use bfloat16 without a "
@@ -156,7 +157,7 @@ class FactoredAdam(Optimizer):
             RuntimeError: With ``step_in_backward`` there is a closure, or no backward pass updated
                 a head since the last step.
         """
-        if self._steps_in_backward:
+        if self.steps_in_backward:
             self._check_updated(closure)
         finite = self._end_update()
         if isinstance(finite, bool):

@@ -137,9 +137,7 @@ class Plan:
             other = self._changed(changes) if changes else None
             return other is None or not other.fits()
 
-        return bisect.bisect_left(
-            range(1, self.found.facts.get("head_width", 0) + 1), True, key=is_too_wide
-        )
+        return bisect.bisect_left(range(1, self.config.method.width + 1), True, key=is_too_wide)
 
     def require(self, *, resuming: bool = False) -> None:
         """Raise ConfigError where the memory there is is too little, with what would fit."""
@@ -169,7 +167,9 @@ class Plan:
         found, title = self.found, self.config.preset or self.config.scenario.name
         lines = [
             f"{title} on {self.device}, at the last of {self.size.tasks} tasks",
-            ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in found.facts.items()),
+            ", ".join(
+                f"{name.replace('_', ' ')}: {value:,}" for name, value in found.facts.items()
+            ),
             "",
         ]
         rows = [*self.parts.items(), (f"peak, in the {self.moment}", self.peak)]

@@ -224,7 +224,8 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         checkpoint, stale = 0, None
         phases = run.learner.phases(run.last, run.steps)
         for phase in phases:
-            run.learner.begin_phase(phase.name)
+            if run.learner.phase != phase.name:
+                run.learner.begin_phase(phase.name)
             optimizers = run.make_optimizers()
             stale = run.step(optimizers)
             states = [state for each in optimizers.values() for state in each.state.values()]

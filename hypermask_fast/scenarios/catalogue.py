@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from hypermask_fast.fields import Settings, setting
 
@@ -59,6 +59,8 @@ SCENARIO_NAMES = tuple(SCENARIOS)
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSettings(Settings):
     """A ready-made scenario and its options."""
+
+    name_is: ClassVar[str] = "scenario"
 
     name: str = setting("split-digits", "sequence of tasks", choices=SCENARIO_NAMES)
     data_dir: str = setting("data", "folder that holds the data files")

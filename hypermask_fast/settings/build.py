@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hypermask_fast import networks, scenarios
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods import registry
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.scenarios import Scenario
@@ -61,5 +62,14 @@ def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int
 
 
 def make_trainer(config: RunConfig, learner: Learner) -> Trainer:
-    """Return a new trainer, which shows no progress."""
+    """Return a new trainer, which shows no progress.
+
+    Raises:
+        ConfigError: Steps are to be CUDA graphs, and the learner is on another device.
+    """
+    device = next(learner.parameters()).device
+    if config.training.graph is True and device.type != "cuda":
+        raise ConfigError(
+            f"graph is True and the learner is on {device.type}; use device='cuda', or graph='auto'"
+        )
     return Trainer(learner, progress=False, seed=config.run.seed, settings=config.training)

@@ -104,9 +104,11 @@ def unknown_option(word: str, parser: argparse.ArgumentParser) -> ConfigError:
         return ConfigError(f"{word!r} is left over; see `{parser.prog} --help`")
     name = option[2:].replace("-", "_")
     known = parser._option_string_actions
-    if "--preset" in known and owner_of(name):
-        table, owner = owner_of(name) or ("", "")
-        return ConfigError(f"{option} is an option of --{table} {owner}; remove it, or choose that")
+    owner = owner_of(name)
+    if "--preset" in known and f"--{name.replace('_', '-')}" not in known and owner is not None:
+        return ConfigError(
+            f"{option} is an option of --{owner[0]} {owner[1]}; remove it, or choose that"
+        )
     return ConfigError(
         f"option {option} is unknown{nearest(option, known)}; see `{parser.prog} --help`"
     )

@@ -73,11 +73,14 @@ class RunConfig:
     def from_options(cls, **options: Any) -> RunConfig:
         """Return the defaults with ``options``, which have the names of the command line's.
 
-        For example ``from_options(network="mlp", mlp_hidden=(8,), sparsity=30.0, steps=100)``.
+        For example ``from_options(network="mlp", mlp_hidden=(8,), sparsity=30.0, steps=100)``. With
+        ``preset`` they change that preset, as in :meth:`from_preset`.
 
         Raises:
             ConfigError: A setting is unknown or a value is wrong.
         """
+        if options.get("preset"):
+            return cls.from_preset(options.pop("preset"), **options)
         return _from_tables(_preset_of(options), merged({}, nested(options, {})))
 
     @classmethod
@@ -100,13 +103,15 @@ class RunConfig:
         as well.
 
         Args:
-            source: A path, or a string: a path where it is one line that ends in ``.toml``, else
-                the text itself.
+            source: A path, or a string: a path where it is one line that ends in ``.toml`` or
+                has no equals sign, else the text itself.
 
         Raises:
             ConfigError: The file cannot be read or is not TOML, or a setting is wrong.
         """
-        is_file = isinstance(source, Path) or ("\n" not in source and source.endswith(".toml"))
+        is_file = isinstance(source, Path) or (
+            "\n" not in source and ("=" not in source or source.endswith(".toml"))
+        )
         origin = str(source) if is_file else "the text"
         try:
             text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
@@ -173,8 +178,6 @@ def _with_none(values: Mapping[str, Any], base: Tables) -> dict[str, dict[str, A
     """Return the tables of a TOML file with None in place of the string "none"."""
     result = {}
     for table, given in values.items():
-        if table in TABLES and not isinstance(given, dict):
-            raise ConfigError(f"{table}={given!r} is of type {type(given).__name__}; give a table")
         result[table] = dict(given)
     chosen = {table: {**base.get(table, {}), **result.get(table, {})} for table in TABLES}
     names = chosen_names(chosen)

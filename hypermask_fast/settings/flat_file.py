@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hypermask_fast.settings.options import Tables, chosen_names, nested, options_of, owner_of
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.settings.options import (
+    TABLES,
+    Tables,
+    chosen_names,
+    nested,
+    options_of,
+    owner_of,
+)
 
 
 def is_flat(values: Mapping[str, Any]) -> bool:
-    """Return whether TOML values, apart from the preset, are such a list."""
-    return any(not isinstance(value, dict) for value in values.values())
+    """Return whether TOML values, apart from the preset, are such a list.
+
+    Raises:
+        ConfigError: Some are and some are not.
+    """
+    outside = [name for name, value in values.items() if not isinstance(value, dict)]
+    if outside and len(outside) < len(values):
+        name = outside[0]
+        place = f"[{name}]" if name in TABLES else "the table that it belongs to"
+        raise ConfigError(
+            f"{name}={values[name]!r} stands outside of the tables; put it into {place}"
+        )
+    return bool(outside)
 
 
 def tables(values: Mapping[str, Any], base: Tables) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,7 +31,9 @@ _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 class RunSettings(Settings):
     """What a run has beside its method, scenario, network and training."""
 
-    seed: int = setting(0, "seed of the initialisation, the tasks and the data order", low=0)
+    seed: int = setting(
+        0, "seed of the initialisation, the tasks and the data order", low=0, high=2**64 - 1
+    )
     device: str = setting(
         "auto", "auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, ..."
     )
@@ -128,7 +130,12 @@ def merged(base: Tables, changes: Tables) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: A table, a setting, the method or the network is unknown.
     """
-    check_names("setting", changes, TABLES)
+    for table, given in changes.items():
+        if table in TABLES and not isinstance(given, Mapping):
+            raise ConfigError(
+                f"{table}={given!r} is no table; write [{table}], and its settings below"
+            )
+    check_names("table", changes, TABLES)
     result = {table: dict(base.get(table, {})) for table in TABLES}
     before = chosen_names(base)
     names = chosen_names(
@@ -142,9 +149,25 @@ def merged(base: Tables, changes: Tables) -> dict[str, dict[str, Any]]:
     for table, cls in classes_of(*names).items():
         known = [*kinds_of(cls), *(["name"] if table in _DEFAULTS else [])]
         given = changes.get(table, {})
-        check_names(f"setting of [{table}]", given, known)
+        _check_table(table, given, known, names)
         result[table] = cls.merged(result[table], given)
     return result
+
+
+def _check_table(
+    table: str, given: Iterable[str], known: Collection[str], names: tuple[str, str]
+) -> None:
+    """Raise ConfigError where a name is no setting of a table, with the table that has it."""
+    of_networks = {key for cls in NETWORKS.values() for key in kinds_of(cls)}
+    for name in given:
+        elsewhere = options_of(*names).get(name)
+        # What another network has is not meant for another table.
+        is_misplaced = name not in known and not (table == "network" and name in of_networks)
+        if is_misplaced and elsewhere is not None and elsewhere.table != table:
+            raise ConfigError(
+                f"setting {name!r} stands in [{table}] and is one of [{elsewhere.table}]; move it"
+            )
+    check_names(f"setting of [{table}]", given, known)
 
 
 def nested(flat: Mapping[str, Any], base: Tables) -> dict[str, dict[str, Any]]:

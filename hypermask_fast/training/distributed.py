@@ -128,7 +128,7 @@ def _wrapped(
     learner = losses.learner
     hypernetwork = _hypernetwork_of(learner)
     assert hypernetwork is not None
-    tables = [p for g in learner.parameter_groups() if g.row_sparse for p in g.params]
+    tables = [p for g in learner.parameter_groups(learner.phase) if g.row_sparse for p in g.params]
     others = {id(p) for p in (*hypernetwork.parameters(), *tables)}
     learned = [name for name, p in losses.named_parameters() if id(p) not in others]
     # A converted normalisation layer's own statistics never move.
@@ -164,7 +164,7 @@ class DistributedDataParallel(nn.Module):
 
     A step exchanges the N gradients of the current task's mask logits and, through PyTorch's
     ``DistributedDataParallel``, the N of the target network; with ``bn="per_task"`` also a row of
-    each normalisation layer. Never the hypernetwork's: its inputs, and so its regulariser, are the
+    each normalisation layer. Never the hypernetwork's: its inputs, and so its regularizer, are the
     same everywhere, and the gradients of all its parameters follow from those of the logits. The
     processes must therefore run on the same kind of device.
 
@@ -314,7 +314,20 @@ class DistributedDataParallel(nn.Module):
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
-        """Take an ordinary step on this process's part of a batch, as the learner's ``step``."""
+        """Take an ordinary step on this process's part of a batch.
+
+        Args:
+            x, y, task, optimizers, before_update: As in the learner's ``step``.
+
+        Raises:
+            TypeError: The learner has a step of its own, which exchanges nothing.
+        """
+        kind = type(self.learner)
+        if kind.step is not Learner.step:
+            raise TypeError(
+                f"a {kind.__name__} has a step of its own, whose gradients are not exchanged; "
+                "train it in one process"
+            )
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 
     @torch.no_grad()

@@ -22,25 +22,21 @@ MAIN = "main"
 _MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def _rate(group: ParameterGroup, lr: float) -> float | Tensor:
-    rate, device = lr if group.lr is None else group.lr, group.params[0].device
-    if device.type in ("cpu", "meta"):
-        return rate
-    # A CUDA graph reads it anew in each step. One for each group: a schedule multiplies them one
-    # after the other.
-    return torch.full((), rate, dtype=torch.float32, device=device)
-
-
 def _make(
     groups: Sequence[ParameterGroup], settings: TrainingSettings, adam: type[FactoredAdam]
 ) -> Optimizer:
     options: list[dict[str, Any]] = [
-        {"params": list(group.params), "lr": _rate(group, settings.lr)} for group in groups
+        {"params": list(group.params), "lr": settings.lr if group.lr is None else group.lr}
+        for group in groups
     ]
     if settings.optimizer == "adam":
         for of_group, group in zip(options, groups, strict=True):
             of_group["row_sparse"] = group.row_sparse
             of_group["step_in_backward"] = bool(group.in_backward)
+            device = group.params[0].device
+            if device.type not in ("cpu", "meta"):
+                # A CUDA graph reads it anew in each step.
+                of_group["lr"] = torch.full((), of_group["lr"], dtype=torch.float32, device=device)
         return adam(
             options,
             lr=settings.lr,

@@ -21,7 +21,7 @@ class TrainingSettings(Settings):
         choices=("adam", "sgd", "rmsprop"),
     )
     lr: float = setting(1e-3, "learning rate", above=0.0)
-    momentum: float = setting(0.0, "momentum of sgd and rmsprop", low=0.0, high=1.0)
+    momentum: float = setting(0.0, "momentum of sgd and rmsprop", low=0.0, high=0.9999)
     weight_decay: float = setting(0.0, "weight decay, added to the gradient", low=0.0)
     moments: str = setting(
         "float32",
@@ -43,7 +43,9 @@ class TrainingSettings(Settings):
         "accuracy",
         choices=("constant", "plateau", "cosine"),
     )
-    warmup_steps: int = setting(0, "steps over which the learning rate rises from 0", low=0)
+    warmup_steps: int = setting(
+        0, "steps over which the learning rate rises from 0, in each phase of a task", low=0
+    )
     selection: str = setting(
         "last",
         "model kept after a task: the last, the best on validation data, or the best as "
@@ -83,6 +85,16 @@ class TrainingSettings(Settings):
             raise ConfigError(
                 f"moments={self.moments!r} are Adam's, and the optimizer is {self.optimizer!r}; "
                 "use moments='float32'"
+            )
+        if self.optimizer != "adam" and self.graph is True:
+            raise ConfigError(
+                f"graph is True and the optimizer is {self.optimizer!r}, whose steps are not "
+                "captured; use optimizer='adam', or graph='auto'"
+            )
+        if self.steps is not None and self.warmup_steps > self.steps:
+            raise ConfigError(
+                f"warmup_steps={self.warmup_steps} is more than steps={self.steps}; the rate would "
+                "never be reached, so give at most as many"
             )
         if self.warmup_steps and self.schedule == "plateau":
             raise ConfigError(

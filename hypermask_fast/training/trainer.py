@@ -35,7 +35,7 @@ _PARTS = ("learner", "task", "best", "rng")
 
 @takes_options(TrainingSettings)
 class Trainer:
-    """Trains a learner: a new Adam for each task, then the accuracy on all tasks seen.
+    """Trains a learner: new optimizers for each phase of a task, then the accuracy on all seen.
 
     Args:
         learner: The learner; the device of its parameters is the one that is used.
@@ -153,6 +153,12 @@ class Trainer:
         """Return the phases of a task, each with the step that it begins with."""
         total = self.steps_of(self._tasks[task_id])
         phases = self.learner.phases(task_id, total)
+        names = [phase.name for phase in phases]
+        if len(set(names)) < max(1, len(names)):
+            raise ConfigError(
+                f"the phases of {type(self.learner).__name__} are called {names}; give at least "
+                "one, and each a name of its own"
+            )
         ends = list(accumulate(phase.steps for phase in phases))
         if ends[-1:] != [total]:
             raise ConfigError(
@@ -264,12 +270,11 @@ class Trainer:
         Args:
             task_id: The task.
             split: "test" (default), "validation" or "train".
-            weights: Masked weights to use in place of the present ones.
+            weights: Of the learner's ``task_weights``, to use in place of the present ones.
         """
         task = self._tasks[task_id]
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
-        options = {} if weights is None else {"weights": weights}
-        with evaluating(self.learner), self.learner.activated(task_id, **options) as net:
+        with evaluating(self.learner), self.learner.activated(task_id, weights) as net:
             for x, y in task.evaluation_batches(split, self.settings.eval_batch_size):
                 correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
         return 100.0 * int(correct) / len(task.split(split))
@@ -294,6 +299,7 @@ class Trainer:
             of_optimizers, groups = optimizers.optimizer_state(self._step_fn.optimizers)
             tensors |= of_optimizers
         state = {
+            "method": type(self.learner).__name__,
             "manifest": self.learner.manifest(),
             "task": task_state,
             "step": self.step,
@@ -311,11 +317,22 @@ class Trainer:
         Raises:
             CheckpointError: The state belongs to another network, or to other settings.
         """
+        own, saved = type(self.learner).__name__, state.get("method")
+        if saved not in (None, own):
+            raise CheckpointError(
+                f"the checkpoint is of a {saved} and the learner is a {own}; resume with the "
+                "settings of the run"
+            )
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition("/")
             if part in parts:
                 parts[part][rest] = value
+            elif not part.startswith("optimizer"):
+                raise CheckpointError(
+                    f"the checkpoint has a tensor {name!r}, which is of no part of a trainer; it "
+                    "was made by another version"
+                )
         self.learner.load_task_state(parts["task"], state["task"])
         check_manifest(state["manifest"], self.learner.manifest())
         try:

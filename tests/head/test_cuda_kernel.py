@@ -122,7 +122,7 @@ def train(
 def test_training_on_kernels_follows_float64(in_backward: bool, device: torch.device) -> None:
     losses, parameters = train(torch.float32, in_backward, device)
     exact_losses, exact_parameters = train(torch.float64, in_backward, device)
-    assert losses[14] == 0.0  # the output regulariser in the first step of the second task
+    assert losses[14] == 0.0  # the output regularizer in the first step of the second task
     # Adam divides gradients by their size: what rounds differently may move by a step of lr.
     assert losses == pytest.approx(exact_losses, rel=1e-3, abs=1e-5)
     for found, exact in zip(parameters, exact_parameters, strict=True):

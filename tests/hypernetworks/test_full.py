@@ -118,7 +118,7 @@ def test_an_unchanged_hypernetwork_has_a_residual_of_exactly_zero(
 
 
 @pytest.mark.parametrize("kind", ["full", "chunked"])
-def test_the_regulariser_is_a_mean_over_earlier_tasks_of_a_sum_of_squares(kind: str) -> None:
+def test_the_regularizer_is_a_mean_over_earlier_tasks_of_a_sum_of_squares(kind: str) -> None:
     net = make(kind, 40, (9,)).double()
     ids = torch.tensor([5, 0, 3, 1])
     kept = net.kept(ids)

@@ -17,7 +17,7 @@ from tests.support.kept_cases import FORMS, gradients, learner_in, moved
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_the_mean_over_all_samples_is_the_full_regulariser(
+def test_the_mean_over_all_samples_is_the_full_regularizer(
     form: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Value and the gradient of every parameter, over all C(5, k) subsets of the earlier tasks."""

@@ -129,7 +129,7 @@ def test_a_plan_has_the_methods_own_parts() -> None:
     found = plan(config(moments="float32"))
     parameters = 64 * 12 + 12 + 12 * 2 + 2
     assert found.found.facts == {"parameters": parameters}
-    assert f"{parameters:,} parameters" in found.table()
+    assert f"parameters: {parameters:,}" in found.table()
     parts = found.found.peaks["training step"]
     assert parts[TARGET] == 4 * parameters
     assert parts[MOMENTS] == 2 * 4 * parameters

@@ -287,7 +287,7 @@ def test_sparsity_below_one_warns_at_the_caller() -> None:
         pytest.param(lambda: RunConfig.from_toml("[table]\nsteps = 1"), "'table'", id="no-table"),
         pytest.param(
             lambda: RunConfig.from_toml("steps = 1\n[method]\nbeta = 2"),
-            "method={'beta': 2} is of type dict",
+            "steps=1 stands outside of the tables; put it into the table",
             id="mixed",
         ),
         pytest.param(
@@ -295,6 +295,47 @@ def test_sparsity_below_one_warns_at_the_caller() -> None:
         ),
         pytest.param(
             lambda: RunConfig.from_toml("[network]\nname = 3"), "network=3 is of", id="toml-type"
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml('[scenario]\nname = "split-cifar"'),
+            "scenario='split-cifar' is unknown.*mean 'split-cifar100'",
+            id="toml-scenario",
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml("[training]\nsparsity = 3.0"),
+            r"'sparsity' stands in \[training\] and is one of \[method\]; move it",
+            id="other-table",
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml('method = "hypermask"\n[training]\nsteps = 1'),
+            r"method='hypermask' stands outside of the tables; put it into \[method\]",
+            id="table-as-value",
+        ),
+        pytest.param(
+            lambda: RunConfig.from_toml("runs/absent"),
+            "read from runs/absent: .*No such file",
+            id="absent",
+        ),
+        pytest.param(lambda: _config(lr=float("inf")), "lr=inf is not finite", id="infinite"),
+        pytest.param(lambda: _config(seed=2**64), "seed=18446744073709551616 is out", id="seed"),
+        pytest.param(
+            lambda: _config(warmup_steps=11), "warmup_steps=11 is more than steps=10", id="warm-up"
+        ),
+        pytest.param(
+            lambda: _config(warmup_steps=1, schedule="plateau"),
+            "warmup_steps=1 changes the rate",
+            id="warm-up-plateau",
+        ),
+        pytest.param(
+            lambda: _config(optimizer="sgd", moments="bfloat16"),
+            "'bfloat16' are Adam's",
+            id="moments-of-sgd",
+        ),
+        pytest.param(lambda: _config(momentum=0.9), "momentum=0.9 is of sgd", id="momentum"),
+        pytest.param(
+            lambda: _config(optimizer="sgd", graph=True),
+            "graph is True and the optimizer is 'sgd'",
+            id="graph-of-sgd",
         ),
         pytest.param(
             lambda: RunConfig.from_toml('[network]\nname = "resnet"\nhidden = [3]'),

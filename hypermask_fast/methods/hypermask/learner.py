@@ -16,6 +16,7 @@ from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
+from hypermask_fast.methods.batches import sum_of
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.generated import GeneratedLearner, fans
 from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
@@ -160,11 +161,13 @@ class HyperMask(GeneratedLearner):
             ValueError: The task was not added, or the number of steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        super().begin_task(task, steps=steps, data=data)
+        task = self._checked_beginning(task, steps)
+        earlier = self._earlier(task)
         self._previous = None
-        if self._kept.earlier and self.train_target and self.lam > 0:
+        if earlier and self.train_target and self.lam > 0:
             self._previous = self._network.flat_weights()
-        self._steps.start(steps if self.ramp and not self._kept.earlier else 0)
+        super().begin_task(task, steps=steps, data=data)
+        self._steps.start(steps if self.ramp and not earlier else 0)
 
     def end_task(self, data: object = None) -> None:
         super().end_task(data)
@@ -238,17 +241,15 @@ class HyperMask(GeneratedLearner):
         alike.
 
         Args:
-            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
+            alpha: (tasks,), a factor for each task that was added; gradients flow to it. The masked
+                weights of all tasks are kept for them.
+
+        Raises:
+            ValueError: There is not one factor for each task.
+            RuntimeError: The bias that is not masked is not known yet.
         """
-        if alpha.shape != (len(self.tasks),):
-            raise ValueError(
-                f"alpha has shape {tuple(alpha.shape)}; give ({len(self.tasks)},), a factor for "
-                "each task"
-            )
-        weights: dict[str, Tensor] = {}
-        for task, factor in enumerate(alpha):
-            for name, value in self._masked(task, None)[0].items():
-                weights[name] = weights.get(name, 0) + factor * value
+        self._tasks.check_factors(alpha)
+        weights = sum_of((self._masked(task, None)[0] for task in range(len(alpha))), alpha)
         norms = self.norms.blended(alpha)
         with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
             yield net

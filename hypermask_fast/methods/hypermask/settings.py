@@ -120,5 +120,9 @@ class HyperMaskSettings(MethodSettings):
             chunked["targets"] = "full"
         return [{"targets": "bfloat16"}, {"targets": "frozen_head"}, chunked]
 
+    @property
+    def width(self) -> int:
+        return self.hidden[-1] if self.hidden else self.embedding_dim
+
     def narrowed(self, width: int) -> dict[str, Any]:
         return {"hidden": (*self.hidden[:-1], width)} if self.hidden else {"embedding_dim": width}

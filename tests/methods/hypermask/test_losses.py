@@ -71,7 +71,7 @@ def oracle_cross_entropy(logits: Array, y: Tensor) -> float:
         pytest.param({"sparsity": 30.0, "beta": 0.7, "lam": 0.2}, id="masked-drift"),
         pytest.param({"sparsity": 30.0, "lam": 1.0, "masked_l1": False}, id="plain-drift"),
         pytest.param({"sparsity": 100.0, "lam": 0.5}, id="everything-removed"),
-        pytest.param({"beta": 0.0, "lam": 0.0, "sparsity": 50.0}, id="no-regularisers"),
+        pytest.param({"beta": 0.0, "lam": 0.0, "sparsity": 50.0}, id="no-regularizers"),
     ],
 )
 def test_losses_of_the_first_three_tasks_by_hand(options: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_masks_and_masked_weights_by_hand() -> None:
                 np.testing.assert_allclose(array(products[name]), w, rtol=1e-12)
 
 
-def test_the_exempt_logits_train_through_the_regularisers_only() -> None:
+def test_the_exempt_logits_train_through_the_regularizers_only() -> None:
     """The logits of b_L are no mask; masked drift uses them, plain drift does not."""
     for masked_l1 in (True, False):
         learner = make(MLP(5, (4,), 3).double(), masked_l1=masked_l1, sparsity=30.0)
