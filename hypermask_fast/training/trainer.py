@@ -74,7 +74,8 @@ class Trainer:
         self._rows: list[dict[int, float]] = []
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
-        self._graphed = GraphedStep(self.settings.graph)
+        is_captured = self.settings.optimizer == "adam"
+        self._graphed = GraphedStep(self.settings.graph if is_captured else False)
         self._compiler = Compiler(self.settings.compile)
         self._schedule: Schedule | None = None
         self._best: dict[str, Tensor] | None = None
