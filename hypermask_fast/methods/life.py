@@ -57,6 +57,7 @@ class TaskLife(nn.Module):
 
         Raises:
             ValueError: The name is taken, or the classes are none or repeated.
+            TypeError: The name is not a string, or a class not an integer.
         """
         task = self._tasks.add(name, classes)
         self._make_room()

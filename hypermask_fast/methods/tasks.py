@@ -26,6 +26,28 @@ def _check_integers(task: Tensor) -> None:
         raise TypeError(f"task is {task.dtype}; give integers")
 
 
+def _integer(value: Any) -> int | None:
+    """Return an integer of any library as an int, and None for everything else."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _class_ids(classes: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(classes, Iterable):
+        raise TypeError(f"classes is {classes!r}; give a list of their global ids, integers")
+    ids = []
+    for given in classes:
+        number = _integer(given)
+        if number is None:
+            raise TypeError(f"classes has {given!r}; give a list of their global ids, integers")
+        ids.append(number)
+    return tuple(ids)
+
+
 class TaskList:
     """The tasks that were added to a learner; the place in the list is the id."""
 
@@ -35,9 +57,11 @@ class TaskList:
     def add(self, name: str | None, classes: Iterable[int] | None) -> int:
         """See :meth:`Learner.add_task`."""
         name = f"task {len(self.records)}" if name is None else name
+        if not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; give a string, or None for the task's number")
         if any(record.name == name for record in self.records):
             raise ValueError(f"a task named {name!r} was added already; choose another name")
-        ids = None if classes is None else tuple(int(c) for c in classes)
+        ids = None if classes is None else _class_ids(classes)
         if ids is not None and len(set(ids)) != max(1, len(ids)):
             raise ValueError(f"classes are {list(ids)}; give at least one, and each once")
         self.records.append(TaskRecord(name, ids))
@@ -64,13 +88,13 @@ class TaskList:
             if task.numel() != 1:
                 raise ValueError(f"task has shape {tuple(task.shape)}; give a single id here")
             task = int(task)
-        if isinstance(task, bool) or not hasattr(task, "__index__"):
+        number = _integer(task)
+        if number is None:
             raise TypeError(f"task is {task!r}; give the id that add_task() returned")
-        task = operator.index(task)
-        if not 0 <= task < len(self.records):
+        if not 0 <= number < len(self.records):
             known = f"0 to {len(self.records) - 1} were" if self.records else "none was"
-            raise ValueError(f"task {task} was not added ({known}); call add_task() first")
-        return task
+            raise ValueError(f"task {number} was not added ({known}); call add_task() first")
+        return number
 
     def checked_rows(self, task: Tensor, x: Tensor) -> list[int]:
         """Return the distinct ids of a batch, ascending.

@@ -24,12 +24,13 @@ class FactoredGrad(FactoredTensor):
     It has the shape, dtype and device of the matrix and can be assigned to its ``grad``. Scaling by
     a number or a 0-d tensor, negation, sums of such gradients, ``zero_``, ``clone``, ``copy_``,
     2-norms, ``isfinite``, clipping by norm, ``GradScaler``, deepcopy and pickle act on the factors.
-    A sum appends factors. Where those would take more memory than the matrix, and where a dense
-    tensor is added in place, the gradient holds a dense tensor from then on (:attr:`is_factored` is
-    False). An operation that returns a view does the same, so that writing to the view is not lost.
+    A sum appends factors.
 
-    Every other operation that reads it uses a dense tensor made for it, every other operation that
-    writes to it raises.
+    Every other operation sees a dense tensor made for it. One that writes to the gradient (a mask,
+    clipping by value, a collective of ``torch.distributed``), that returns a view of it or that
+    adds a dense tensor in place makes it hold that dense tensor from then on (:attr:`is_factored`
+    is False), and so does a sum whose factors would take more memory than the matrix. What would
+    change its shape or memory in place raises.
 
     Args:
         dz: (r, N), the gradients by the rows of the logits.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hypermask_fast.optim.factors import FactoredTensor, Factors
 
@@ -42,39 +42,50 @@ ENTRY_POINTS: dict[Any, Callable[..., Any]] = {
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     Tensor.numpy: lambda grad, *args, **kwargs: grad.to_dense().numpy(*args, **kwargs),
     Tensor.tolist: lambda grad: grad.to_dense().tolist(),
+    Tensor.__array__: lambda grad, *args, **kwargs: grad.to_dense().__array__(*args, **kwargs),
+    Tensor.__dlpack__: lambda grad, *args, **kwargs: grad.to_dense().__dlpack__(*args, **kwargs),
 }
 
 
+def _written(func: Any, args: Any, kwargs: Any) -> set[int]:
+    """Return the ids of the gradients that an operation writes to."""
+    if func.namespace == "c10d":
+        arguments = [*args, *kwargs.values()]  # the schemas of collectives do not tell
+    else:
+        arguments = [
+            args[position] if position < len(args) else kwargs.get(argument.name)
+            for position, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+    entries = tree_leaves(arguments)
+    return {id(entry) for entry in entries if isinstance(entry, FactoredTensor)}
+
+
 def _through_dense(func: Any, *args: Any, **kwargs: Any) -> Any:
-    schema = func._schema
-    for position, argument in enumerate(schema.arguments):
-        written = args[position] if position < len(args) else kwargs.get(argument.name)
-        entries = written if isinstance(written, (list, tuple)) else [written]
-        if (
-            argument.alias_info is not None
-            and argument.alias_info.is_write
-            and any(isinstance(entry, FactoredTensor) for entry in entries)
-        ):
-            raise RuntimeError(
-                f"{func.overloadpacket.__name__} would write to a FactoredGrad, which supports in "
-                "place only zero_, mul_, div_, neg_, add_, sub_ and copy_; assign "
-                "p.grad = p.grad.to_dense() first, or leave the update to FactoredAdam"
-            )
-    makes_view = any(result.alias_info is not None for result in schema.returns) and not any(
-        result.alias_info.is_write for result in schema.returns if result.alias_info is not None
-    )
+    written = _written(func, args, kwargs)
+    if written and torch.Tag.inplace_view in func.tags:
+        raise RuntimeError(
+            f"{func.overloadpacket.__name__} would change the shape or memory of a FactoredGrad; "
+            "give it grad.to_dense()"
+        )
+    aliases = [result.alias_info for result in func._schema.returns if result.alias_info]
+    makes_view = any(not alias.is_write for alias in aliases)
     made: dict[int, Tensor] = {}
+    owners: dict[int, FactoredTensor] = {}
 
     def dense(grad: FactoredTensor) -> Tensor:
         if id(grad) not in made:
             value = grad._value
             made[id(grad)] = value.materialized()
-            if makes_view and value.dense is None:
+            if (makes_view or id(grad) in written) and value.dense is None:
                 value.become(made[id(grad)])
+            if id(grad) in written:
+                owners[id(made[id(grad)])] = grad
         return made[id(grad)]
 
     args, kwargs = tree_map_only(FactoredTensor, dense, (args, kwargs))
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    return tree_map_only(Tensor, lambda x: owners.get(id(x), x), result)
 
 
 def _detach(func: Any, grad: FactoredTensor) -> FactoredTensor:

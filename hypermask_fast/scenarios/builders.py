@@ -60,18 +60,33 @@ def _take(split: Split, chosen: Tensor) -> Split:
     return Split(split.source, split.index[chosen], split.labels[chosen])
 
 
-def _hold_out(split: Split, validation: int, per_class: bool, task: str) -> tuple[Split, Split]:
+def _shares(counts: Tensor, total: int) -> Tensor:
+    """Return ``total`` in proportion to ``counts``, in whole numbers by the largest remainders."""
+    exact = counts.double() * total / counts.sum()
+    shares = exact.long()
+    missing = total - int(shares.sum())
+    shares[(shares - exact).argsort(stable=True)[:missing]] += 1
+    return shares
+
+
+def _hold_out(
+    split: Split, validation: int, per_class: bool, stratified: bool, task: str
+) -> tuple[Split, Split]:
     """Return (the rest, the first ``validation`` images, of each class or in all)."""
+    counts = split.labels.bincount().cpu()
+    available = int(counts[counts > 0].min() if per_class and len(split) else counts.sum())
+    if validation and not 0 < validation < available:
+        raise ConfigError(
+            f"validation is {validation}; it must be 0 to {max(available - 1, 0)}, for {task} has "
+            f"{available} training images{' of a class' if per_class else ''}"
+        )
     held = torch.zeros(len(split), dtype=torch.bool, device=split.device)
-    groups = [split.labels == c for c in split.labels.unique()] if per_class else [~held]
-    for group in groups:
-        places = torch.nonzero(group).flatten()
-        if not 0 <= validation < len(places):
-            raise ConfigError(
-                f"validation is {validation}; it must be 0 to {len(places) - 1}, for {task} has "
-                f"{len(places)} training images{' of a class' if per_class else ''}"
-            )
-        held[places[:validation]] = True
+    if per_class or stratified:
+        shares = [validation] * len(counts) if per_class else _shares(counts, validation).tolist()
+        for label, share in enumerate(shares):
+            held[torch.nonzero(split.labels == label).flatten()[:share]] = True
+    else:
+        held[:validation] = True
     return _take(split, ~held), _take(split, held)
 
 
@@ -89,6 +104,7 @@ def split(
     tasks: int | None = None,
     validation: int = 0,
     validation_per_class: bool = False,
+    stratified: bool = True,
     crop: int = 0,
     flip: bool = False,
     pad: int = 0,
@@ -105,15 +121,16 @@ def split(
         class_order: Global class ids in the order in which tasks take them; a class's place within
             its task is its local label. Default: 0, 1, 2, ...
         tasks: Keep only the first tasks. Default: all.
-        validation: Training images of each task, the first in data set order, that are held out.
-            Default 0.
+        validation: Training images of each task that are held out. Default 0.
         validation_per_class: Hold out that number of each class instead. Default False.
+        stratified: Hold out of each class its share, the first in data set order; False: the first
+            of the task, whatever their classes. Default True.
         crop, flip: Random transforms of training images, as for :class:`Preprocess`.
         pad, mean, std: Transforms of all images, as for :class:`Preprocess`.
         name: Name of the scenario. Default: "split-" and the data set's name.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or a class is left without training images.
     """
     blocks = _blocks(dataset, classes_per_task, class_order)
     if tasks is not None:
@@ -129,7 +146,7 @@ def split(
         span = "/".join(class_names) if len(classes) < 3 else f"{class_names[0]}..{class_names[-1]}"
         title = f"{dataset.name} {span}"
         everything = _select(dataset.train, classes, dataset.num_classes)
-        train, held_out = _hold_out(everything, validation, validation_per_class, title)
+        train, held_out = _hold_out(everything, validation, validation_per_class, stratified, title)
         test = _select(dataset.test, classes, dataset.num_classes)
         result.append(
             Task(title, classes, class_names, train, held_out, test, training, evaluation)
@@ -144,6 +161,7 @@ def permuted(
     pad: int = 0,
     seed: int = 0,
     validation: int = 0,
+    stratified: bool = True,
     identity_first: bool = False,
     name: str | None = None,
 ) -> Scenario:
@@ -157,7 +175,8 @@ def permuted(
         tasks: Number of tasks. The first tasks do not depend on how many follow.
         pad: Zeros added on all four sides before the permutation. Default 0.
         seed: Selects the permutations. Default 0.
-        validation: Training images, the first ones, that are held out. Default 0.
+        validation: Training images that are held out. Default 0.
+        stratified: As in :func:`split`. Default True.
         identity_first: Leave the pixels of task 0 in place (HNET's protocol). Default False.
         name: Name of the scenario. Default: "permuted-" and the data set's name.
 
@@ -167,7 +186,7 @@ def permuted(
     _check_tasks(tasks, None)
     classes = range(dataset.num_classes)
     train, held_out = _hold_out(
-        _select(dataset.train, classes, len(classes)), validation, False, dataset.name
+        _select(dataset.train, classes, len(classes)), validation, False, stratified, dataset.name
     )
     test = _select(dataset.test, classes, len(classes))
     channels, height, width = Preprocess(pad=pad).output_shape(dataset.train.shape)

@@ -44,7 +44,14 @@ def split_digits(tasks: int | None = None, validation: int = 40, augment: bool =
         validation: Held-out images of each task, out of about 288. Default 40.
         augment: Random crop with padding 1. Default False.
     """
-    return split(load_digits(), 2, tasks=tasks, validation=validation, crop=1 if augment else 0)
+    return split(
+        load_digits(),
+        2,
+        tasks=tasks,
+        validation=validation,
+        stratified=False,
+        crop=1 if augment else 0,
+    )
 
 
 def permuted_digits(
@@ -59,7 +66,12 @@ def permuted_digits(
         identity_first: Leave the pixels of task 0 in place. Default False.
     """
     return permuted(
-        load_digits(), tasks, validation=validation, seed=seed, identity_first=identity_first
+        load_digits(),
+        tasks,
+        validation=validation,
+        stratified=False,
+        seed=seed,
+        identity_first=identity_first,
     )
 
 
@@ -75,6 +87,7 @@ def _split_mnist(
         2,
         tasks=tasks,
         validation=validation,
+        stratified=False,
         crop=4 if augment else 0,
         mean=_MNIST_MEAN if normalize else None,
         std=_MNIST_STD if normalize else None,
@@ -139,6 +152,7 @@ def permuted_mnist(
         pad=pad,
         seed=seed,
         validation=validation,
+        stratified=False,
         identity_first=identity_first,
     )
 
@@ -158,6 +172,7 @@ def permuted_fashion_mnist(
         pad=pad,
         seed=seed,
         validation=validation,
+        stratified=False,
         identity_first=identity_first,
     )
 
@@ -185,6 +200,7 @@ def split_cifar100(
         classes_per_task,
         tasks=tasks,
         validation=validation,
+        stratified=False,
         crop=4 if augment else 0,
         flip=augment,
         mean=_IMAGENET_MEAN if normalize else None,

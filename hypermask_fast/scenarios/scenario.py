@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import overload
 
 import torch
@@ -12,7 +13,7 @@ from hypermask_fast.scenarios.task import Task
 
 
 class Scenario(Sequence[Task]):
-    """A sequence of tasks with one input shape.
+    """A sequence of tasks with one input shape; a slice of it is one, and may be empty.
 
     Args:
         name: Shown in reports.
@@ -36,7 +37,7 @@ class Scenario(Sequence[Task]):
     @property
     def num_classes(self) -> int:
         """Width of the output head that serves every task: the largest number of classes."""
-        return max(task.num_classes for task in self.tasks)
+        return max((task.num_classes for task in self.tasks), default=0)
 
     def to(self, device: torch.device | str) -> Scenario:
         """Return the scenario with all tensors on ``device``; shared images move once."""
@@ -81,7 +82,9 @@ class Scenario(Sequence[Task]):
 
     def __getitem__(self, place: int | slice) -> Task | Scenario:
         if isinstance(place, slice):
-            return Scenario(self.name, self.tasks[place])
+            part = copy(self)
+            part.tasks = self.tasks[place]
+            return part
         return self.tasks[place]
 
     def __repr__(self) -> str:

@@ -26,6 +26,10 @@ class Task:
         class_names: Names in the same order.
         train, validation, test: Splits; only ``validation`` may be empty.
         train_preprocess, eval_preprocess: With and without random transforms.
+
+    Raises:
+        ConfigError: A class has no training images, there are no test images, or a label is not
+            that of a class.
     """
 
     name: str
@@ -36,6 +40,28 @@ class Task:
     test: Split
     train_preprocess: Preprocess
     eval_preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        if self.device.type != "meta":
+            self._check()
+
+    def _check(self) -> None:
+        for part in _SPLITS:
+            labels = self.split(part).labels
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise ConfigError(
+                    f"task {self.name!r} has {part} labels from {int(labels.min())} to "
+                    f"{int(labels.max())}; its {self.num_classes} classes are counted from 0"
+                )
+        images = self.train.labels.bincount(minlength=self.num_classes).tolist()
+        missing = [name for name, n in zip(self.class_names, images, strict=True) if not n]
+        if missing:
+            raise ConfigError(
+                f"task {self.name!r} has no training images of {', '.join(missing)}; hold out "
+                "fewer for validation, or leave the class out"
+            )
+        if not len(self.test):
+            raise ConfigError(f"task {self.name!r} has no test images; give at least one")
 
     @property
     def num_classes(self) -> int:
@@ -66,6 +92,21 @@ class Task:
             test=self.test.to(device),
             train_preprocess=evaluation if same else self.train_preprocess.to(device),
             eval_preprocess=evaluation,
+        )
+
+    def has_same_examples(self, other: Task) -> bool:
+        """Return whether another task on this device has equal inputs and labels, in one order."""
+        if any(len(self.split(part)) != len(other.split(part)) for part in _SPLITS):
+            return False
+        shares_data = all(self.split(part) is other.split(part) for part in _SPLITS)
+        if shares_data and self.eval_preprocess is other.eval_preprocess:
+            return True
+        return self.input_shape == other.input_shape and all(
+            torch.equal(x, other_x) and torch.equal(y, other_y)
+            for part in _SPLITS
+            for (x, y), (other_x, other_y) in zip(
+                self.evaluation_batches(part), other.evaluation_batches(part), strict=True
+            )
         )
 
     def split(self, name: str) -> Split:

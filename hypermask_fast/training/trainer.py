@@ -21,6 +21,7 @@ from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers
+from hypermask_fast.training.accuracy import AccuracyRecord
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
@@ -71,7 +72,7 @@ class Trainer:
         self.losses: Losses | None = None
         self.step = 0
         self._tasks: dict[int, Task] = {}
-        self._rows: list[dict[int, float]] = []
+        self._record = AccuracyRecord()
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
         is_captured = self.settings.optimizer == "adam"
@@ -82,18 +83,26 @@ class Trainer:
         self._best_accuracy = -math.inf
 
     @property
+    def columns(self) -> tuple[int, ...]:
+        """Ids of the tasks of :attr:`accuracy`'s columns: as learned, then those only added.
+
+        A task that was trained twice has two columns. One that was learned without this trainer has
+        a column, and a row of NaN.
+        """
+        return self._record.columns(self._tasks)
+
+    @property
     def accuracy(self) -> npt.NDArray[np.float64]:
-        """Test accuracy (T + 1, T) in percent; row 0 before training, row i after i tasks."""
-        matrix = np.full((len(self._tasks) + 1, len(self._tasks)), np.nan)
-        for row, values in enumerate(self._rows):
-            for task, value in values.items():
-                matrix[row, task] = value
-        return matrix
+        """Test accuracy (T + 1, T) in percent; row 0 before training, row i after i tasks.
+
+        Columns are those of :attr:`columns`; NaN is what was not measured.
+        """
+        return self._record.matrix(self._tasks)
 
     @property
     def tasks_done(self) -> int:
         """Number of tasks that were trained to the end."""
-        return len(self.learner.learned)
+        return len(self._record.order)
 
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
@@ -103,14 +112,31 @@ class Trainer:
         return epochs * -(-len(task.train) // self.settings.batch_size)
 
     def add(self, task: Task) -> int:
-        """Add a task to the learner, if it is new, and return its id."""
-        names = [record.name for record in self.learner.tasks]
-        if task.name in names:
-            task_id = names.index(task.name)
-        else:
+        """Add a task to the learner, if it is new, and return its id.
+
+        Args:
+            task: Tasks of one name are one task.
+
+        Raises:
+            ConfigError: A task of this name has other classes or examples.
+        """
+        record = next((r for r in self.learner.tasks if r.name == task.name), None)
+        if record is None:
             task_id = self.learner.add_task(task.name, task.classes)
-        if task_id not in self._tasks:
-            self._tasks[task_id] = task.to(self._device)
+        elif record.classes not in (None, task.classes):
+            raise ConfigError(
+                f"task {task.name!r} has the classes {task.classes} and was added with "
+                f"{record.classes}; give the same in the same order, or another name"
+            )
+        else:
+            task_id = self.learner.task_id(task.name)
+        known, moved = self._tasks.get(task_id), task.to(self._device)
+        if known is not None and not known.has_same_examples(moved):
+            raise ConfigError(
+                f"task {task.name!r} has other examples than the task that was added by this name; "
+                "give it another name"
+            )
+        self._tasks.setdefault(task_id, moved)
         return task_id
 
     @property
@@ -125,12 +151,19 @@ class Trainer:
 
         Returns:
             Test accuracy in percent after it, of the tasks learned so far and the next one if it
-            was added (NaN elsewhere).
+            was added (NaN elsewhere), in the order of :attr:`columns`.
 
         Raises:
             TrainingError: The loss is not finite.
-            ConfigError: The selection or schedule needs validation data and the task has none.
+            ConfigError: The selection or schedule needs validation data and the task has none, or
+                :meth:`add` refuses the task.
         """
+        if self.settings.validates and not len(task.validation):
+            raise ConfigError(
+                f"task {task.name!r} has no validation examples, which selection="
+                f"{self.settings.selection!r} and schedule={self.settings.schedule!r} measure; "
+                "hold some out or use 'last' and 'constant'"
+            )
         task_id = self.add(task)
         task = self._tasks[task_id]
         total = self.steps_of(task)
@@ -193,19 +226,10 @@ class Trainer:
         return {"graph": self._graphed.status, "compile": self._compiler.status}
 
     def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
-        task = self._tasks[task_id]
-        settings = self.settings
-        if settings.validates and not len(task.validation):
-            raise ConfigError(
-                f"task {task.name!r} has no validation examples, which selection="
-                f"{settings.selection!r} and schedule={settings.schedule!r} measure; hold some out "
-                "or use 'last' and 'constant'"
-            )
         with evaluating(self.learner):
             self.learner(stream.batch(0)[0][:2], task_id)
-        if not self._rows:
-            self._rows.append({j: self.evaluate(j) for j in self._tasks})
-        self.learner.begin_task(task_id, steps=total, data=task)
+        self._record.begin(task_id, self.learner.learned, self._tasks, self.evaluate)
+        self.learner.begin_task(task_id, steps=total, data=self._tasks[task_id])
         self._make_optimizers(task_id)
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
@@ -250,13 +274,16 @@ class Trainer:
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
+            for name, value in self.learner.state_dict().items():
+                best = self._best[name]
+                if best.shape != value.shape:  # tasks were added meanwhile
+                    self._best[name] = torch.cat((best, value[len(best) :]))
             self.learner.load_state_dict(self._best)
         self._graphed.end()
         self._best = self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
         self.step = 0
-        seen = [*self.learner.learned, self.tasks_done]
-        self._rows.append({j: self.evaluate(j) for j in seen if j in self._tasks})
+        self._record.end(task_id, self._tasks, self.evaluate)
         return self.accuracy[self.tasks_done]
 
     def evaluate(
@@ -308,7 +335,7 @@ class Trainer:
             "optimizers": groups,
             "plateau": None if self._schedule is None else self._schedule.state(),
             "best_accuracy": finite_or_none(self._best_accuracy),
-            "accuracy": [{str(j): value for j, value in row.items()} for row in self._rows],
+            **self._record.state(),
         }
         return tensors, state
 
@@ -354,7 +381,7 @@ class Trainer:
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
         self._best_accuracy = or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]
-        self._rows = [{int(j): value for j, value in row.items()} for row in state["accuracy"]]
+        self._record.load(state, self.learner.learned)
         torch.set_rng_state(parts["rng"]["cpu"].cpu())
         if "cuda" in parts["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)

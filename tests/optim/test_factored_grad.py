@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,9 @@ READS: dict[str, Callable[[Any], Any]] = {
     "add-number": lambda g: g + 1,
     "zeros-like": torch.zeros_like,
     "numpy": lambda g: torch.from_numpy(g.numpy().copy()),
+    "asarray": lambda g: torch.from_numpy(np.asarray(g).copy()),
+    "asarray-dtype": lambda g: torch.from_numpy(np.asarray(g, dtype=np.float32).copy()),
+    "dlpack": lambda g: torch.from_dlpack(g).clone(),
     "list": lambda g: torch.tensor(g.tolist(), dtype=torch.float64),
     "dense-add_": lambda g: torch.ones(N, H, dtype=torch.float64).add_(g, alpha=-2),
     "dense-copy_": lambda g: torch.empty(N, H, dtype=torch.float64).copy_(g),
@@ -123,25 +127,54 @@ def test_other_reading_operations_see_the_dense_tensor(name: str) -> None:
     check(grad, dense)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        pytest.param(lambda g: g.clamp_(0, 1), id="clamp_"),
-        pytest.param(lambda g: g.add_(1.0), id="add-number"),
-        pytest.param(lambda g: g.mul_(torch.ones(N, H)), id="mul-matrix"),
-        pytest.param(lambda g: g.lerp_(g, 0.5), id="lerp_"),
-        pytest.param(lambda g: torch._foreach_clamp_min_([torch.ones(2), g], 0.0), id="foreach"),
-        pytest.param(lambda g: torch.abs(torch.ones(N, H).double(), out=g), id="out"),
-        pytest.param(
-            lambda g: nn.utils.clip_grad_value_([parameter(g)], 0.1), id="clip_grad_value_"
-        ),
-    ],
-)
-def test_other_writing_operations_raise(write: Callable[[FactoredGrad], Any]) -> None:
+def masked(g: Any) -> Any:
+    g[torch.arange(N) % 3 == 0] = 0
+    return g
+
+
+WRITES: dict[str, Callable[[Any], Any]] = {
+    "clamp_": lambda g: g.clamp_(0, 1),
+    "add-number": lambda g: g.add_(1.0),
+    "sub-row": lambda g: g.sub_(torch.ones(H).double()),
+    "mul-matrix": lambda g: g.mul_(torch.arange(N * H).reshape(N, H) % 2),
+    "lerp-itself": lambda g: g.lerp_(g * 3, 0.5),
+    "setitem": masked,
+    "masked_fill_": lambda g: g.masked_fill_(torch.arange(H) % 2 == 0, 3.0),
+    "index_fill_": lambda g: g.index_fill_(0, torch.tensor([1, 5]), 2.0),
+    "copy-row": lambda g: g.copy_(torch.arange(H)),
+    "foreach": lambda g: in_place(torch._foreach_clamp_min_, g, 0.0),
+    "foreach-matrices": lambda g: in_place(torch._foreach_mul_, g, [torch.eye(N, H).double()]),
+    "out": lambda g: torch.abs(torch.ones(N, H).double(), out=g),
+    "clip_grad_value_": lambda g: (nn.utils.clip_grad_value_([parameter(g)], 0.1), g)[1],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_other_writing_operations_write_to_a_dense_tensor_that_it_holds(name: str) -> None:
     grad, dense = pair()
-    with pytest.raises(RuntimeError, match=r"p\.grad = p\.grad\.to_dense\(\)"):
-        write(grad)
+    alias = grad.detach()
+    result, expected = WRITES[name](grad), WRITES[name](dense)
+    assert result is grad
+    check(grad, expected, factored=False)
+    check(alias, expected, factored=False)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda g: g.t_(), lambda g: g.unsqueeze_(0), lambda g: g.resize_(2, 2)]
+)
+def test_changes_of_the_shape_in_place_raise(change: Callable[[FactoredGrad], Any]) -> None:
+    grad, dense = pair()
+    with pytest.raises(RuntimeError, match=r"give it grad\.to_dense\(\)"):
+        change(grad)
     check(grad, dense)
+
+
+@pytest.mark.parametrize("write", [lambda g: g.clamp_(), lambda g: g.mul_(torch.ones(N + 1, H))])
+def test_a_write_that_fails_changes_no_value(write: Callable[[FactoredGrad], Any]) -> None:
+    grad, dense = pair()
+    with pytest.raises(RuntimeError):
+        write(grad)
+    torch.testing.assert_close(grad.to_dense(), dense)
 
 
 def test_writing_to_a_view_is_not_lost() -> None:

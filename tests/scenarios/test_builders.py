@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios import permuted, split
+from hypermask_fast.scenarios import ImageDataset, ImageSet, permuted, split
 from tests.support.scenario_cases import make_dataset
 
 
 def test_split_selects_relabels_and_holds_out_the_first():
     dataset = make_dataset()
-    scenario = split(dataset, 2, class_order=[3, 1, 0, 2, 5, 4], validation=7)
+    scenario = split(dataset, 2, class_order=[3, 1, 0, 2, 5, 4], validation=7, stratified=False)
     assert [task.classes for task in scenario] == [(3, 1), (0, 2), (5, 4)]
     assert scenario[0].class_names == ("c3", "c1")
     for task in scenario:
@@ -41,6 +43,42 @@ def test_split_holds_out_the_first_of_each_class():
         ]
         assert task.validation.index.tolist() == sorted(expected)
         assert len(task.train) + len(task.validation) == 60
+
+
+def sorted_dataset() -> ImageDataset:
+    labels = torch.tensor([0] * 90 + [1] * 30 + [2] * 20 + [3] * 10)
+    return ImageDataset(
+        "sorted",
+        ImageSet(torch.zeros(150, 1, 4, 4, dtype=torch.uint8), labels),
+        ImageSet(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.arange(4)),
+        tuple("abcd"),
+    )
+
+
+@pytest.mark.parametrize(("validation", "shares"), [(50, [30, 10, 7, 3]), (2, [1, 1, 0, 0])])
+def test_validation_data_has_every_class_in_proportion(validation, shares):
+    """Exact shares of 50 of 150: 30, 10, 6.67, 3.33; of 2: 1.2, 0.4, 0.27, 0.13."""
+    dataset = sorted_dataset()
+    for task in (
+        split(dataset, validation=validation)[0],
+        permuted(dataset, 1, validation=validation)[0],
+    ):
+        assert task.validation.labels.bincount(minlength=4).tolist() == shares
+        held, kept = set(task.validation.index.tolist()), set(task.train.index.tolist())
+        assert held | kept == set(range(150))
+        assert not held & kept
+        first = [torch.nonzero(dataset.train.labels == c)[:n, 0] for c, n in enumerate(shares)]
+        assert held == set(torch.cat(first).tolist())
+
+
+def test_a_class_left_without_training_images_is_refused():
+    with pytest.raises(ConfigError, match="no training images of a; hold out fewer"):
+        split(sorted_dataset(), 2, validation=90, stratified=False)
+    source = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([2, 3]))
+    with pytest.raises(ConfigError, match="task 'sorted a/b' has no training images of a, b"):
+        split(replace(sorted_dataset(), train=source), 2)
+    with pytest.raises(ConfigError, match="task 'sorted a/b' has no test images"):
+        split(replace(sorted_dataset(), test=source), 2)
 
 
 def test_split_sizes_and_number_of_tasks():

@@ -49,6 +49,8 @@ def test_scenario_is_a_sequence():
     assert [task.name for task in scenario[1:3]] == ["made permutation 1", "made permutation 2"]
     assert isinstance(scenario[1:3], Scenario)
     assert scenario[-1] is scenario[3]
+    end = scenario[len(scenario) :]
+    assert (list(end), end.num_classes, end.input_shape) == ([], 0, (1, 4, 4))
     with pytest.raises(ConfigError, match="give at least one task"):
         Scenario("none", [])
     with pytest.raises(ConfigError, match="tasks of one shape"):

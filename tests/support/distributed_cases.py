@@ -18,6 +18,7 @@ from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.distributed import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
+from tests.support.factored_grad_cases import pair
 from tests.support.hypermask_cases import tables as tables_of
 
 WORLD, BATCH, CLASSES, STEPS = 2, 8, 3, 3
@@ -278,6 +279,25 @@ def buffers_before_forwards(rank: int) -> list[float]:
     return seen.before
 
 
+def collectives_on_gradients(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return by collective what a FactoredGrad and the dense tensor hold after it."""
+    calls: dict[str, Callable[[Tensor], object]] = {
+        "all_reduce": dist.all_reduce,
+        "all_reduce-async": lambda g: dist.all_reduce(g, async_op=True).wait(),
+        "broadcast": lambda g: dist.broadcast(g, 1),
+        # Elsewhere than at its target a reduction leaves what it likes.
+        "reduce": lambda g: (dist.reduce(g, 0), dist.broadcast(g, 0)),
+        "all_reduce-alias": lambda g: dist.all_reduce(g.detach()),
+    }
+    results = {}
+    for name, call in calls.items():
+        grad, dense = pair(seed=rank)
+        call(grad)
+        call(dense)
+        results[name] = grad.to_dense(), dense
+    return results
+
+
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -287,6 +307,7 @@ def process(rank: int, folder: str) -> None:
     results["begun"] = begun_in_the_first_process_alone(rank)
     results["two"] = error_of(lambda: two_forwards_before_a_backward(rank))
     results["buffers"] = buffers_before_forwards(rank)
+    results["collectives"] = collectives_on_gradients(rank)
     results["alone"] = learner_alone(rank)
     wide = Case(options={"head": "chunked", "chunk_size": 5 + rank})
     ddp = DistributedDataParallel(learner_of(Case(), rank))

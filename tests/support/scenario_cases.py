@@ -14,6 +14,7 @@ def make_task(n: int, *, shape=(1, 4, 4), crop=0, flip=False, classes=3):
     images[:, :, 1:, :] = torch.randint(0, 256, (n, shape[0], shape[1] - 1, shape[2])).to(
         torch.uint8
     )
+    classes = min(classes, n)
     images_set = ImageSet(images, torch.arange(n) % classes)
     dataset = ImageDataset("made", images_set, images_set, tuple("abcdefgh"[:classes]))
     return split(dataset, crop=crop, flip=flip)[0]

@@ -145,3 +145,11 @@ def test_without_a_gradient_of_logits_it_is_refused(
         del learner.hypernetwork
     with pytest.raises(ValueError, match=r"HyperMask has (no|a) hypernetwork"):
         DistributedDataParallel(learner)
+
+
+def test_collectives_on_a_factored_gradient_are_those_of_the_dense_one(
+    both: list[dict[str, Any]],
+) -> None:
+    for result in both:
+        for name, (grad, dense) in result["collectives"].items():
+            torch.testing.assert_close(grad, dense, msg=name)

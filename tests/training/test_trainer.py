@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.runs import run
-from hypermask_fast.scenarios import Scenario, split_digits
+from hypermask_fast.scenarios import Preprocess, Scenario, split_digits
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.trainer import Trainer
 
@@ -107,6 +108,20 @@ def test_best_selection_returns_to_the_best_checked_state(digits: Scenario) -> N
     assert trainer.evaluate(0, "validation") == max(accuracies)
 
 
+def test_best_selection_where_tasks_added_meanwhile_need_more_rows(digits: Scenario) -> None:
+    trainer = make(digits, selection="best", check_every=2)
+
+    def grow(t: Trainer) -> None:
+        if t.step == 3:
+            for _ in range(3):
+                t.learner.add_task()
+
+    trainer.hooks.append(grow)
+    trainer.fit(digits[0])
+    assert trainer.learner.capacity == 8
+    trainer.fit(digits[1])
+
+
 def test_best_published_measures_before_the_update_and_keeps_what_follows(
     digits: Scenario,
 ) -> None:
@@ -169,6 +184,48 @@ def test_settings_are_checked(digits: Scenario) -> None:
     empty = replace(digits[0], name="empty", validation=split_digits(validation=0)[0].validation)
     with pytest.raises(ConfigError, match="no validation examples"):
         trainer.fit(empty)
+
+    assert "empty" not in [record.name for record in trainer.learner.tasks]
+
+
+def test_a_name_is_of_one_task_only(digits: Scenario) -> None:
+    trainer = make(digits)
+    same = split_digits(tasks=3)
+    assert [trainer.add(task) for task in same] == [0, 1, 2]
+    assert trainer.add(replace(digits[0], name="another")) == 3
+    for other in (
+        replace(digits[1], name=digits[0].name, classes=digits[0].classes),
+        replace(digits[0], test=digits[0].validation),
+        replace(digits[0], eval_preprocess=Preprocess(permutation=torch.arange(64).flip(0))),
+    ):
+        with pytest.raises(ConfigError, match="has other examples than the task that was added"):
+            trainer.fit(other)
+    with pytest.raises(ConfigError, match=r"has the classes \(1, 0\) and was added with \(0, 1\)"):
+        trainer.fit(replace(digits[0], classes=(1, 0)))
+    assert (trainer.tasks_done, len(trainer.learner.tasks)) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"epochs": 0, "steps": None},
+        {"check_every": 0},
+        {"batch_size": 2.5},
+        {"lr": "0.1"},
+        {"weight_decay": -1},
+        {"eval_batch_size": 0},
+        {"lr": float("nan")},
+    ],
+)
+def test_the_constructor_says_of_a_setting_what_a_run_does(
+    digits: Scenario, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as of_trainer:
+        make(digits, **options)
+    with pytest.raises(ConfigError) as of_run:
+        RunConfig.from_options(**options)
+    assert str(of_trainer.value) == str(of_run.value)
 
 
 def test_state_continues_bit_identically_in_memory(digits: Scenario) -> None:

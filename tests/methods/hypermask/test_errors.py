@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +115,32 @@ def test_classes_of_tasks(classes: list[int]) -> None:
     with pytest.raises(ValueError, match="at least one, and each once"):
         learner.add_task(classes=classes)
     assert len(learner.tasks) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": 3}, "name is 3; give a string"),
+        ({"classes": [0, 1.5]}, "classes has 1.5; give a list of their global ids"),
+        ({"classes": [True, False]}, "classes has True"),
+        ({"classes": torch.tensor([0.0, 1.0])}, "classes has tensor"),
+        ({"classes": "01"}, "classes has '0'"),
+        ({"classes": 2}, "classes is 2"),
+    ],
+)
+def test_other_types_of_names_and_classes(options: dict[str, Any], message: str) -> None:
+    learner = make()
+    with pytest.raises(TypeError, match=message):
+        learner.add_task(**options)
+    assert len(learner.tasks) == 0
+
+
+def test_classes_are_kept_as_plain_integers() -> None:
+    learner = make()
+    learner.add_task(classes=torch.tensor([4, 2]))
+    learner.add_task(classes=np.array([1, 0]))
+    assert [record.classes for record in learner.tasks] == [(4, 2), (1, 0)]
+    assert all(type(c) is int for record in learner.tasks for c in record.classes)
 
 
 def test_more_classes_than_outputs() -> None:

@@ -1,0 +1,75 @@
+"""The accuracies measured while tasks are learned, in the order in which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class AccuracyRecord:
+    """One row before training and one after each task, whoever trained it.
+
+    Attributes:
+        order: Ids of the tasks in the order learned; a task that was trained twice is in it twice.
+    """
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self._rows: list[dict[int, float]] = []
+
+    def columns(self, added: Collection[int]) -> tuple[int, ...]:
+        """Return the ids of the matrix's columns: those learned, then those only added."""
+        return *self.order, *(task for task in added if task not in self.order)
+
+    def matrix(self, added: Collection[int]) -> npt.NDArray[np.float64]:
+        """Return the matrix (T + 1, T) of :mod:`hypermask_fast.runs.metrics`."""
+        columns = self.columns(added)
+        matrix = np.full((len(columns) + 1, len(columns)), np.nan)
+        for row, values in enumerate(self._rows):
+            matrix[row] = [values.get(task, np.nan) for task in columns]
+        return matrix
+
+    def begin(
+        self,
+        task: int,
+        learned: Sequence[int],
+        added: Collection[int],
+        evaluate: Callable[[int], float],
+    ) -> None:
+        """Measure what is missing just before a task is learned.
+
+        Args:
+            task: Its id.
+            learned: Tasks that the learner has learned; those not recorded get rows of NaN.
+            added: Tasks that can be evaluated.
+            evaluate: Returns the accuracy of one.
+        """
+        elsewhere = [other for other in learned if other not in self.order]
+        if not self._rows:
+            self._rows.append({} if elsewhere else {other: evaluate(other) for other in added})
+        self.order += elsewhere
+        self._rows += [{} for _ in elsewhere]
+        if task not in self._rows[-1]:
+            self._rows[-1][task] = evaluate(task)
+
+    def end(self, task: int, added: Collection[int], evaluate: Callable[[int], float]) -> None:
+        """Measure the tasks learned so far, and the next one that was added."""
+        self.order.append(task)
+        ahead = [other for other in added if other not in self.order][:1]
+        seen = dict.fromkeys(self.order + ahead)
+        self._rows.append({other: evaluate(other) for other in seen if other in added})
+
+    def state(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        rows = [{str(task): value for task, value in row.items()} for row in self._rows]
+        return {"order": list(self.order), "accuracy": rows}
+
+    def load(self, state: Mapping[str, Any], learned: Sequence[int]) -> None:
+        """Restore what :meth:`state` returned, or what was recorded without an order."""
+        self.order = list(state.get("order", learned))
+        self._rows = [
+            {int(task): value for task, value in row.items()} for row in state["accuracy"]
+        ]
