@@ -11,8 +11,13 @@ from torch.func import functional_call
 
 
 def check_devices(device: torch.device, **values: Tensor) -> None:
-    """Raise ValueError where a value is not on the learner's device."""
+    """Raise ValueError where a value is not on the learner's device, TypeError if no tensor."""
     for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} are a {type(value).__name__}; give a tensor, which torch.as_tensor makes "
+                "of an array or a list"
+            )
         if value.device != device:
             raise ValueError(
                 f"{name} are on {value.device} and the learner on {device}; move them to one device"

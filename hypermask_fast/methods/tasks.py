@@ -90,7 +90,10 @@ class TaskList:
             task = int(task)
         number = _integer(task)
         if number is None:
-            raise TypeError(f"task is {task!r}; give the id that add_task() returned")
+            raise TypeError(
+                f"task is {task!r}; give the id that add_task() returned, or to forward a tensor "
+                "of ids, one for each row"
+            )
         if not 0 <= number < len(self.records):
             known = f"0 to {len(self.records) - 1} were" if self.records else "none was"
             raise ValueError(f"task {number} was not added ({known}); call add_task() first")

@@ -322,6 +322,14 @@ class FactoredAdam(Optimizer):
             for value in state.values():
                 value.zero_()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with rows of moments for rows that a table got since the last step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if self.state.get(p):
+                    self._state_of(p)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this class, ``torch.optim.Adam`` or ``torch.optim.AdamW`` saved.
 
@@ -329,16 +337,10 @@ class FactoredAdam(Optimizer):
         is a tensor stays that tensor, and takes the value.
 
         Raises:
-            CheckpointError: The state is another optimizer's, or one of ``amsgrad=True``.
+            CheckpointError: The state is another optimizer's, one of ``amsgrad=True``, or of
+                parameters of other shapes; nothing was changed.
         """
-        for group in state_dict["param_groups"]:
-            missing = {"betas", "eps"} - set(group)
-            if missing or group.get("amsgrad"):
-                found = f"without {', '.join(sorted(missing))}" if missing else "with amsgrad=True"
-                raise CheckpointError(
-                    f"the optimizer state has a group {found}; load one of FactoredAdam, or of "
-                    "torch.optim.Adam or AdamW with amsgrad=False"
-                )
+        self._check_state(state_dict)
         own = [{name: group[name] for name in OWN_OPTIONS} for group in self.param_groups]
         rates = [group["lr"] for group in self.param_groups]
         super().load_state_dict(state_dict)
@@ -348,3 +350,36 @@ class FactoredAdam(Optimizer):
                 group.setdefault(name, value)
             if isinstance(lr, Tensor):
                 group["lr"] = lr.fill_(group["lr"])
+
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        groups, states = state_dict.get("param_groups"), state_dict.get("state")
+        if groups is None or states is None:
+            raise CheckpointError(
+                f"the optimizer state has {sorted(state_dict)}; give what state_dict() returned, "
+                "with 'state' and 'param_groups'"
+            )
+        for group in groups:
+            missing = {"betas", "eps"} - set(group)
+            if missing or group.get("amsgrad"):
+                found = f"without {', '.join(sorted(missing))}" if missing else "with amsgrad=True"
+                raise CheckpointError(
+                    f"the optimizer state has a group {found}; load one of FactoredAdam, or of "
+                    "torch.optim.Adam or AdamW with amsgrad=False"
+                )
+        saved, own = ([len(g["params"]) for g in some] for some in (groups, self.param_groups))
+        if saved != own:
+            raise CheckpointError(
+                f"the optimizer state has groups of {saved} parameters and this optimizer of "
+                f"{own}; build it over the same parameters"
+            )
+        places = (place for group in groups for place in group["params"])
+        parameters = (p for group in self.param_groups for p in group["params"])
+        for place, p in zip(places, parameters, strict=True):
+            of_one = states.get(place, {})
+            shapes = {n: tuple(of_one[n].shape) for n in ("exp_avg", "exp_avg_sq") if n in of_one}
+            wrong = {name: shape for name, shape in shapes.items() if shape != tuple(p.shape)}
+            if wrong or (of_one and len(shapes) < 2):
+                raise CheckpointError(
+                    f"the optimizer state of parameter {place}, of shape {tuple(p.shape)}, has "
+                    f"moments of shapes {shapes}; load one of the same parameters"
+                )

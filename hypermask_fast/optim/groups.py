@@ -25,6 +25,12 @@ def check_group(group: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is {group[name]}; give a number that is not negative")
     if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
         raise ConfigError(f"betas are {betas}; give two numbers in [0, 1)")
+    for name in ("amsgrad", "differentiable"):
+        if group[name]:
+            raise ConfigError(
+                f"{name} is True, which FactoredAdam does not have; leave it out, or use "
+                "torch.optim.Adam or AdamW"
+            )
     if group["foreach"] and group["fused"]:
         raise ConfigError("foreach and fused are both True; choose one, or None for the faster")
     if group["moments_dtype"] == torch.bfloat16:

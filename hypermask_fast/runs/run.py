@@ -130,6 +130,8 @@ def resume(path: str | Path, *, show_progress: bool = True, memory: int | None =
 def load(path: str | Path, *, device: str | None = None, data_dir: str | None = None) -> Trainer:
     """Return the trainer of a run with its learner, as the newest checkpoint has them.
 
+    The global random state stays the caller's.
+
     Args:
         path: The folder of the run.
         device, data_dir: In place of those in its settings.
@@ -143,6 +145,7 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
     changes = {"device": device, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
     saved = checkpoint.load_latest(folder.checkpoints)
-    _, trainer = build(config)
-    trainer.load_state(saved.tensors, saved.state["trainer"])
+    with torch.random.fork_rng():
+        _, trainer = build(config)
+        trainer.load_state(saved.tensors, saved.state["trainer"])
     return trainer

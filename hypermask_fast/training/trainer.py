@@ -299,8 +299,18 @@ class Trainer:
             task_id: The task.
             split: "test" (default), "validation" or "train".
             weights: Of the learner's ``task_weights``, to use in place of the present ones.
+
+        Raises:
+            ValueError: The trainer has no such task, or the split has no examples.
         """
-        task = self._tasks[task_id]
+        task = self._tasks.get(task_id)
+        if task is None:
+            raise ValueError(
+                f"task {task_id!r} is not among the tasks of this trainer, {list(self._tasks)}; "
+                "call add() first"
+            )
+        if not len(task.split(split)):
+            raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         with evaluating(self.learner), self.learner.activated(task_id, weights) as net:
             for x, y in task.evaluation_batches(split, self.settings.eval_batch_size):

@@ -318,6 +318,13 @@ def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("name", ["amsgrad", "differentiable"])
+def test_options_of_torch_that_it_lacks_are_refused_by_name(name: str) -> None:
+    model = Model(True)
+    with pytest.raises(ConfigError, match=f"{name} is True, which FactoredAdam does not have"):
+        FactoredAdam([{"params": model.parameters, name: True}])
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     model = Model(True)
     model.backward(0)

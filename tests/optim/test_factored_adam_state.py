@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.tables import add_rows
 from tests.support.factored_adam_cases import TORCH, Model, check, take_steps
 
 
@@ -98,6 +102,44 @@ def test_state_of_another_optimizer_is_refused(foreign: Any, match: str) -> None
     model = Model(True)
     with pytest.raises(CheckpointError, match=match):
         FactoredAdam(model.parameters).load_state_dict(foreign(model.parameters).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: s["state"][0].update(exp_avg=s["state"][0]["exp_avg"][:-1]), "of parameter 0"),
+        (lambda s: s["state"][1].update(exp_avg_sq=torch.zeros(1000)), "of parameter 1"),
+        (lambda s: s["state"][1].pop("exp_avg"), "of parameter 1"),
+        (lambda s: s["param_groups"][0]["params"].pop(), "over the same parameters"),
+        (lambda s: s["param_groups"].append(dict(s["param_groups"][0])), "over the same"),
+        (lambda s: s.pop("state"), "give what state_dict"),
+    ],
+    ids=["fewer-rows", "larger", "half", "parameters", "groups", "no-state"],
+)
+def test_state_that_does_not_fit_is_refused_and_changes_nothing(
+    change: Callable[[dict[str, Any]], Any], match: str
+) -> None:
+    saved_of, own = Model(True), Model(True)
+    optimizers = [FactoredAdam(model.parameters, lr=0.1) for model in (saved_of, own)]
+    take_steps(saved_of, optimizers[0])
+    state = copy.deepcopy(optimizers[0].state_dict())
+    change(state)
+    with pytest.raises(CheckpointError, match=match):
+        optimizers[1].load_state_dict(state)
+    assert not optimizers[1].state
+    assert optimizers[1].param_groups[0]["params"] == own.parameters
+
+
+def test_state_of_a_table_that_grew_has_its_rows() -> None:
+    table = nn.Parameter(torch.zeros(2, 3))
+    optimizer = FactoredAdam([table])
+    table.grad = torch.ones(2, 3)
+    optimizer.step()
+    add_rows(table, torch.zeros(2, 3))
+    state = copy.deepcopy(optimizer.state_dict())
+    assert state["state"][0]["exp_avg"].shape == (4, 3)
+    assert not state["state"][0]["exp_avg"][2:].any()
+    FactoredAdam([nn.Parameter(torch.zeros(4, 3))]).load_state_dict(state)
 
 
 def test_reset_starts_again_in_the_same_memory() -> None:

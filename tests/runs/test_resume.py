@@ -195,6 +195,14 @@ def test_load_returns_the_trained_learner(whole: Path) -> None:
     assert [trainer.evaluate(j) for j in range(3)] == pytest.approx(list(last))
 
 
+def test_load_leaves_the_random_state(whole: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    run.load(whole)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_the_log_has_every_loss_and_accuracy(whole: Path) -> None:
     records = read(whole / "metrics.jsonl")
     steps = [r["step"] for r in records if "step" in r and r["task"] == 1]

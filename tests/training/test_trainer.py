@@ -58,6 +58,15 @@ def test_accuracy_is_the_share_of_right_answers(digits: Scenario) -> None:
     assert trainer.evaluate(0) == pytest.approx(expected, abs=1e-9)
 
 
+def test_what_cannot_be_evaluated_is_refused(digits: Scenario) -> None:
+    trainer = make(digits)
+    with pytest.raises(ValueError, match=r"task 7 is not among .* \[0, 1, 2\]; call add"):
+        trainer.evaluate(7)
+    trainer.add(replace(digits[0], name="x", validation=split_digits(validation=0)[0].validation))
+    with pytest.raises(ValueError, match="task 'x' has no validation examples"):
+        trainer.evaluate(3, "validation")
+
+
 def test_adam_is_new_for_each_task(digits: Scenario) -> None:
     trainer = make(digits)
     seen = []

@@ -135,6 +135,27 @@ def test_other_types_of_names_and_classes(options: dict[str, Any], message: str)
     assert len(learner.tasks) == 0
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda it: it(X.numpy(), 0), "inputs are a ndarray; give a tensor"),
+        (lambda it: it(X.tolist(), 0), "inputs are a list; give a tensor"),
+        (lambda it: it.all_outputs(X.numpy()), "inputs are a ndarray"),
+        (lambda it: it.losses(X, Y.tolist(), 0), "labels are a list"),
+        (lambda it: it.losses([(X, Y)], Y, 0), "inputs are a list"),
+        (lambda it: it(X, [0, 0, 1, 1]), r"task is \[0, 0, 1, 1\]; .* a tensor of ids"),
+        (lambda it: it(X, np.zeros(4, int)), r"task is array\(\[0, 0, 0, 0\]\); .* tensor of ids"),
+        (lambda it: it(X, "0"), "task is '0'"),
+        (lambda it: it(X, True), "task is True"),
+    ],
+)
+def test_other_types_of_inputs_labels_and_tasks(call: Callable[[Any], Any], message: str) -> None:
+    learner = with_tasks()
+    learner.begin_task(0)
+    with pytest.raises(TypeError, match=message):
+        call(learner)
+
+
 def test_classes_are_kept_as_plain_integers() -> None:
     learner = make()
     learner.add_task(classes=torch.tensor([4, 2]))
