@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from hypermask_fast.conversion.entries import matches
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.layers.dropouts import TaskDropout
 from hypermask_fast.layers.masked import MASKED_LAYERS
 from hypermask_fast.layers.norms import TASK_NORMS, TaskNorm
 
@@ -17,7 +18,7 @@ CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     **{cls: cls for cls in MASKED_LAYERS.values()},
     **TASK_NORMS,
 }
-"""The classes that are converted, and what each becomes."""
+"""The classes with parameters that are converted, and what each becomes."""
 MARK = "_hypermask_fast_conversion"
 """An attribute of a converted network: what unconvert() has to undo."""
 _READS_WEIGHTS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -88,7 +89,7 @@ def _belongs(module: nn.Module) -> bool:
     own = vars(module)
     return (
         MARK in own
-        or isinstance(module, TaskNorm)
+        or isinstance(module, TaskNorm | TaskDropout)
         or ("mask_source" in own and "active" not in own)
     )
 

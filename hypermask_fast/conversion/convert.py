@@ -15,6 +15,7 @@ from hypermask_fast.conversion.checks import (
     check_patterns,
 )
 from hypermask_fast.conversion.entries import EXCLUDED, Entry, entries_of, matches
+from hypermask_fast.layers.dropouts import TASK_DROPOUTS
 from hypermask_fast.layers.norms import TASK_NORMS, TaskNorm
 
 
@@ -26,7 +27,7 @@ class _Conversion:
 
 def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
     """Give every ``nn.Linear``, ``nn.Conv2d`` and normalisation layer the class whose weights or
-    state can be replaced, in place.
+    state can be replaced, and every dropout layer one that can be turned off, in place.
 
     Instances change their class and nothing else: names, parameters, hooks and the state_dict stay.
     A network that is refused is left as it was.
@@ -50,7 +51,8 @@ def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
     conversion = _Conversion([], [])
     for name, module in net.named_modules():
         excluded = bool(name) and matches(name, exclude)
-        cls = TASK_NORMS.get(type(module)) if excluded else CLASSES.get(type(module))
+        classes = {**(TASK_NORMS if excluded else CLASSES), **TASK_DROPOUTS}
+        cls = classes.get(type(module))
         if cls is not None:
             conversion.touched.append((module, type(module)))
             module.__class__ = cls
@@ -59,11 +61,6 @@ def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
     vars(net)[MARK] = conversion
     freeze(net, [entry.name for entry in entries if entry.reason == EXCLUDED])
     return entries
-
-
-def is_converted(net: nn.Module) -> bool:
-    """Return whether :func:`convert` was applied to this network, and not undone."""
-    return MARK in vars(net)
 
 
 def freeze(net: nn.Module, names: Iterable[str]) -> None:

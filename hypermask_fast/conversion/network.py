@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,30 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from hypermask_fast.conversion.convert import convert, is_converted
+from hypermask_fast.conversion.convert import convert
 from hypermask_fast.conversion.entries import Entry, manifest
+from hypermask_fast.conversion.structure import Structure
 from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.layers.dropouts import TaskDropout
 from hypermask_fast.layers.masked import MaskedLayer, MaskedWeights, Replacement
 from hypermask_fast.layers.norms import NormState, TaskNorm
+from hypermask_fast.layers.stand_ins import Forward, TaskLayer
 
 _EXEMPT = "exempt: last bias"
-
-
-@contextmanager
-def _attributes_set(values: Iterable[tuple[nn.Module, str, object]]) -> Iterator[None]:
-    """Set attributes of module instances inside a ``with`` block, and restore them."""
-    before: list[tuple[nn.Module, str, bool, object]] = []
-    try:
-        for module, name, value in values:
-            before.append((module, name, name in vars(module), vars(module).get(name)))
-            setattr(module, name, value)
-        yield
-    finally:
-        for module, name, had, value in reversed(before):
-            if had:
-                setattr(module, name, value)
-            else:
-                delattr(module, name)
 
 
 def _stand_in(name: str, layer: MaskedLayer, weights: Mapping[str, Tensor]) -> MaskedWeights:
@@ -74,7 +61,10 @@ class ConvertedNetwork:
         self.exempt: str | None = None
         self.traced = False
         self._layers = [(name, m) for name, m in net.named_modules() if isinstance(m, MaskedLayer)]
-        self._dropouts = [m for m in net.modules() if isinstance(m, _DropoutNd)]
+        self._plain: dict[nn.Module, object]
+        self._plain = dict.fromkeys(m for m in net.modules() if isinstance(m, TaskLayer))
+        self._dropouts = [m for m in self._plain if isinstance(m, TaskDropout)]
+        self._structure = Structure(net)
         for _, layer in self._layers:
             layer.mask_source = source
         self.owners = [
@@ -93,13 +83,33 @@ class ConvertedNetwork:
         return sum(entry.size for entry in self.tensors)
 
     def weights(self) -> list[Tensor]:
-        """Return the present values of :attr:`tensors`."""
-        return [getattr(module, key) for module, key in self.owners]
+        """Return the present values of :attr:`tensors`.
+
+        Raises:
+            RuntimeError: One has another shape than when the network was converted.
+        """
+        weights = [getattr(module, key) for module, key in self.owners]
+        for entry, weight in zip(self.tensors, weights, strict=True):
+            if weight.shape != entry.shape:
+                raise RuntimeError(
+                    f"{entry.name} has shape {tuple(weight.shape)} and had {entry.shape} when the "
+                    "network was converted; build a new learner for another shape"
+                )
+        return weights
 
     @torch.no_grad()
     def flat_weights(self) -> Tensor:
         """Return a copy of the present values of :attr:`tensors`, (N,)."""
         return torch.cat([w.flatten() for w in self.weights()])
+
+    def check_dropouts(self) -> None:
+        """Raise ConfigError where a dropout layer cannot be turned off in a forward."""
+        for name, module in self.net.named_modules():
+            if isinstance(module, _DropoutNd) and not isinstance(module, TaskDropout):
+                raise ConfigError(
+                    f"{name} is a {type(module).__name__}, which cannot be turned off in a "
+                    "forward; use a dropout layer of torch.nn, or dropout='always'"
+                )
 
     def set_exempt(self, name: str | None) -> None:
         """Choose the bias that is not masked.
@@ -127,12 +137,20 @@ class ConvertedNetwork:
             ConfigError: None runs.
         """
         order: list[str] = []
+        here = threading.get_ident()
+
+        def note(name: str) -> None:
+            if threading.get_ident() == here:
+                order.append(name)
+
         hooks = [
-            layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+            layer.register_forward_pre_hook(lambda *_, name=name: note(name))
             for name, layer in self._layers
         ]
         try:
-            run()
+            # Plain layers, whatever another thread runs them with.
+            with torch.no_grad(), Forward(self._plain):
+                run()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -168,7 +186,7 @@ class ConvertedNetwork:
 
         Raises:
             ValueError: The names are not those of the tensors.
-            RuntimeError: The network was unconverted.
+            RuntimeError: The network was unconverted, or changed since it was converted.
         """
         names = {entry.name for entry in self.tensors}
         if weights.keys() != names:
@@ -195,19 +213,17 @@ class ConvertedNetwork:
             norms, dropout: As in :meth:`applied`.
 
         Raises:
-            RuntimeError: The network was unconverted.
+            RuntimeError: The network was unconverted, or changed since it was converted.
         """
-        if not is_converted(self.net):
-            raise RuntimeError(
-                f"the {type(self.net).__name__} was unconverted and takes no masks any more; "
-                "build a new learner"
-            )
-        changes: list[tuple[nn.Module, str, object]] = [
-            (layer, "active", layers[name]) for name, layer in self._layers if name in layers
-        ]
-        changes += [(norm, "active", state) for norm, state in norms]
-        changes += [(layer, "training", False) for layer in self._dropouts if not dropout]
-        with _attributes_set(changes):
+        self._structure.check()
+        stand_ins: dict[nn.Module, object] = {
+            **self._plain,
+            **{layer: layers[name] for name, layer in self._layers if name in layers},
+            **dict(norms),
+        }
+        if not dropout:
+            stand_ins.update(dict.fromkeys(self._dropouts, True))
+        with Forward(stand_ins):
             yield self.net
 
     def manifest(self) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from hypermask_fast.layers.masked import MaskedLayer, MaskedLinear
-from hypermask_fast.layers.norms import TaskNorm
+from hypermask_fast.layers.dropouts import TASK_DROPOUTS
+from hypermask_fast.layers.masked import MaskedLinear
+from hypermask_fast.layers.stand_ins import TaskLayer
 
 _LINEAR = (MaskedLinear, nn.Linear)
-_DROPOUTS = (nn.AlphaDropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_DROPOUTS = (*TASK_DROPOUTS, *TASK_DROPOUTS.values())
 _ELEMENTWISE: tuple[type[nn.Module], ...] = (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
     *(nn.Identity, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid),
@@ -52,8 +53,7 @@ _known: WeakKeyDictionary[nn.Module, tuple[_Key, Chain]] = WeakKeyDictionary()
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, MaskedLayer | TaskNorm)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, TaskLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _is_patched(module: nn.Module) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from hypermask_fast import reference
 from hypermask_fast.layers import functional, tasks
+from hypermask_fast.layers.stand_ins import Forward, TaskLayer
 from hypermask_fast.layers.tasks import TaskMasks
 from hypermask_fast.masks.checks import check_mask, check_sparsity
 from hypermask_fast.masks.thresholds import mask_threshold
@@ -30,11 +31,9 @@ Replacement = Mask | MaskedWeights | TaskMasks
 """What a layer runs with in place of its own weights."""
 
 
-class _Masked(nn.Module):
+class _Masked(TaskLayer):
     """What the masked layers share. Without a mask they are the plain layer."""
 
-    # Class attributes: a plain layer that is converted in place gets them without an __init__.
-    plain: ClassVar[type[nn.Module]]
     active: Replacement | None = None
     mask_source: str = "none"
 
@@ -61,12 +60,15 @@ class _Masked(nn.Module):
         Raises:
             ValueError, TypeError: A shape, device, dtype or the sparsity does not fit.
         """
+        self.active = self._mask_of(weight_logits, bias_logits, sparsity)
+        self.mask_source = f"logits(p={sparsity:g})"
+
+    def _mask_of(self, weight_logits: Tensor, bias_logits: Tensor | None, sparsity: float) -> Mask:
         mask = Mask(weight_logits, bias_logits)
         check_mask(self.weight, self.bias, mask)
         check_sparsity(sparsity)
         thresholds = [None if z is None else mask_threshold(z, sparsity) for z in mask[:2]]
-        self.active = Mask(weight_logits, bias_logits, *thresholds)
-        self.mask_source = f"logits(p={sparsity:g})"
+        return Mask(weight_logits, bias_logits, *thresholds)
 
     def clear_mask(self) -> None:
         """Return to the plain layer."""
@@ -77,37 +79,13 @@ class _Masked(nn.Module):
     def masked(
         self, weight_logits: Tensor, bias_logits: Tensor | None = None, *, sparsity: float = 0.0
     ) -> Iterator[Self]:
-        """Mask the layer inside a ``with`` block; see :meth:`set_mask`."""
-        before = {name: vars(self)[name] for name in _MASK_STATE if name in vars(self)}
-        self.set_mask(weight_logits, bias_logits, sparsity=sparsity)
-        try:
+        """Mask the layer inside a ``with`` block, in its thread; see :meth:`set_mask`."""
+        with Forward({self: self._mask_of(weight_logits, bias_logits, sparsity)}):
             yield self
-        finally:
-            self.clear_mask()
-            vars(self).update(before)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mask={self.mask_source}"
-
-    def __copy__(self) -> Self:
-        # Shares all that nn.Module's copy shares, and the mask with its gradient.
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a deep copy or pickle, with the mask cut from its graph."""
-        state = self.__dict__.copy()
-        if self.active is not None:
-            state["active"] = _leaves(self.active)
-        return state
-
-
-def _leaves(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return type(value)(*map(_leaves, value))
-    # A result of autograd refuses to be copied; it may also be a view of a whole network's logits.
-    return value if value is None or value.is_leaf else value.detach().clone()
+        source = "logits" if isinstance(self.here(), Mask) else self.mask_source
+        return f"{super().extra_repr()}, mask={source}"
 
 
 def _check_convertible(name: str, layer: object, plain: type[nn.Module]) -> None:
@@ -139,7 +117,7 @@ def _converted(layer: nn.Module, cls: type[nn.Module], share: bool) -> Any:
 
 
 def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
-    mask = layer.active
+    mask = layer.stand_in()
     twin = _converted(layer, layer.plain, share)
     for name in _MASK_STATE:
         vars(twin).pop(name, None)
@@ -196,15 +174,15 @@ class MaskedLinear(_Masked, nn.Linear):
         return _plain(self, share)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.active
+        mask = self.stand_in()
         if mask is None:
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
-            return nn.functional.linear(x, mask.weight, mask.bias)
+            return self.ran(nn.functional.linear(x, mask.weight, mask.bias))
         if isinstance(mask, TaskMasks):
             return tasks.masked_linear(x, self.weight, self.bias, mask)
         check_mask(self.weight, self.bias, mask)
-        return functional.masked_linear(x, self.weight, self.bias, mask)
+        return self.ran(functional.masked_linear(x, self.weight, self.bias, mask))
 
 
 class MaskedConv2d(_Masked, nn.Conv2d):
@@ -235,11 +213,11 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         return _plain(self, share)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.active
+        mask = self.stand_in()
         if mask is None:
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
-            return self._conv_forward(x, mask.weight, mask.bias)
+            return self.ran(self._conv_forward(x, mask.weight, mask.bias))
         assert isinstance(mask, Mask), "masks of several tasks are for linear layers"
         padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
@@ -247,7 +225,7 @@ class MaskedConv2d(_Masked, nn.Conv2d):
             padding = 0
         check_mask(self.weight, self.bias, mask)
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return functional.masked_conv2d(x, self.weight, self.bias, mask, geometry)
+        return self.ran(functional.masked_conv2d(x, self.weight, self.bias, mask, geometry))
 
 
 MaskedLayer = MaskedLinear | MaskedConv2d

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hypermask_fast.layers.stand_ins import TaskLayer, is_repeated
 
 
 class NormState(NamedTuple):
@@ -26,11 +28,9 @@ class NormState(NamedTuple):
     learning: bool = False
 
 
-class TaskNorm(nn.Module):
+class TaskNorm(TaskLayer):
     """What the converted layers share. Without a state they are the plain layer."""
 
-    # Class attributes: a plain layer that is converted in place gets them without an __init__.
-    plain: ClassVar[type[nn.Module]]
     active: NormState | None = None
     frozen: bool = False
 
@@ -48,23 +48,19 @@ def _normalized(x: Tensor, state: NormState, eps: float) -> Tensor:
 
 class _TaskBatchNorm(TaskNorm, _BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
-        state = self.active
+        state = self.stand_in()
         if state is None:
             return super().forward(x)
         self._check_input_dim(x)
-        mean = state.running_mean
+        mean, var = state.running_mean, state.running_var
         uses_batch = mean is None or (state.learning and self.training)
         if mean is not None and not uses_batch and mean.requires_grad:
-            return _normalized(x, state, self.eps)
-        return F.batch_norm(
-            x,
-            state.running_mean,
-            state.running_var,
-            state.weight,
-            state.bias,
-            uses_batch,
-            self.momentum or 0.0,
-            self.eps,
+            return self.ran(_normalized(x, state, self.eps))
+        if uses_batch and mean is not None and is_repeated():
+            mean, var = mean.clone(), var.clone()  # The layer's own moved when it ran first.
+        momentum = self.momentum or 0.0
+        return self.ran(
+            F.batch_norm(x, mean, var, state.weight, state.bias, uses_batch, momentum, self.eps)
         )
 
 
@@ -86,10 +82,11 @@ class TaskLayerNorm(TaskNorm, nn.LayerNorm):
     plain = nn.LayerNorm
 
     def forward(self, x: Tensor) -> Tensor:
-        state = self.active
+        state = self.stand_in()
         if state is None:
             return super().forward(x)
-        return F.layer_norm(x, self.normalized_shape, state.weight, state.bias, self.eps)
+        y = F.layer_norm(x, self.normalized_shape, state.weight, state.bias, self.eps)
+        return self.ran(y)
 
 
 class TaskGroupNorm(TaskNorm, nn.GroupNorm):
@@ -98,10 +95,10 @@ class TaskGroupNorm(TaskNorm, nn.GroupNorm):
     plain = nn.GroupNorm
 
     def forward(self, x: Tensor) -> Tensor:
-        state = self.active
+        state = self.stand_in()
         if state is None:
             return super().forward(x)
-        return F.group_norm(x, self.num_groups, state.weight, state.bias, self.eps)
+        return self.ran(F.group_norm(x, self.num_groups, state.weight, state.bias, self.eps))
 
 
 TASK_NORMS: dict[type[nn.Module], type[TaskNorm]] = {

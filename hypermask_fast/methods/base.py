@@ -20,6 +20,7 @@ from hypermask_fast.methods.batches import (
     read_by_last_layer,
     sum_of,
 )
+from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.life import TaskLife
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -87,7 +88,8 @@ class Learner(TaskLife):
             ValueError: Shapes, devices or labels do not fit.
         """
         task = self._checked_batch(x, y, task)
-        outputs = self._forward_one(x, task)
+        with modes_of(self):
+            outputs = self._forward_one(x, task)
         loss = self._task_loss(outputs, y, task)
         return Losses(loss, loss, outputs, {})
 

@@ -88,6 +88,13 @@ class GeneratedLearner(Learner):
                 "call eval() first"
             )
 
+    def _prepare(self, x: Tensor) -> None:
+        if self.net is not self._network.net:
+            raise RuntimeError(
+                f"learner.net is another {type(self.net).__name__} than the one that was converted "
+                "when the learner was built; build a new learner for another network"
+            )
+
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return all but the tables, with the head, and the tables of embeddings and norms."""
         tables = [self.hypernetwork.embeddings, *self.norms.parameters()]

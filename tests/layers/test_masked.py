@@ -80,10 +80,10 @@ class TestConstructor:
         layer = linear()
         assert repr(layer).endswith("in_features=6, out_features=4, bias=True, mask=none)")
         with layer.masked(*logits_for(layer), sparsity=30.0):
-            assert repr(layer).endswith("mask=logits(p=30))")
+            assert repr(layer).endswith("mask=logits)")
         layer.mask_source = "hyper(p=50)"
         with layer.masked(*logits_for(layer)):
-            assert repr(layer).endswith("mask=logits(p=0))")
+            assert repr(layer).endswith("mask=logits)")
         assert repr(layer).endswith("mask=hyper(p=50))")
 
 

@@ -17,7 +17,7 @@ from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import sum_of
-from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.evaluating import evaluating, modes_of
 from hypermask_fast.methods.generated import GeneratedLearner, fans
 from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
@@ -87,6 +87,8 @@ class HyperMask(GeneratedLearner):
         )
         self.register_buffer("_previous", None, persistent=False)
         try:
+            if chosen.dropout != "always":
+                self._network.check_dropouts()
             if exempt is not None:
                 self._network.set_exempt(exempt)
             elif example_input is not None:
@@ -124,11 +126,12 @@ class HyperMask(GeneratedLearner):
 
     def _prepare(self, x: Tensor) -> None:
         """Find the bias to exempt, that of the masked layer which runs last, in a dry forward."""
+        super()._prepare(x)
         if self._network.traced:
             return
 
         def run() -> None:
-            with evaluating(self.net):
+            with evaluating(self, self.net):
                 self.net(x[:2])
 
         try:
@@ -299,7 +302,7 @@ class HyperMask(GeneratedLearner):
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
-        with self._network.applied(weights, norms, dropout=dropout) as net:
+        with modes_of(self), self._network.applied(weights, norms, dropout=dropout) as net:
             run = net if is_special else self._compiled_net or net
             outputs = self._tasks.own_outputs(run(x), task)
         task_loss = self._task_loss(outputs, y, task)

@@ -186,7 +186,7 @@ def test_the_gradient_of_a_blend_is_that_of_its_factors() -> None:
     with learner.blended(alpha.detach()) as net:
         for name, layer in net.named_modules():
             if name in ("0", "4"):
-                torch.testing.assert_close(layer.active.weight, mean[f"{name}.weight"])
+                torch.testing.assert_close(layer.stand_in().weight, mean[f"{name}.weight"])
     assert torch.autograd.gradcheck(outputs, alpha)
     with pytest.raises(ValueError, match=r"alpha has shape \(2,\); give \(3,\)"):
         outputs(alpha[:2])

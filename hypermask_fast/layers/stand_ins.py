@@ -1,0 +1,181 @@
+"""What layers run with in place of their own state: in a forward, not on the layers.
+
+It belongs to the thread that entered the forward. Where activation checkpointing repeats a part of
+the forward in a backward pass, the part is run with what it ran with first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+_NONE: dict[nn.Module, Any] = {}
+
+
+class _Local(threading.local):
+    # torch.compile traces a read of these, which it does not for a ContextVar.
+    forward: Forward | None = None
+    stand_ins: Mapping[nn.Module, Any] = _NONE
+
+
+_local = _Local()
+_entered: set[Forward] = set()
+_repeatable: WeakSet[Forward] = WeakSet()
+# Layers that ran without a graph in a forward with gradients, as re-entrant checkpointing does.
+_without_graph: WeakSet[nn.Module] = WeakSet()
+
+
+class Forward:
+    """A context in which layers of this thread run with what stands in for their own state.
+
+    Args:
+        stand_ins: By layer; None stands for its own state. Those of an outer context stay for
+            other layers.
+    """
+
+    def __init__(self, stand_ins: Mapping[nn.Module, Any]) -> None:
+        self.stand_ins = stand_ins
+        self._nodes = (0, 0)
+        self._with_gradients = False
+
+    def __enter__(self) -> Self:
+        self._outer = _local.forward, _local.stand_ins
+        if self._outer[1]:
+            self.stand_ins = {**self._outer[1], **self.stand_ins}
+        self._with_gradients = torch.is_grad_enabled()
+        self._nodes = (torch._C._autograd._get_sequence_nr(), 2**63)
+        _local.forward, _local.stand_ins = self, self.stand_ins
+        _entered.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _entered.discard(self)
+        if _local.forward is not self:
+            raise RuntimeError(
+                "the contexts of two tasks were left in another order than entered in one thread, "
+                "so one of them ran with the other's weights; give each its own thread, or leave "
+                "one before the next is entered"
+            )
+        self._nodes = (self._nodes[0], torch._C._autograd._get_sequence_nr())
+        _local.forward, _local.stand_ins = self._outer
+        del self._outer
+
+    def ran(self, layer: nn.Module, y: Tensor) -> None:
+        """Let what is repeated of this forward find it, as long as the graph of y lives."""
+        if y.grad_fn is not None:
+            # Nodes of the data are not reached from the weights, so this is no circle.
+            y.grad_fn.metadata[Forward] = self  # type: ignore[index]  # It is a property.
+            _repeatable.add(self)
+        elif self._with_gradients and not torch.is_grad_enabled():
+            _without_graph.add(layer)
+
+    def has(self, layer: nn.Module, node: int) -> bool:
+        """Return whether a node of the graph was made in this forward, which has the layer."""
+        return layer in self.stand_ins and self._nodes[0] <= node < self._nodes[1]
+
+
+def is_repeated() -> bool:
+    """Return whether this forward runs in a backward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _of_another(layer: TaskLayer) -> Any:
+    """Return what a layer without a stand-in in this thread runs with, in place of itself."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._current_graph_task_id() != -1:
+        node = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        found = [forward for forward in _repeatable if forward.has(layer, number)]
+        if len(found) == 1:
+            return found[0].stand_ins[layer]
+        if found or layer in _without_graph:
+            raise RuntimeError(
+                f"a {type(layer).__name__} is run again in a backward pass, and it is not known "
+                "with which task's weights it ran first; use activation checkpointing with "
+                "use_reentrant=False, and one thread for a learner's forward and backward"
+            )
+    elif any(layer in forward.stand_ins for forward in tuple(_entered)):
+        raise RuntimeError(
+            f"a {type(layer).__name__} was called in a thread that did not enter a task's context, "
+            "while another thread is in one; enter learner.activated() in the thread that runs the "
+            "network"
+        )
+    return None
+
+
+class TaskLayer(nn.Module):
+    """What layers share that can run with something in place of their own state.
+
+    Attributes:
+        plain: The class of the plain layer.
+        active: What stands in wherever no forward says otherwise, or None.
+    """
+
+    # Class attributes: a plain layer that is converted in place gets them without an __init__.
+    plain: ClassVar[type[nn.Module]]
+    active: Any = None
+
+    def stand_in(self) -> Any:
+        """Return what the layer runs with now in place of its own state, or None.
+
+        Raises:
+            RuntimeError: The layer is in another thread's forward only, or it is run again in a
+                backward pass and it is not known what it ran with first.
+        """
+        found = _local.stand_ins.get(self, _NONE)
+        if found is _NONE:
+            found = _of_another(self)
+        return self.active if found is None else found
+
+    def here(self) -> Any:
+        """Return what this thread's forward runs the layer with, or None."""
+        return _local.stand_ins.get(self)
+
+    def ran(self, y: Tensor) -> Tensor:
+        """Take note of an output where a checkpoint may repeat the layer, and return it."""
+        forward = _local.forward
+        if forward is None or torch.compiler.is_compiling():
+            return y
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is not None or not torch.is_grad_enabled():
+            forward.ran(self, y)
+        return y
+
+    def __copy__(self) -> Self:
+        # Shares all that nn.Module's copy shares, and what stands in with its gradient.
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        vars(twin).pop("_compiled_call_impl", None)
+        now = self.here()
+        if now is not None:
+            twin.active = now
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a deep copy or pickle, with what stands in cut from its graph."""
+        state = dict(super().__getstate__())
+        now = self.active if self.here() is None else self.here()
+        if now is not None:
+            state["active"] = _leaves(now)
+        return state
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            f"nn.DataParallel cannot copy a {type(self).__name__} with a task's weights to other "
+            "devices; use one process for each device, as DistributedDataParallel does"
+        )
+
+
+def _leaves(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return type(value)(*map(_leaves, value))
+    if not isinstance(value, Tensor):
+        return value
+    # A result of autograd refuses to be copied; it may also be a view of a whole network's logits.
+    return value if value.is_leaf and value._base is None else value.detach().clone()
