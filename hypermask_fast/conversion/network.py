@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,10 +136,10 @@ class ConvertedNetwork:
             ConfigError: None runs.
         """
         order: list[str] = []
-        here = threading.get_ident()
+        forward = Forward(self._plain)
 
         def note(name: str) -> None:
-            if threading.get_ident() == here:
+            if forward.is_here():
                 order.append(name)
 
         hooks = [
@@ -149,7 +148,7 @@ class ConvertedNetwork:
         ]
         try:
             # Plain layers, whatever another thread runs them with.
-            with torch.no_grad(), Forward(self._plain):
+            with torch.no_grad(), forward:
                 run()
         finally:
             for hook in hooks:

@@ -70,7 +70,7 @@ class _UpdateInBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
-        with backend(ctx.backend):
+        with backend(ctx.backend), full_precision(hidden.device):
             hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.kept, *grads)
         return hidden_grad, None, None, None, None
 

@@ -65,7 +65,7 @@ class ChunkedHypernetwork(Hypernetwork):
     def can_update(self) -> bool:
         return False
 
-    def logits(self, ids: Tensor) -> Tensor:
+    def _logits(self, ids: Tensor) -> Tensor:
         tasks, chunks = self.embeddings[ids], self.chunk_embeddings
         shape = (len(tasks), len(chunks), -1)
         inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)

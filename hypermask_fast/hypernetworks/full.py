@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast import reference
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
+from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead, KeptSample
@@ -57,6 +58,8 @@ class Hypernetwork(nn.Module):
 
     Embeddings are rows of one table, so a task id is a tensor and a new task changes no shape.
     Embeddings start as N(0, 1), layers as PyTorch's ``nn.Linear`` (HyperMask, as published).
+    It computes in its own dtype, also under autocast: what is kept of earlier tasks is compared
+    with what it emits later.
 
     Args:
         num_outputs: N, the number of mask entries.
@@ -143,6 +146,10 @@ class Hypernetwork(nn.Module):
         The gradient of a float32 or float64 head is a
         :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`.
         """
+        with full_precision(self.embeddings.device):
+            return self._logits(ids)
+
+    def _logits(self, ids: Tensor) -> Tensor:
         compute = head_logits if self.can_update else reference.mask_logits
         return compute(self.head.weight, self.head.bias, self._hidden(ids))
 
@@ -190,9 +197,19 @@ class Hypernetwork(nn.Module):
             logits (N,), and the 0-d mean over the tasks of ``kept`` of ``||z_j - z_j*||^2``; 0
             where nothing is kept.
         """
+        with full_precision(self.embeddings.device):
+            return self._regularized_logits(ids, kept, rows, update)
+
+    def _regularized_logits(
+        self,
+        ids: Tensor,
+        kept: Tensor | FrozenHead | None,
+        rows: Tensor | None,
+        update: HeadUpdate | None,
+    ) -> tuple[Tensor, Tensor]:
         frozen = kept if isinstance(kept, FrozenHead) else None
         if not self.can_update or (update is None and rows is None and frozen is None):
-            logits = self.logits(ids)
+            logits = self._logits(ids)
             return _regularized(logits if rows is None else logits[rows], kept)
         batch = self._hidden(ids)
         hidden = batch if rows is None else batch[rows]
@@ -233,8 +250,9 @@ class Hypernetwork(nn.Module):
                 f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
                 "frozen; keep its logits by kept()"
             )
-        hidden = self._hidden(ids)[1:]
-        return freeze(self.head.weight, self.head.bias, hidden) if len(hidden) else None
+        with full_precision(self.embeddings.device):
+            hidden = self._hidden(ids)[1:]
+            return freeze(self.head.weight, self.head.bias, hidden) if len(hidden) else None
 
     def extra_repr(self) -> str:
         return f"num_outputs={self.num_outputs}, capacity={self.capacity}"

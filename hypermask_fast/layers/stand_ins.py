@@ -65,6 +65,10 @@ class Forward:
         _local.forward, _local.stand_ins = self._outer
         del self._outer
 
+    def is_here(self) -> bool:
+        """Return whether this thread is in the context."""
+        return _local.forward is self
+
     def ran(self, layer: nn.Module, y: Tensor) -> None:
         """Let what is repeated of this forward find it, as long as the graph of y lives."""
         if y.grad_fn is not None:

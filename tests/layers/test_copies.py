@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from hypermask_fast import HyperMask, export_subnet
 from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear, MaskedWeights
 from tests.support.masked_layer_cases import (
     Make,
@@ -253,3 +254,46 @@ class TestCopies:
         twin.clear_mask()
         assert layer.active is not None
         assert torch.equal(copy.copy(twin)(x), plain_of(layer)(x))
+
+
+class TestCompiledLayers:
+    """``layer.compile()`` compiles that layer's call, which no copy takes with it."""
+
+    @staticmethod
+    def compiled(make: Make) -> tuple[Any, Any]:
+        layer = make()
+        layer.compile(backend="eager")
+        zw, zb = logits_for(layer)
+        layer.set_mask(zw, zb, sparsity=30)
+        x = batch_for(layer)
+        return layer, (x, layer(x).detach())
+
+    @each_layer
+    @pytest.mark.parametrize("duplicate", [*COPIES, pytest.param(copy.copy, id="copy")])
+    def test_copies_run_their_own_mask(self, make: Make, duplicate: Callable[[Any], Any]) -> None:
+        layer, (x, expected) = self.compiled(make)
+        twin = duplicate(layer)
+        assert torch.equal(twin(x), expected)
+        layer.clear_mask()
+        assert torch.equal(twin(x), expected)
+
+    @each_layer
+    @pytest.mark.parametrize("share", [True, False])
+    def test_plain_layers_have_the_mask_folded_in(self, make: Make, share: bool) -> None:
+        layer, (x, expected) = self.compiled(make)
+        plain = plain_copy(layer, share)
+        assert torch.equal(plain(x), expected)
+        plain.compile(backend="eager")
+        assert torch.equal(plain(x), expected)
+        assert torch.equal(masked_copy(plain, share)(x), expected)
+
+    def test_an_exported_network_is_not_the_learners(self) -> None:
+        learner = HyperMask(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)))
+        task, x = learner.add_task(), torch.randn(6, 5)
+        for module in (*learner.net, learner.net):
+            module.compile(backend="eager")
+        expected = learner.eval()(x, task).detach()
+        net = export_subnet(learner, task)
+        assert torch.equal(net(x), expected)
+        assert torch.equal(by_save(net)(x), expected)
+        assert torch.equal(copy.deepcopy(learner)(x, task), expected)
