@@ -8,21 +8,20 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypermask_fast.backends.choice import backend
 from hypermask_fast.counters import REGULARIZED, counter_permutation
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head.types import FrozenHead
+from hypermask_fast.held import HoldsTensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
 
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
 
 
-class KeptOutputs(nn.Module):
+class KeptOutputs(HoldsTensors):
     """The earlier tasks of a hypernetwork's output regularizer, as the current task found them.
-
-    Its tensors are buffers that are in no state_dict: they move with the learner.
 
     Args:
         form: "full": the logits (t, N) of t earlier tasks in the head's dtype. "bfloat16": the
@@ -39,6 +38,7 @@ class KeptOutputs(nn.Module):
         ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
     """
 
+    held = ("ids", "logits", *_FROZEN)
     ids: Tensor | None
     logits: Tensor | None
 
@@ -46,9 +46,8 @@ class KeptOutputs(nn.Module):
         super().__init__()
         self.form, self.count = form, count
         self._seed = torch.initial_seed()
-        self._task = 0
-        for name in ("ids", "logits", *_FROZEN):
-            self.register_buffer(name, None, persistent=False)
+        self._host_ids: list[int] = []
+        self.clear()
 
     @property
     def earlier(self) -> int:
@@ -81,11 +80,11 @@ class KeptOutputs(nn.Module):
 
     def clear(self) -> None:
         """Forget the earlier tasks."""
-        for name in self._buffers:
+        for name in self.held:
             setattr(self, name, None)
 
     def _set_ids(self, ids: Sequence[int], device: torch.device) -> None:
-        self.ids, self._task = torch.tensor(ids, device=device), ids[0]
+        self.ids, self._host_ids = torch.tensor(ids, device=device), list(ids)
 
     def _frozen(self) -> FrozenHead | None:
         frozen = FrozenHead(*(getattr(self, name) for name in _FROZEN))
@@ -96,7 +95,7 @@ class KeptOutputs(nn.Module):
         if self.count is None or self.count >= self.earlier:
             return None
         assert self.ids is not None
-        words = (self._seed, self._task, REGULARIZED, step)
+        words = (self._seed, self._host_ids[0], REGULARIZED, step)
         order = counter_permutation(self.earlier, *words, device=self.ids.device)
         return order[: self.count].sort().values + 1
 
@@ -110,7 +109,11 @@ class KeptOutputs(nn.Module):
             RuntimeError: Nothing was recorded.
         """
         if self.ids is None:
-            raise RuntimeError("no outputs were recorded to keep; call record() first")
+            raise RuntimeError(
+                "what the earlier tasks keep is not known, for begin_task() records it and a "
+                "state_dict does not hold it; call abandon_task(restore=False) and begin_task(), "
+                "or continue from what Trainer.state() returned"
+            )
         kept = self._frozen() if self.logits is None else self.logits
         sample = self._sample(step)
         if sample is None or kept is None:
@@ -153,7 +156,7 @@ class KeptOutputs(nn.Module):
         """Return tensors and JSON values for :meth:`load`."""
         names = {"targets": "logits", **dict(zip(_FROZEN, _FROZEN, strict=True))}
         tensors = {key: getattr(self, name) for key, name in names.items()}
-        ids = None if self.ids is None else self.ids.tolist()
+        ids = None if self.ids is None else self._host_ids
         state = {"ids": ids, "targets": self.form, "sampling_seed": self._seed}
         return {key: value for key, value in tensors.items() if value is not None}, state
 
@@ -163,13 +166,21 @@ class KeptOutputs(nn.Module):
         """Restore what :meth:`state` returned.
 
         Raises:
-            CheckpointError: It was saved within a task, by a learner with another form.
+            CheckpointError: It was saved within a task by a learner with another form, or tensors
+                are missing; nothing was changed.
         """
         form = state.get("targets", "full")
         if len(state["ids"] or ()) > 1 and form != self.form:
             raise CheckpointError(
                 f"the checkpoint keeps its targets as {form!r} and the learner as {self.form!r}; "
                 f"build it with targets={form!r}"
+            )
+        needed = _FROZEN if form == "frozen_head" else ("targets",)
+        missing = [name for name in needed if name not in tensors]
+        if missing and len(state["ids"] or ()) > 1:
+            raise CheckpointError(
+                f"the state is of a task after others and lacks {', '.join(missing)}, what those "
+                "keep; restore the checkpoint's files, or begin the task anew"
             )
         self.clear()
         self._seed = state.get("sampling_seed", self._seed)

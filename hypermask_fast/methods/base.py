@@ -205,7 +205,7 @@ class Learner(TaskLife):
 
         Those that are not named count as parts of the target network.
         """
-        return {}
+        return {"weights at the start of the task": list((self._start or {}).values())}
 
     def facts(self) -> Mapping[str, int]:
         """Return the numbers that tell the size of a learner, by name, for a plan."""

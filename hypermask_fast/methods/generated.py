@@ -120,9 +120,10 @@ class GeneratedLearner(Learner):
         """Return the tasks that were learned, but for this one."""
         return [other for other in self._learned if other != task]
 
-    def end_task(self, data: object = None) -> None:
-        super().end_task(data)
+    def _leave(self) -> None:
+        super()._leave()
         self._kept.clear()
+        self._steps.start(0)
 
     @property
     def steps_taken(self) -> int:
@@ -145,14 +146,15 @@ class GeneratedLearner(Learner):
     def manifest(self) -> list[dict[str, Any]]:
         return self._network.manifest()
 
-    def memory_parts(self) -> dict[str, list[Tensor]]:
+    def memory_parts(self) -> dict[str, Sequence[Tensor]]:
         head: list[Tensor] = list(self.hypernetwork.head.parameters())
         of_head = {id(p) for p in head}
         trunk: list[Tensor] = [p for p in self.hypernetwork.parameters() if id(p) not in of_head]
         return {
             "hypernetwork: head": head,
             "hypernetwork: trunk and embeddings": trunk,
-            "outputs kept of earlier tasks": [*self._kept.buffers(), *self._steps.buffers()],
+            **super().memory_parts(),
+            "outputs kept of earlier tasks": [*self._kept.held_tensors(), *self._steps.buffers()],
         }
 
     def facts(self) -> dict[str, int]:
@@ -169,6 +171,10 @@ class GeneratedLearner(Learner):
         tensors |= of_kept[0]
         state |= of_kept[1]
         return tensors, {**state, "step": self._steps.taken, "ramp_steps": self._steps.ramp}
+
+    def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
+        # Nothing is kept in the first task but its id.
+        return state if len(state["ids"] or ()) < 2 else {**state, "ids": None}
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)

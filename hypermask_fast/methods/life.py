@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hypermask_fast.held import HoldsTensors
+from hypermask_fast.methods.extra_state import (
+    EXTRA_STATE,
+    check_fits,
+    decoded,
+    encoded,
+    weights_of,
+)
 from hypermask_fast.methods.protocol import Phase
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
-class TaskLife(nn.Module):
+_SAME_TASK = ("tasks", "learned", "current", "capacity")
+
+
+class TaskLife(HoldsTensors):
     """A network, and the tasks it learns one after the other.
 
     Args:
@@ -21,7 +33,11 @@ class TaskLife(nn.Module):
     Attributes:
         capacity: Tasks that there are rows for; it doubles when a task finds none left.
         phase: Name of the phase that the current task is in.
+        keeps_start: Whether :meth:`begin_task` keeps a copy of weights and statistics for
+            :meth:`abandon_task`. Default True.
     """
+
+    keeps_start: bool = True
 
     def __init__(self, net: nn.Module, capacity: int) -> None:
         super().__init__()
@@ -31,6 +47,7 @@ class TaskLife(nn.Module):
         self._learned: list[int] = []
         self._current: int | None = None
         self.phase = ""
+        self._start: dict[str, Tensor] | None = None
 
     @property
     def tasks(self) -> Sequence[TaskRecord]:
@@ -63,8 +80,28 @@ class TaskLife(nn.Module):
         self._make_room()
         return task
 
-    def _make_room(self) -> None:
-        capacity = self.capacity
+    def remove_task(self, task: int) -> None:
+        """Remove the task that was added last, such as one that turned out not to fit.
+
+        Raises:
+            ValueError: The task was not added, or not last.
+            RuntimeError: It was learned, or is being learned.
+        """
+        task = self._tasks.checked(task)
+        if task != len(self._tasks.records) - 1:
+            raise ValueError(
+                f"task {task} is not the one that was added last, {len(self._tasks.records) - 1}; "
+                "ids are places, so only that one can be removed"
+            )
+        if task == self._current or task in self._learned:
+            raise RuntimeError(
+                f"task {task} was begun; call abandon_task() before, and do not remove a task that "
+                "was learned"
+            )
+        self._tasks.records.pop()
+
+    def _make_room(self, rows: int = 0) -> None:
+        capacity = max(self.capacity, rows)
         while capacity < len(self._tasks.records):
             capacity *= 2
         if capacity > self.capacity:
@@ -94,6 +131,8 @@ class TaskLife(nn.Module):
     def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: what earlier tasks need kept is recorded now.
 
+        A method that changes weights here calls this first.
+
         Args:
             task: A task that was added.
             steps: Training steps that the task will have, for what a method changes over them.
@@ -105,8 +144,12 @@ class TaskLife(nn.Module):
             ValueError: The task was not added, or the number of steps is negative.
             RuntimeError: Another task has not been ended.
         """
-        self._current = self._checked_beginning(task, steps)
-        self.begin_phase(self.phases(task, steps)[0].name)
+        task = self._checked_beginning(task, steps)
+        first = self.phases(task, steps)[0].name
+        if self.keeps_start:
+            self._start = {name: value.clone() for name, value in weights_of(self).items()}
+        self._current = task
+        self.begin_phase(first)
 
     def begin_phase(self, name: str) -> None:
         """Enter a phase of the current task, which has new optimizers."""
@@ -132,27 +175,124 @@ class TaskLife(nn.Module):
         Raises:
             RuntimeError: No task was begun.
         """
+        task = self._require_current("end_task")
+        if task not in self._learned:
+            self._learned.append(task)
+        self._leave()
+
+    def abandon_task(self, *, restore: bool = True) -> None:
+        """Leave the current task, which stays added, as if it had not been begun.
+
+        Args:
+            restore: Put weights and statistics back as they were at :meth:`begin_task`; what was
+                added meanwhile stays. False leaves them as they are. Default True.
+
+        Raises:
+            RuntimeError: No task was begun, or its start was not kept and is to be restored.
+        """
+        task = self._require_current("abandon_task")
+        if restore:
+            if self._start is None:
+                raise RuntimeError(
+                    f"the weights at the start of task {task} were not kept, for keeps_start was "
+                    "False or the state was loaded within the task; load a checkpoint, or call "
+                    "abandon_task(restore=False)"
+                )
+            self.restore(self._start)
+        self._leave()
+
+    def _require_current(self, call: str) -> int:
         if self._current is None:
-            raise RuntimeError("no task is being learned; call begin_task() before end_task()")
-        if self._current not in self._learned:
-            self._learned.append(self._current)
-        self._current = None
+            raise RuntimeError(f"no task is being learned; call begin_task() before {call}()")
+        return self._current
+
+    def _leave(self) -> None:
+        """Forget what only the current task needs."""
+        self._current, self.phase, self._start = None, "", None
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Set parameters and buffers to those of an earlier ``state_dict`` of this learner.
+
+        The tasks, and rows that tables got since, stay as they are.
+        """
+        for name, value in weights_of(self).items():
+            saved = weights[name]
+            (value[: len(saved)] if value.dim() else value).copy_(saved)
 
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what ``state_dict`` lacks to continue within a task: tensors, and JSON values."""
+        """Return all but parameters and buffers, to continue within a task: tensors, and JSON."""
         state = {
             "tasks": self._tasks.state(),
             "learned": list(self._learned),
             "current": self._current,
             "phase": self.phase,
+            "capacity": self.capacity,
         }
         return {}, state
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
         self._tasks.load(state["tasks"])
-        self._make_room()
+        self._make_room(state.get("capacity", 0))
         self._learned = list(state["learned"])
-        self._current = state["current"]
+        self._current, self._start = state["current"], None
         if self._current is not None:
             self.begin_phase(state.get("phase", "train"))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the JSON part of :meth:`task_state` as bytes, which ``state_dict`` holds."""
+        return encoded(self.task_state()[1])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the tasks, and the rows for them, from a ``state_dict``.
+
+        Within the task that the state was made in, that goes on. Within another one, only
+        :meth:`abandon_task` can follow, for the state lacks what earlier tasks keep.
+        """
+        given, own = decoded(state), decoded(self.get_extra_state())
+        if self._current is not None and all(given[k] == own[k] for k in _SAME_TASK):
+            return
+        self.load_task_state({}, self._without_tensors(given))
+
+    def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON part of a task's state for a learner that has no tensors to it."""
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights and tasks of another learner of the same settings, or of this one.
+
+        Tables grow to the rows of the state. A state without tasks, as earlier versions saved it,
+        is refused.
+
+        Args:
+            state_dict: What ``state_dict()`` returned.
+            strict, assign: As in ``nn.Module``.
+
+        Raises:
+            CheckpointError: The state does not fit; nothing was changed.
+        """
+        extra = state_dict.get(EXTRA_STATE)
+        if extra is None:
+            raise CheckpointError(
+                f"the state has no {EXTRA_STATE}, which says what tasks were learned, so they would "
+                "not be protected; load its parts (net, hypernetwork, ...) one by one after "
+                "add_task(), begin_task() and end_task() for each task"
+            )
+        rows = (int(decoded(extra)["capacity"]), self.capacity)
+        if strict:
+            check_fits(state_dict, self.state_dict(), rows)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        # A learner that is a part of another module is loaded by this alone.
+        if prefix + EXTRA_STATE not in state_dict:
+            raise CheckpointError(
+                f"the state has no {prefix}{EXTRA_STATE}, which says what tasks a learner has; "
+                "load one that was saved with the learner in it"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)

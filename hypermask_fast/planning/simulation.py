@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.head.types import HeadGrads, HeadStep
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.native.head import partition
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.planning.live_memory import LiveMemory
@@ -144,9 +145,8 @@ class _Run:
 
     def state_bytes(self) -> int:
         """Return what a checkpoint within the task takes of the learner."""
-        lasting = self.learner.state_dict()
-        within = (b for name, b in self.learner.named_buffers() if name not in lasting)
-        return _bytes(lasting.values()) + _bytes(within)
+        within, _ = self.learner.task_state()
+        return _bytes(weights_of(self.learner).values()) + _bytes(within.values())
 
     def make_optimizers(self) -> dict[str, Optimizer]:
         """Return the present phase's optimizers as they are after their first step."""
@@ -188,7 +188,7 @@ class _Run:
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
         kept = (
-            self.learner.state_dict().values() if self.config.training.selection != "last" else ()
+            weights_of(self.learner).values() if self.config.training.selection != "last" else ()
         )
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
@@ -244,6 +244,6 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
     return Simulation(
         facts=run.learner.facts(),
         peaks=run.peaks,
-        learner=_bytes(run.learner.state_dict().values()),
+        learner=_bytes(weights_of(run.learner).values()),
         checkpoint=checkpoint,
     )

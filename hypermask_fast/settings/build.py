@@ -58,7 +58,10 @@ def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int
     """
     network = make_network(config, input_shape, num_classes)
     learner: Any = registry.learner_of(config.method_name)
-    return learner(network, settings=config.method)
+    made: Learner = learner(network, settings=config.method)
+    # The checkpoints of a run hold the start of a task.
+    made.keeps_start = False
+    return made
 
 
 def make_trainer(config: RunConfig, learner: Learner) -> Trainer:

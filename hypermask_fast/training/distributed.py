@@ -17,6 +17,7 @@ from hypermask_fast.conversion.norm_tables import NormTable
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.base import Learner, ordinary_step
+from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.protocol import Losses
 
 _Gradients = Sequence[Tensor | None]
@@ -82,7 +83,7 @@ def _check(learner: Learner, group: dist.ProcessGroup | None) -> None:
 def _check_same_layout(learner: Learner, group: dist.ProcessGroup | None) -> None:
     own = {
         name: f"{value.dtype} of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
-        for name, value in learner.state_dict(keep_vars=True).items()
+        for name, value in weights_of(learner, keep_vars=True).items()
     }
     layouts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(layouts, own, group=group)
@@ -112,7 +113,7 @@ def _copy_from_first(learner: Learner, group: dist.ProcessGroup | None) -> None:
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in shapes.items()
         }
-    for value in (*tensors.values(), *learner.state_dict().values()):
+    for value in (*tensors.values(), *weights_of(learner).values()):
         sent = value.contiguous()
         dist.broadcast(sent, source, group)
         if sent is not value:

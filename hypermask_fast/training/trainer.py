@@ -18,6 +18,7 @@ from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.fields import takes_options
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.extra_state import EXTRA_STATE, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers
@@ -268,17 +269,13 @@ class Trainer:
             accuracy = self.evaluate(task_id, "validation", weights=stale or None)
             if selects and accuracy > self._best_accuracy:
                 self._best_accuracy = accuracy
-                self._best = {k: v.clone() for k, v in self.learner.state_dict().items()}
+                self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
             if watches:
                 self._schedule.after_epoch(accuracy)
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         if self._best is not None:
-            for name, value in self.learner.state_dict().items():
-                best = self._best[name]
-                if best.shape != value.shape:  # tasks were added meanwhile
-                    self._best[name] = torch.cat((best, value[len(best) :]))
-            self.learner.load_state_dict(self._best)
+            self.learner.restore(self._best)
         self._graphed.end()
         self._best = self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
@@ -326,7 +323,7 @@ class Trainer:
         if self._watch is not None:
             self._watch.flush()
         task_tensors, task_state = self.learner.task_state()
-        tensors = {f"learner/{name}": value for name, value in self.learner.state_dict().items()}
+        tensors = {f"learner/{name}": value for name, value in weights_of(self.learner).items()}
         tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
         tensors |= {f"best/{name}": value for name, value in (self._best or {}).items()}
         tensors["rng/cpu"] = torch.get_rng_state()
@@ -374,7 +371,8 @@ class Trainer:
         self.learner.load_task_state(parts["task"], state["task"])
         check_manifest(state["manifest"], self.learner.manifest())
         try:
-            self.learner.load_state_dict(parts["learner"])
+            tasks = {EXTRA_STATE: self.learner.get_extra_state()}
+            self.learner.load_state_dict({**parts["learner"], **tasks})
         except RuntimeError as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the learner ({' '.join(str(error).split())}); "

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hypermask_fast.errors import ConfigError, TrainingError
+from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
 from hypermask_fast.runs import run
@@ -139,14 +140,14 @@ def test_best_published_measures_before_the_update_and_keeps_what_follows(
     accuracies = [trainer_accuracy_at_start(trainer, digits)]
 
     def record(t: Trainer) -> None:
-        states.append({k: v.clone() for k, v in t.learner.state_dict().items()})
+        states.append({k: v.clone() for k, v in weights_of(t.learner).items()})
         accuracies.append(t.evaluate(0, "validation"))
 
     trainer.hooks.append(record)
     trainer.fit(digits[0])
     # Step i is judged by the weights before it; ties keep the earlier.
     kept = states[int(accuracies[1] > accuracies[0])]
-    final = trainer.learner.state_dict()
+    final = weights_of(trainer.learner)
     for name, value in kept.items():
         assert torch.equal(final[name], value), name
 

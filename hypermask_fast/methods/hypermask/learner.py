@@ -59,8 +59,9 @@ class HyperMask(GeneratedLearner):
             network is left as it was.
     """
 
-    # The weights (N,) at the end of the last task: a buffer, so that it moves with the learner.
-    _previous: Tensor | None
+    held = ("_previous",)
+    # The weights (N,) at the end of the last task.
+    _previous: Tensor | None = None
 
     def __init__(
         self,
@@ -85,7 +86,6 @@ class HyperMask(GeneratedLearner):
             bn=chosen.bn,
             kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),
         )
-        self.register_buffer("_previous", None, persistent=False)
         try:
             if chosen.dropout != "always":
                 self._network.check_dropouts()
@@ -172,8 +172,8 @@ class HyperMask(GeneratedLearner):
         super().begin_task(task, steps=steps, data=data)
         self._steps.start(steps if self.ramp and not earlier else 0)
 
-    def end_task(self, data: object = None) -> None:
-        super().end_task(data)
+    def _leave(self) -> None:
+        super()._leave()
         self._previous = None
 
     @property
@@ -331,9 +331,8 @@ class HyperMask(GeneratedLearner):
             lines.append("the last layer's bias will be exempt: found at the first batch")
         return "\n".join(lines)
 
-    def memory_parts(self) -> dict[str, list[Tensor]]:
-        previous = [] if self._previous is None else [self._previous]
-        return {**super().memory_parts(), "weights of the last task": previous}
+    def memory_parts(self) -> dict[str, Sequence[Tensor]]:
+        return {**super().memory_parts(), "weights of the last task": self.held_tensors()}
 
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().task_state()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from tests.support.hypermask_cases import batch, make, mixed_net
@@ -56,11 +57,11 @@ def test_a_task_that_is_being_learned_goes_on(in_backward: bool) -> None:
         learner = make(mixed_net(), tasks=2, capacity=4, beta=0.5).double()
         if capacity == 2:
             small = make(mixed_net(), tasks=2, capacity=2, beta=0.5).double()
-            state = learner.state_dict()
+            state = weights_of(learner)
             tables = {id(p) for p in tables_of(small)}
             rows = {n for n, p in small.named_parameters() if id(p) in tables}
             rows |= {f"norms.{n}" for n, _ in small.norms.named_buffers()}
-            small.load_state_dict({n: v[:2] if n in rows else v for n, v in state.items()})
+            small.restore({n: v[:2] if n in rows else v for n, v in state.items()})
             learner = small
         torch.manual_seed(1)
         for task in range(2):
