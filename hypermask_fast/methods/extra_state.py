@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -26,24 +27,38 @@ def encoded(state: Mapping[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
 
-def decoded(value: object) -> dict[str, Any]:
-    """Return what :func:`encoded` was given.
+def extra_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what a learner's ``state_dict`` says of its tasks.
+
+    Args:
+        state_dict: Of a learner, or of a module with a learner in it.
+        prefix: Of the learner's names.
 
     Raises:
-        CheckpointError: It is not that.
+        CheckpointError: It says nothing, as those of earlier versions, or what is no learner's.
     """
-    try:
-        assert isinstance(value, Tensor)
-        state = json.loads(bytes(value.tolist()))
-        missing = {"tasks", "learned", "current", "capacity"} - set(state)
-    except (AssertionError, ValueError, TypeError):
-        state, missing = {}, {"tasks"}
-    if missing:
+    name = prefix + EXTRA_STATE
+    if name not in state_dict:
         raise CheckpointError(
-            f"the state's {EXTRA_STATE} is {str(value)[:60]!r} and not a learner's tasks; give what "
-            "state_dict() of a learner returned"
+            f"the state has no {name}, which says what tasks a learner has learned, so they would "
+            "not be protected; load its parts (net, hypernetwork, ...) one by one, after the tasks "
+            "were added, begun and ended"
         )
-    return dict(state)
+    return decoded(state_dict[name])
+
+
+def decoded(value: object) -> dict[str, Any]:
+    """Return what :func:`encoded` was given; CheckpointError where it is not that."""
+    state: Any = None
+    if isinstance(value, Tensor) and value.dtype == torch.uint8:
+        with suppress(ValueError, TypeError):
+            state = json.loads(bytes(value.tolist()))
+    if not isinstance(state, dict) or {"tasks", "learned", "current", "capacity"} - set(state):
+        raise CheckpointError(
+            f"the state's {EXTRA_STATE} is {str(value)[:60]!r} and not a learner's tasks; give "
+            "what state_dict() of a learner returned"
+        )
+    return state
 
 
 def check_fits(weights: Mapping[str, Any], own: Mapping[str, Any], rows: tuple[int, int]) -> None:

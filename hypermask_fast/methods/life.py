@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from hypermask_fast.held import HoldsTensors
 from hypermask_fast.methods.extra_state import (
-    EXTRA_STATE,
     check_fits,
     decoded,
     encoded,
+    extra_of,
     weights_of,
 )
 from hypermask_fast.methods.protocol import Phase
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
-
 
 _SAME_TASK = ("tasks", "learned", "current", "capacity")
 
@@ -274,14 +273,7 @@ class TaskLife(HoldsTensors):
         Raises:
             CheckpointError: The state does not fit; nothing was changed.
         """
-        extra = state_dict.get(EXTRA_STATE)
-        if extra is None:
-            raise CheckpointError(
-                f"the state has no {EXTRA_STATE}, which says what tasks were learned, so they would "
-                "not be protected; load its parts (net, hypernetwork, ...) one by one after "
-                "add_task(), begin_task() and end_task() for each task"
-            )
-        rows = (int(decoded(extra)["capacity"]), self.capacity)
+        rows = (int(extra_of(state_dict)["capacity"]), self.capacity)
         if strict:
             check_fits(state_dict, self.state_dict(), rows)
         return super().load_state_dict(state_dict, strict, assign)
@@ -289,10 +281,6 @@ class TaskLife(HoldsTensors):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
     ) -> None:
-        # A learner that is a part of another module is loaded by this alone.
-        if prefix + EXTRA_STATE not in state_dict:
-            raise CheckpointError(
-                f"the state has no {prefix}{EXTRA_STATE}, which says what tasks a learner has; "
-                "load one that was saved with the learner in it"
-            )
+        # All that is called for a learner in another module.
+        extra_of(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)

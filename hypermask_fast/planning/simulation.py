@@ -187,9 +187,7 @@ class _Run:
 
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
-        kept = (
-            weights_of(self.learner).values() if self.config.training.selection != "last" else ()
-        )
+        kept = weights_of(self.learner).values() if self.config.training.selection != "last" else ()
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
         self._evaluate(self.size.validation, stale)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError
 from hypermask_fast.fields import takes_options
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
@@ -24,7 +23,9 @@ from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
 from hypermask_fast.training.graph import GraphedStep
+from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
+from hypermask_fast.training.phases import phases_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.schedules import Schedule, finite_or_none, or_minus_infinity
 from hypermask_fast.training.settings import TrainingSettings
@@ -72,7 +73,7 @@ class Trainer:
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
-        self._tasks: dict[int, Task] = {}
+        self._tasks = KnownTasks(learner)
         self._record = AccuracyRecord()
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
@@ -121,28 +122,7 @@ class Trainer:
         Raises:
             ConfigError: A task of this name has other classes or examples.
         """
-        record = next((r for r in self.learner.tasks if r.name == task.name), None)
-        if record is None:
-            task_id = self.learner.add_task(task.name, task.classes)
-        elif record.classes not in (None, task.classes):
-            raise ConfigError(
-                f"task {task.name!r} has the classes {task.classes} and was added with "
-                f"{record.classes}; give the same in the same order, or another name"
-            )
-        else:
-            task_id = self.learner.task_id(task.name)
-        known, moved = self._tasks.get(task_id), task.to(self._device)
-        if known is not None and not known.has_same_examples(moved):
-            raise ConfigError(
-                f"task {task.name!r} has other examples than the task that was added by this name; "
-                "give it another name"
-            )
-        self._tasks.setdefault(task_id, moved)
-        return task_id
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.learner.parameters()).device
+        return self._tasks.admit(task)
 
     def fit(self, task: Task) -> npt.NDArray[np.float64]:
         """Train a task, or continue it after :meth:`load_state`.
@@ -155,9 +135,11 @@ class Trainer:
             was added (NaN elsewhere), in the order of :attr:`columns`.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or another task is being learned. The task stays
+                the current one: call fit again to continue it, or ``learner.abandon_task()`` first
+                to start over.
             ConfigError: The selection or schedule needs validation data and the task has none, or
-                :meth:`add` refuses the task.
+                :meth:`add` refuses the task; nothing was changed.
         """
         if self.settings.validates and not len(task.validation):
             raise ConfigError(
@@ -165,15 +147,23 @@ class Trainer:
                 f"{self.settings.selection!r} and schedule={self.settings.schedule!r} measure; "
                 "hold some out or use 'last' and 'constant'"
             )
+        self._check_free(task)
+        added, record = len(self.learner.tasks), self._record.state()
         task_id = self.add(task)
         task = self._tasks[task_id]
         total = self.steps_of(task)
         stream = task.stream(self.settings.batch_size, seed=self.seed, task_id=task_id)
         self.learner.compile_steps(self._compiler)
         if self.learner.current is None:
-            self._begin(task_id, total, stream)
+            try:
+                self._begin(task_id, total, stream)
+            except BaseException:
+                self._record.load(record, ())
+                if len(self.learner.tasks) > added:
+                    self._tasks.forget(task_id)
+                raise
         self.learner.train()
-        self._watch = LossWatch(task.name, self._device, every=_FINITE_CHECK_STEPS)
+        self._watch = LossWatch(task.name, self._tasks.device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
             for phase, begin in self._phases(task_id):
                 if self.step == begin and self.learner.phase != phase.name:
@@ -184,23 +174,22 @@ class Trainer:
         self._watch.flush()
         return self._finish(task_id)
 
+    def _check_free(self, task: Task) -> None:
+        """Raise where the learner is within another task, or in one that is not this trainer's."""
+        current = self.learner.current
+        if current is None or (
+            self.learner.tasks[current].name == task.name and self._step_fn is not None
+        ):
+            return
+        name = self.learner.tasks[current].name
+        by = "" if name != task.name else " and was not begun by this trainer"
+        raise TrainingError(
+            f"task {name!r} is being learned{by}, so {task.name!r} cannot begin; end it, or call "
+            "learner.abandon_task() to start over"
+        )
+
     def _phases(self, task_id: int) -> list[tuple[Phase, int]]:
-        """Return the phases of a task, each with the step that it begins with."""
-        total = self.steps_of(self._tasks[task_id])
-        phases = self.learner.phases(task_id, total)
-        names = [phase.name for phase in phases]
-        if len(set(names)) < max(1, len(names)):
-            raise ConfigError(
-                f"the phases of {type(self.learner).__name__} are called {names}; give at least "
-                "one, and each a name of its own"
-            )
-        ends = list(accumulate(phase.steps for phase in phases))
-        if ends[-1:] != [total]:
-            raise ConfigError(
-                f"the phases {list(phases)} of {type(self.learner).__name__} do not make up the "
-                f"task's {total} steps; give as many"
-            )
-        return [(phase, end - phase.steps) for phase, end in zip(phases, ends, strict=True)]
+        return phases_of(self.learner, task_id, self.steps_of(self._tasks[task_id]))
 
     def _train_phase(
         self, stream: BatchStream, task_id: int, begin: int, count: int, progress: Progress
@@ -231,7 +220,11 @@ class Trainer:
             self.learner(stream.batch(0)[0][:2], task_id)
         self._record.begin(task_id, self.learner.learned, self._tasks, self.evaluate)
         self.learner.begin_task(task_id, steps=total, data=self._tasks[task_id])
-        self._make_optimizers(task_id)
+        try:
+            self._make_optimizers(task_id)
+        except BaseException:
+            self.learner.abandon_task(restore=False)
+            raise
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
     def _make_optimizers(self, task_id: int) -> None:
@@ -300,19 +293,7 @@ class Trainer:
         Raises:
             ValueError: The trainer has no such task, or the split has no examples.
         """
-        task = self._tasks.get(task_id)
-        if task is None:
-            raise ValueError(
-                f"task {task_id!r} is not among the tasks of this trainer, {list(self._tasks)}; "
-                "call add() first"
-            )
-        if not len(task.split(split)):
-            raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
-        correct = torch.zeros((), dtype=torch.int64, device=self._device)
-        with evaluating(self.learner), self.learner.activated(task_id, weights) as net:
-            for x, y in task.evaluation_batches(split, self.settings.eval_batch_size):
-                correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
-        return 100.0 * int(correct) / len(task.split(split))
+        return self._tasks.accuracy(task_id, split, weights, self.settings.eval_batch_size)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that training needs to continue bit-identically: tensors, and JSON.
@@ -327,8 +308,8 @@ class Trainer:
         tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
         tensors |= {f"best/{name}": value for name, value in (self._best or {}).items()}
         tensors["rng/cpu"] = torch.get_rng_state()
-        if self._device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self._device)
+        if self._tasks.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self._tasks.device)
         groups: dict[str, list[dict[str, Any]]] = {}
         if self._step_fn is not None:
             of_optimizers, groups = optimizers.optimizer_state(self._step_fn.optimizers)
@@ -350,7 +331,8 @@ class Trainer:
         """Continue from what :meth:`state` returned; the tasks must have been added before.
 
         Raises:
-            CheckpointError: The state belongs to another network, or to other settings.
+            CheckpointError: The state belongs to another network, to other settings, or to tasks
+                that were not added.
         """
         own, saved = type(self.learner).__name__, state.get("method")
         if saved not in (None, own):
@@ -368,16 +350,16 @@ class Trainer:
                     f"the checkpoint has a tensor {name!r}, which is of no part of a trainer; it "
                     "was made by another version"
                 )
-        self.learner.load_task_state(parts["task"], state["task"])
-        check_manifest(state["manifest"], self.learner.manifest())
+        self._tasks.check_has(state["task"])
+        before = self.learner.task_state()
         try:
+            self.learner.load_task_state(parts["task"], state["task"])
+            check_manifest(state["manifest"], self.learner.manifest())
             tasks = {EXTRA_STATE: self.learner.get_extra_state()}
             self.learner.load_state_dict({**parts["learner"], **tasks})
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the learner ({' '.join(str(error).split())}); "
-                "resume with the settings of the run"
-            ) from error
+        except CheckpointError:
+            self.learner.load_task_state(*before)
+            raise
         if self.learner.current is not None:
             self._make_optimizers(self.learner.current)
             assert self._step_fn is not None
@@ -385,7 +367,7 @@ class Trainer:
             optimizers.load_optimizer_state(self._step_fn.optimizers, tensors, groups)
         if self._schedule is not None:
             self._schedule.load(state["plateau"])
-        device = self._device
+        device = self._tasks.device
         self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
         self._best_accuracy = or_minus_infinity(state["best_accuracy"])
         self.step = state["step"]

@@ -1,0 +1,99 @@
+"""The tasks that a trainer has the examples of, by the ids of its learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.scenarios import Task
+
+
+class KnownTasks(dict[int, Task]):
+    """Tasks by id, on the device of a learner.
+
+    Args:
+        learner: The learner, which gets the tasks that are new to it.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self._learner = learner
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tasks."""
+        return [self._learner.tasks[task].name for task in self]
+
+    @property
+    def device(self) -> torch.device:
+        """Of the learner's parameters."""
+        return next(self._learner.parameters()).device
+
+    def admit(self, task: Task) -> int:
+        """Add a task to the learner, if it is new, and return its id.
+
+        Raises:
+            ConfigError: A task of this name has other classes or examples.
+        """
+        record = next((r for r in self._learner.tasks if r.name == task.name), None)
+        if record is None:
+            task_id = self._learner.add_task(task.name, task.classes)
+        elif record.classes not in (None, task.classes):
+            raise ConfigError(
+                f"task {task.name!r} has the classes {task.classes} and was added with "
+                f"{record.classes}; give the same in the same order, or another name"
+            )
+        else:
+            task_id = self._learner.task_id(task.name)
+        known, moved = self.get(task_id), task.to(self.device)
+        if known is not None and not known.has_same_examples(moved):
+            raise ConfigError(
+                f"task {task.name!r} has other examples than the task that was added by this name; "
+                "give it another name"
+            )
+        self.setdefault(task_id, moved)
+        return task_id
+
+    def forget(self, task_id: int) -> None:
+        """Remove the task that was added last, from the learner too."""
+        del self[task_id]
+        self._learner.remove_task(task_id)
+
+    def check_has(self, saved: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where a task begun before a checkpoint is not known.
+
+        Args:
+            saved: The JSON part of the learner's ``task_state``.
+        """
+        names = [record["name"] for record in saved["tasks"]]
+        begun = {*saved["learned"], saved["current"]} - {None}
+        missing = [names[task] for task in sorted(begun) if names[task] not in self.names]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint has learned from {missing}, and this trainer has the tasks "
+                f"{self.names}; call add() for each of them before"
+            )
+
+    def accuracy(
+        self, task_id: int, split: str, weights: Mapping[str, Tensor] | None, batch_size: int
+    ) -> float:
+        """Return the accuracy in percent of a task's split; see :meth:`Trainer.evaluate`."""
+        task = self.get(task_id)
+        if task is None:
+            raise ValueError(
+                f"task {task_id!r} is not among the tasks of this trainer, {list(self)}; "
+                "call add() first"
+            )
+        if not len(task.split(split)):
+            raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        with evaluating(self._learner), self._learner.activated(task_id, weights) as net:
+            for x, y in task.evaluation_batches(split, batch_size):
+                correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
+        return 100.0 * int(correct) / len(task.split(split))
