@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import timeit
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.kernels.case import KernelCase, Problem, draw, error
@@ -29,6 +32,7 @@ from benchmarks.steps.engines import (
 )
 from benchmarks.steps.published import percentile
 from benchmarks.steps.sizes import floor_bytes, groups_of
+from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.layers.masked import MaskedLinear
 from hypermask_fast.native import library
 from hypermask_fast.training.step import TrainingStep
@@ -300,6 +304,28 @@ def test_masked_linear_dispatch(benchmark: Any) -> None:
         benchmark.pedantic(layer, args=(x,), rounds=20, iterations=50, warmup_rounds=2)
     # Some 20 us of six small operations; checks that read values back would be far beyond it.
     assert benchmark.stats.stats.median < 2e-3
+
+
+@pytest.mark.alone
+def test_context_of_a_forward(benchmark: Any) -> None:
+    """What stands in for 64 layers' weights costs less than 20 us a layer beside plain layers."""
+    if benchmark.disabled:
+        pytest.skip("times nothing beside other tests: run it without -n")
+    layers = 64
+    plain = nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers)))
+    network = ConvertedNetwork(copy.deepcopy(plain), (), "test")
+    names = [entry.name for entry in network.tensors]
+    weights = dict(zip(names, (w.detach() for w in network.weights()), strict=True))
+    x = torch.zeros(1, 2)
+
+    def forward() -> None:
+        with network.applied(weights) as net:
+            net(x)
+
+    with torch.no_grad():
+        benchmark.pedantic(forward, rounds=200, warmup_rounds=5)
+        alone = min(timeit.repeat(lambda: plain(x), number=1, repeat=200))
+    assert (benchmark.stats.stats.min - alone) / layers < 20e-6
 
 
 @pytest.mark.skipif(not hypnettorch.available(), reason="hypnettorch is not installed")
