@@ -56,6 +56,7 @@ class Forward:
     def __exit__(self, *_: object) -> None:
         _entered.discard(self)
         if _local.forward is not self:
+            _local.forward, _local.stand_ins = None, _NONE
             raise RuntimeError(
                 "the contexts of two tasks were left in another order than entered in one thread, "
                 "so one of them ran with the other's weights; give each its own thread, or leave "

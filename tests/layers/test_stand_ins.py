@@ -142,7 +142,9 @@ class TestThreads:
         second.__enter__()
         with pytest.raises(RuntimeError, match="left in another order than entered"):
             first.__exit__(None, None, None)
-        second.__exit__(None, None, None)
+        with pytest.raises(RuntimeError, match="left in another order than entered"):
+            second.__exit__(None, None, None)
+        assert learner.net.out.here() is None
 
     def test_a_copy_made_while_another_thread_is_in_a_context_is_plain(self) -> None:
         layer = MaskedLinear(6, 4)
