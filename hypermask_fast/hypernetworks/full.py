@@ -16,6 +16,7 @@ from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead, KeptSample
 from hypermask_fast.hypernetworks.autograd import HeadUpdate, head_logits, head_update
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
+from hypermask_fast.optim.rows import take_rows
 from hypermask_fast.tables import add_rows
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -131,10 +132,10 @@ class Hypernetwork(nn.Module):
 
     def _hidden(self, ids: Tensor) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(self.embeddings[ids])
+            return self.trunk(take_rows(self.embeddings, ids))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(self.embeddings[ids])
+            hidden = self._compiled_trunk(take_rows(self.embeddings, ids))
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def logits(self, ids: Tensor) -> Tensor:
