@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+import hypermask_fast.optim.rows  # noqa: F401 - its hooks hold the rows of row_sparse groups
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head import passes
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments

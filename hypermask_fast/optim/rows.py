@@ -41,8 +41,9 @@ def take_rows(table: Tensor, rows: Any) -> Tensor:
 
 def rows_with_gradient(grad: Tensor) -> Tensor:
     """Return bool (rows, 1, ...). NaN counts as a gradient."""
-    moved = grad.to_dense().ne(0).reshape(len(grad), -1).any(1)
-    return moved.reshape(-1, *[1] * (grad.dim() - 1))
+    dims = tuple(range(1, grad.dim()))
+    moved = grad.to_dense().ne(0)
+    return moved.any(dims, keepdim=True) if dims else moved
 
 
 class _Held:
@@ -52,19 +53,20 @@ class _Held:
         self.table, self.group, self.states = table, group, states
         self.moved: Tensor | None = None
         self.before = table.clone()
-        state = states.get(table, {})
-        for key, value in state.items():
-            if self._has_rows(value) and 1 < len(value) < len(table):
+        self.state_before: dict[str, Tensor] = {}
+        for key, value in states.get(table, {}).items():
+            rows = self._rows_of(value)
+            if 1 < rows < table.shape[0]:
                 # The table grew since the last step.
-                state[key] = padded = pad_rows(value, table)
-                padded[len(value) :] = self._first(key)
-        self.state_before = {k: v.clone() for k, v in state.items() if self._is_of_rows(v)}
+                states[table][key] = value = pad_rows(value, table)
+                value[rows:] = self._first(key)
+            if rows > 1 or rows == table.shape[0]:
+                self.state_before[key] = value.clone()
 
-    def _has_rows(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and 0 < value.dim() == self.table.dim()
-
-    def _is_of_rows(self, value: Any) -> bool:
-        return self._has_rows(value) and len(value) == len(self.table)
+    def _rows_of(self, value: Any) -> int:
+        """Return the number of rows of what an optimizer keeps for a table; 0 of anything else."""
+        is_like = isinstance(value, Tensor) and 0 < value.dim() == self.before.dim()
+        return value.shape[0] if is_like else 0
 
     def _first(self, key: str) -> Any:
         return self.group.get(_BEGINS_AS.get(key, ""), 0)
@@ -77,15 +79,17 @@ class _Held:
 
     def put_back(self) -> None:
         """Restore the rows without a gradient; state that the step made is as new there."""
-        none = self.before.new_zeros((), dtype=torch.bool)
-        moved = none if self.moved is None else self.moved
-        self.table.copy_(torch.where(moved, self.table, self.before))
+        moved = self.moved
+        if moved is None:
+            moved = self.before.new_zeros((), dtype=torch.bool)
+        torch.where(moved, self.table, self.before, out=self.table)
         for key, value in self.states.get(self.table, {}).items():
-            if self._is_of_rows(value):
-                before = self.state_before.get(key)
-                value.copy_(
-                    torch.where(moved, value, self._first(key) if before is None else before)
-                )
+            before = self.state_before.get(key)
+            if before is None:
+                if self._rows_of(value) != self.before.shape[0]:
+                    continue
+                before = torch.zeros_like(value) + self._first(key)
+            torch.where(moved, value, before.to(value.dtype), out=value)
 
 
 # A step may call another of the same optimizer, a subclass's that of its base.

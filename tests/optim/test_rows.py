@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +72,24 @@ def test_a_table_without_a_gradient_is_left_alone() -> None:
     mark_table(table)
     optimizer.step()
     assert torch.equal(table, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["FactoredAdam", "Hypernetwork", "HyperMask", "Trainer", "DistributedDataParallel"]
+)
+def test_rows_are_held_whatever_is_imported_first(name: str) -> None:
+    program = f"""
+import torch
+import hypermask_fast as hmf
+hmf.{name}
+table = torch.nn.Parameter(torch.ones(2, 2))
+group = {{"params": [table], "row_sparse": True}}
+optimizer = torch.optim.SGD([group], lr=1.0, weight_decay=0.5)
+table.grad = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+optimizer.step()
+assert table.tolist() == [[1.0, 1.0], [-0.5, 0.5]], table
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_nan_is_a_gradient() -> None:
