@@ -49,13 +49,15 @@ class FactoredAdam(Optimizer):
     which is never kept; :meth:`step` does the rest. It takes the ordinary steps, with 28 bytes of
     memory traffic for a float32 parameter of the head, whatever the number of tasks. Until the
     backward pass the output regularizer is 0 in the losses, and missing in their total. A backward
-    pass whose gradient is not finite changes nothing, nor does the :meth:`step` after it. There is
-    no gradient to clip, accumulate or unscale: what tries to raises.
+    pass whose gradient is not finite changes nothing, nor does the :meth:`step` after it; one that
+    accumulates nothing in the head updates nothing. There is no gradient to clip, accumulate or
+    unscale: what tries to raises.
 
     Options of a parameter group beside those below:
         row_sparse: True for a table of embeddings, one a row: a row whose gradient is exactly zero
             in a step keeps its values and moments, so it moves neither by momentum nor by weight
-            decay. The step count is the table's, as in ``torch.optim.SparseAdam``. Default False.
+            decay. The step count is the table's, as in ``torch.optim.SparseAdam``. Default False;
+            tables of a learner are held so in any case, with any optimizer.
 
     Args:
         params: Parameters, named parameters, or groups of them.

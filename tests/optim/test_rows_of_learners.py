@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from tests.support.hypermask_cases import batch, make, mixed_net, tables
 
@@ -226,6 +228,42 @@ def test_an_optimizer_goes_on_where_tables_grow(kind: Make, options: dict[str, A
         if kind is not torch.optim.Adafactor:  # which averages over all rows
             torch.testing.assert_close(ours, exact)
         assert ours.shape == exact.shape
+
+
+class Scaled(Learner):
+    """A method with a table that nothing but its groups of parameters tells of."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 3), capacity=4)
+        self.scales = nn.Parameter(torch.ones(4, 3))
+
+    def parameter_groups(self, phase: str = "train") -> list[ParameterGroup]:
+        shared = ParameterGroup(list(self.net.parameters()))
+        return [shared, ParameterGroup([self.scales], row_sparse=True)]
+
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
+        outputs = self.net(x) * self.scales[task]
+        loss = nn.functional.cross_entropy(outputs, y)
+        return Losses(loss, loss, outputs, {})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, FactoredAdam])
+def test_the_tables_of_another_method_are_held(kind: Make) -> None:
+    learner = Scaled()
+    optimizer = kind(learner.parameters(), lr=0.1, **DECAY)
+    for task in range(2):
+        learner.add_task()
+        learner.begin_task(task)
+        before = learner.scales.detach().clone()
+        for _ in range(2):
+            x, y = torch.randn(8, 5), torch.randint(3, (8,))
+            optimizer.zero_grad()
+            learner.losses(x, y, task).total.backward()
+            optimizer.step()
+        learner.end_task()
+        assert (learner.scales != before).any(1).tolist() == [i == task for i in range(4)]
 
 
 def test_a_step_within_a_step_holds_rows_over_both() -> None:
