@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.layers.norms import NormState, TaskNorm
+from hypermask_fast.optim.rows import take_rows
 from hypermask_fast.tables import add_rows
 
 _KEYS = ("weight", "bias", "running_mean", "running_var")
@@ -68,14 +69,17 @@ class NormTable(nn.Module):
     def state(self, task: int, learning: bool) -> NormState:
         """Return the row of a task; running statistics are views that a forward moves."""
         tables = _own(self)[:4]
-        weight, bias, mean, var = (None if table is None else table[task] for table in tables)
+        weight, bias, mean, var = (
+            None if table is None else take_rows(table, task) for table in tables
+        )
         return NormState(weight, bias, mean, var, learning)
 
     def blended(self, alpha: Tensor) -> NormState:
         """Return the sum of the first rows, times their factors alpha (tasks,)."""
         count, tables = len(alpha), _own(self)[:4]
         weight, bias, mean, var = (
-            None if table is None else torch.tensordot(alpha, table[:count], 1) for table in tables
+            None if table is None else torch.tensordot(alpha, take_rows(table, slice(count)), 1)
+            for table in tables
         )
         return NormState(weight, bias, mean, var)
 

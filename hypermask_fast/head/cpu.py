@@ -87,12 +87,11 @@ def step_rows(step: HeadStep) -> HeadGrads:
     """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
     head, dz, kept = step.head, step.taken_dz, step.kept_logits
     assert head.moments is not None
-    assert head.bias_moments is not None
     parts = _sums(head, len(step.hidden))
     squares = torch.empty(len(parts), LANES, dtype=torch.float64)
     _run(
         *("update", head, len(step.hidden)),
-        (head.weight, *head.moments, head.bias, *head.bias_moments),
+        (head.weight, *head.moments, head.bias, *(head.bias_moments or ()), step.bias_grad),
         given=len(dz),
         dz=dz,
         hidden=step.hidden,
@@ -101,6 +100,7 @@ def step_rows(step: HeadStep) -> HeadGrads:
         coefficient=float(step.coefficient),
         hidden_grad=parts,
         regularizer=squares,
+        bias_grad=step.bias_grad,
         **_numbers(step.scalars()),
     )
     return HeadGrads(_added(parts).to(head.weight.dtype), _added(squares).sum())

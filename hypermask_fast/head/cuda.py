@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from hypermask_fast.backends.choice import uses_kernels
 from hypermask_fast.head.adam import AdamOptions
-from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample, Moments
 from hypermask_fast.kernels import ops
+from hypermask_fast.reference import output_residuals
 
 
 def takes(weight: Tensor) -> bool:
@@ -52,6 +54,18 @@ def adam_rows(step: HeadStep) -> None:
     assert moments is not None
     scalars = _scalars(weight.device, step.options)
     factored_adam(weight, *moments, step.dz, step.hidden, scalars)
+    increment_version([weight, *moments])
+
+
+def _form_bias_grad(step: HeadStep, out: Tensor) -> None:
+    from hypermask_fast.kernels.head.step import earlier_logits
+
+    weight, bias, *_ = step.head
+    assert bias is not None
+    torch.sum(step.taken_dz, 0, out=out)
+    if step.kept_logits is not None and len(step.kept_logits):
+        z = earlier_logits(weight, bias, step.hidden[len(step.dz) :])
+        out += step.coefficient * output_residuals(z, step.kept_logits).sum(0)
 
 
 def step_rows(step: HeadStep) -> HeadGrads:
@@ -61,14 +75,19 @@ def step_rows(step: HeadStep) -> HeadGrads:
     weight, bias, moments, bias_moments = step.head
     assert bias is not None
     assert moments is not None
-    assert bias_moments is not None
     kept, coefficient = step.kept_logits, step.coefficient
     if not isinstance(coefficient, Tensor):
         coefficient = torch.full((), coefficient, device=weight.device)
+    if step.bias_grad is not None:
+        _form_bias_grad(step, step.bias_grad)
+        # The kernel steps a bias in any case: a copy.
+        bias, bias_moments = bias.clone(), Moments(*torch.zeros_like(bias).expand(2, -1).clone())
+    assert bias_moments is not None
     hidden_grad, squares = kernel(
         *(weight, bias, *moments, *bias_moments),
         *(step.dz[0], step.hidden, weight.new_empty(0, len(weight)) if kept is None else kept),
         coefficient=coefficient.float(),
         scalars=_scalars(weight.device, step.options),
     )
+    increment_version([weight, *moments, bias, *bias_moments])
     return HeadGrads(hidden_grad, squares)

@@ -90,6 +90,7 @@ def frozen_tiles(
     factors: Tensor | None = None,
     grads: tuple[Tensor, Tensor] | None = None,
     adam: AdamStep | None = None,
+    bias_grad: Tensor | None = None,
 ) -> None:
     """Do in one pass what is asked for.
 
@@ -101,12 +102,16 @@ def frozen_tiles(
         current_grad: float64 (H,), zeros, receives dz A.
         factors: Of :func:`head_factors`; gives the gradient of A and b, for:
         grads: like A and b, to be filled, or
-        adam: which updates A and b.
+        adam: which updates A, and b where it has moments.
+        bias_grad: like b, to be filled with its gradient, with ``adam``.
     """
     weight, bias, moments, bias_moments = head
     assert bias is not None
     changed = weight.shape[1] + 1
-    bias_grad = torch.empty_like(bias) if grads is None else grads[1]
+    if grads is not None:
+        bias_grad = grads[1]
+    elif bias_grad is None:
+        bias_grad = torch.empty_like(bias)
     for rows in tiles_of(weight):
         a, old = weight[rows], frozen.weight[rows]
         columns = [a - old, (bias[rows] - frozen.bias[rows])[:, None], old]
@@ -141,6 +146,7 @@ def step_rows(step: HeadStep) -> HeadGrads:
             current_grad=current_grad,
             factors=head_factors(q, step.coefficient, hidden[0]),
             adam=step.scalars(),
+            bias_grad=step.bias_grad,
         )
         squares, sums = quadratic(q, products, frozen)
         grads = torch.cat((current_grad[None], step.coefficient * sums))

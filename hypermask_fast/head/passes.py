@@ -131,11 +131,16 @@ def step_rows(step: HeadStep) -> HeadGrads:
     rows, width = check_weight(weight)
     assert bias is not None
     assert moments is not None
-    assert bias_moments is not None
     check("b", bias, (rows,), weight)
     check_contiguous("b", bias)
     check_moments("", moments, weight, moments.exp_avg.dtype)
-    check_moments("bias_", bias_moments, bias, moments.exp_avg.dtype)
+    if step.bias_grad is None:
+        assert bias_moments is not None
+        check_moments("bias_", bias_moments, bias, moments.exp_avg.dtype)
+    else:
+        check("bias_grad", step.bias_grad, (rows,), weight)
+        check_contiguous("bias_grad", step.bias_grad)
+        step = step._replace(head=step.head._replace(bias_moments=None))
     check("dz", step.dz, (1, rows), weight)
     check("hidden", step.hidden, ("t + 1", width), weight)
     count, kept = len(step.hidden) - 1, step.kept_logits

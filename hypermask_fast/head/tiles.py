@@ -91,12 +91,11 @@ def step_rows(step: HeadStep) -> HeadGrads:
     weight, bias, moments, bias_moments = step.head
     assert bias is not None
     assert moments is not None
-    assert bias_moments is not None
     adam, dz = step.scalars(), step.taken_dz
     kept, given = step.kept_logits, len(dz)
     squares = torch.zeros((), dtype=torch.float64, device=weight.device)
     sums = weight.new_zeros(step.hidden.shape, dtype=torch.float64)
-    bias_grad = torch.empty_like(bias)
+    bias_grad = torch.empty_like(bias) if step.bias_grad is None else step.bias_grad
     with full_precision(weight.device):
         for rows in tiles_of(weight):
             factors = dz[:, rows]
@@ -109,5 +108,6 @@ def step_rows(step: HeadStep) -> HeadGrads:
             sums += factors @ weight[rows]
             adam_tile(weight, moments, factors.t() @ step.hidden, rows, adam)
             torch.sum(factors, 0, out=bias_grad[rows])
-        adam_tile(bias, bias_moments, bias_grad, slice(None), adam)
+        if bias_moments is not None:
+            adam_tile(bias, bias_moments, bias_grad, slice(None), adam)
     return HeadGrads(sums.to(weight.dtype), squares)

@@ -79,6 +79,8 @@ class HeadStep(NamedTuple):
         coefficient: Factor of a residual in its gradient: 2 beta / t^2 for the regularizer
             beta / t * mean_j ||r_j||^2; a number or a 0-d tensor.
         adam: The step that A and b take; None before an optimizer filled it in.
+        bias_grad: (N,), to be filled with the gradient of b, which is left alone then and needs no
+            moments.
     """
 
     head: Head
@@ -87,6 +89,7 @@ class HeadStep(NamedTuple):
     kept: Kept | None = None
     coefficient: float | Tensor = 0.0
     adam: AdamOptions | None = None
+    bias_grad: Tensor | None = None
 
     @property
     def options(self) -> AdamOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head import passes
-from hypermask_fast.head.types import Head, HeadStep, Kept, KeptSample
+from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptSample
+from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.factors import dense_is_smaller
@@ -50,29 +53,53 @@ class _HeadLogits(torch.autograd.Function):
         return of_weight, of_bias, of_hidden, None
 
 
+def _accumulates(node: Any) -> bool:
+    """Return whether the backward pass that is running adds to the gradient of a leaf's node."""
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        # autograd.grad is to return this gradient.
+        return False
+
+
 class _UpdateInBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor,
         update: HeadUpdate,
         head: nn.Linear,
         kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.update, ctx.head, ctx.kept = update, head, kept
         ctx.backend = requested()
+        ctx.versions = [p._version for p in update.watched]
         ctx.save_for_backward(hidden)
-        logits = passes.logits(Head(head.weight, head.bias), hidden[:1])
+        logits = passes.logits(Head(weight, bias), hidden[:1])
         return logits[0], hidden.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
+        update, head = ctx.update, ctx.head
+        if ctx.versions != [p._version for p in update.watched]:
+            raise RuntimeError(
+                "the hypernetwork changed since these losses were computed, by a step or by a "
+                "backward pass before this one; call losses() anew for each backward pass, and "
+                "accumulate with step_in_backward=False"
+            )
+        takes = update.apply
+        nodes = [node for node, _ in ctx.next_functions[1:3]]
+        trains = (head.weight.requires_grad, head.bias.requires_grad)
+        if tuple(map(_accumulates, nodes)) != trains:
+            takes = update.gradients
         with backend(ctx.backend), full_precision(hidden.device):
-            hidden_grad = ctx.update.apply(ctx.head, hidden, ctx.kept, *grads)
-        return hidden_grad, None, None, None, None
+            return *takes(head, hidden, ctx.kept, *grads), None, None, None
 
 
 class HeadUpdate:
@@ -81,14 +108,17 @@ class HeadUpdate:
     Between forward and backward the head is read once, for the current task's logits; everything
     else is done row by row where the backward pass reaches the head, which moves 28 bytes a float32
     parameter in all (24 of them in the one pass that updates it). One backward pass is one update:
-    there is no gradient left to clip, scale or accumulate.
+    there is no gradient left to clip, scale or accumulate. Gradients without accumulation
+    (``torch.autograd.grad``, ``backward(inputs=)`` without the head) are only computed.
 
     Args:
-        optimizer: Holds the head's weight and bias.
+        optimizer: Holds the head's weight.
+        watched: What must not change between forward and backward; autograd itself would notice
+            some of it too late, after the update.
     """
 
-    def __init__(self, optimizer: FactoredAdam) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: FactoredAdam, watched: Sequence[Tensor]) -> None:
+        self.optimizer, self.watched = optimizer, watched
         self._awaiting: list[tuple[Tensor, float]] = []
 
     def logits(self, head: nn.Linear, hidden: Tensor, kept: Kept | None) -> tuple[Tensor, Tensor]:
@@ -103,7 +133,8 @@ class HeadUpdate:
             kept: As in :class:`HeadStep`, or None where t is 0.
         """
         # The weight is an argument so that autograd comes here also where the trunk is frozen.
-        logits, output_reg = _UpdateInBackward.apply(hidden, head.weight, self, head, kept)
+        inputs = hidden, head.weight, head.bias
+        logits, output_reg = _UpdateInBackward.apply(*inputs, self, head, kept)
         self.completes(output_reg, 1.0)
         return logits, output_reg
 
@@ -111,24 +142,48 @@ class HeadUpdate:
         """Let the backward pass add the regularizer, times a factor, to a 0-d loss in place."""
         self._awaiting.append((loss.detach(), factor))
 
+    def _complete(self, output_reg: Tensor) -> None:
+        for loss, factor in self._awaiting:
+            loss.add_(output_reg, alpha=factor)
+        self._awaiting.clear()
+
     def apply(
         self, head: nn.Linear, hidden: Tensor, kept: Kept | None, dz: Tensor, weight: Tensor
-    ) -> Tensor:
-        """Update the head and return the gradient of ``hidden``."""
+    ) -> tuple[Tensor, None, Tensor | None]:
+        """Update the head; return the gradients of ``hidden``, and of a bias of another optimizer.
+
+        Args:
+            head, hidden, kept: As in :meth:`logits`.
+            dz: (N,), the gradient of the current task's logits.
+            weight: 0-d, that of the regularizer.
+        """
         earlier = max(1, len(hidden) - 1)
+        steps_bias = head.bias.requires_grad and self.optimizer.holds(head.bias)
         step = HeadStep(
             Head(head.weight, head.bias),
             *(dz[None], hidden, kept),
             coefficient=2 * weight.double() / earlier,
+            bias_grad=None if steps_bias else torch.empty_like(head.bias),
         )
         grads = self.optimizer.update_in_backward(step)
-        output_reg = (grads.squares / earlier).to(dz.dtype)
-        for loss, factor in self._awaiting:
-            loss.add_(output_reg, alpha=factor)
-        return grads.hidden
+        self._complete((grads.squares / earlier).to(dz.dtype))
+        return grads.hidden, None, step.bias_grad
+
+    def gradients(
+        self, head: nn.Linear, hidden: Tensor, kept: Kept | None, *grads: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients of ``hidden``, weight and bias, and update nothing."""
+        inputs = [t.detach().requires_grad_() for t in (hidden, head.weight, head.bias)]
+        with torch.enable_grad():
+            outputs = regularized_logits(inputs[1], inputs[2], inputs[0], kept)
+        self._complete(outputs[1].detach())
+        given = [(z, grad) for z, grad in zip(outputs, grads, strict=True) if z.requires_grad]
+        return torch.autograd.grad([z for z, _ in given], inputs, [grad for _, grad in given])
 
 
-def head_update(head: nn.Linear, optimizer: Optimizer | None) -> HeadUpdate | None:
+def head_update(
+    head: nn.Linear, trunk: nn.Module, optimizer: Optimizer | None
+) -> HeadUpdate | None:
     """Return the update of a head in the backward pass that an optimizer asks for, if it does.
 
     None without a :class:`FactoredAdam` of ``step_in_backward=True`` over the head, where the head
@@ -136,8 +191,9 @@ def head_update(head: nn.Linear, optimizer: Optimizer | None) -> HeadUpdate | No
     """
     if not (isinstance(optimizer, FactoredAdam) and torch.is_grad_enabled()):
         return None
-    updates = head.bias.requires_grad and optimizer.updates_in_backward(head.weight)
-    return HeadUpdate(optimizer) if updates else None
+    if not optimizer.updates_in_backward(head.weight):
+        return None
+    return HeadUpdate(optimizer, [*trunk.parameters(), *head.parameters()])
 
 
 def head_logits(
@@ -170,3 +226,33 @@ def head_logits(
         )
     with full_precision(weight.device):
         return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sample)
+
+
+def regularized_logits(
+    weight: Tensor, bias: Tensor, hidden: Tensor, kept: Kept | None
+) -> tuple[Tensor, Tensor]:
+    """Return the current task's logits (N,) and the output regularizer, 0-d.
+
+    Args:
+        weight, bias: A (N, H) and b (N,).
+        hidden: (t + 1, H), the current embedding's first.
+        kept: As in :class:`HeadStep`, or None where t is 0.
+    """
+    if isinstance(kept, FrozenHead):
+        return frozen_logits(weight, bias, hidden, kept)
+    sample = kept if isinstance(kept, KeptSample) else None
+    logits = head_logits(weight, bias, hidden, sample)
+    return regularized(logits, kept.logits if isinstance(kept, KeptSample) else kept)
+
+
+def regularized(logits: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the first row of logits (t + 1, N), and the regularizer of the others; 0 if none.
+
+    Args:
+        logits: Of the current task, and of the t earlier ones.
+        kept: (t, N), what the earlier ones are to be; None where t is 0.
+    """
+    if kept is None:
+        return logits[0], logits.new_zeros(())
+    current, earlier = logits.split([1, len(kept)])
+    return current[0], reference.output_regularizer(earlier, kept)

@@ -15,8 +15,14 @@ from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead, KeptSample
-from hypermask_fast.hypernetworks.autograd import HeadUpdate, head_logits, head_update
-from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
+from hypermask_fast.hypernetworks.autograd import (
+    HeadUpdate,
+    head_logits,
+    head_update,
+    regularized,
+    regularized_logits,
+)
+from hypermask_fast.optim.rows import take_rows
 from hypermask_fast.tables import add_rows
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -43,14 +49,6 @@ def _trunk(
     for fan_in, width in pairwise(widths):
         layers += [nn.Linear(fan_in, width, device=device, dtype=dtype), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
-
-
-def _regularized(logits: Tensor, kept: Tensor | FrozenHead | None) -> tuple[Tensor, Tensor]:
-    if kept is None:
-        return logits[0], logits.new_zeros(())
-    assert isinstance(kept, Tensor)
-    current, earlier = logits.split([1, len(kept)])
-    return current[0], reference.output_regularizer(earlier, kept)
 
 
 class Hypernetwork(nn.Module):
@@ -134,10 +132,10 @@ class Hypernetwork(nn.Module):
 
     def _hidden(self, ids: Tensor) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(self.embeddings[ids])
+            return self.trunk(take_rows(self.embeddings, ids))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(self.embeddings[ids])
+            hidden = self._compiled_trunk(take_rows(self.embeddings, ids))
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -164,7 +162,7 @@ class Hypernetwork(nn.Module):
         Raises:
             RuntimeError: It does, and :attr:`can_update` is False.
         """
-        update = head_update(self.head, optimizer)
+        update = head_update(self.head, self.trunk, optimizer)
         if update is not None and not self.can_update:
             raise RuntimeError(
                 f"a {type(self).__name__} with a head of {self.head.weight.dtype} cannot be "
@@ -207,10 +205,11 @@ class Hypernetwork(nn.Module):
         rows: Tensor | None,
         update: HeadUpdate | None,
     ) -> tuple[Tensor, Tensor]:
-        frozen = kept if isinstance(kept, FrozenHead) else None
-        if not self.can_update or (update is None and rows is None and frozen is None):
+        is_frozen = isinstance(kept, FrozenHead)
+        if not self.can_update or (update is None and rows is None and not is_frozen):
+            assert not isinstance(kept, FrozenHead)
             logits = self._logits(ids)
-            return _regularized(logits if rows is None else logits[rows], kept)
+            return regularized(logits if rows is None else logits[rows], kept)
         batch = self._hidden(ids)
         hidden = batch if rows is None else batch[rows]
         sample: KeptSample | None = None
@@ -218,10 +217,7 @@ class Hypernetwork(nn.Module):
             sample = KeptSample(kept, batch.detach(), rows)
         if update is not None:
             return update.logits(self.head, hidden, sample or kept)
-        if frozen is not None:
-            return frozen_logits(self.head.weight, self.head.bias, hidden, frozen)
-        logits = head_logits(self.head.weight, self.head.bias, hidden, sample)
-        return _regularized(logits, kept)
+        return regularized_logits(self.head.weight, self.head.bias, hidden, sample or kept)
 
     @torch.no_grad()
     def kept(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:

@@ -24,6 +24,7 @@ from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.life import TaskLife
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.optim.rows import mark_table
 
 
 def ordinary_step(
@@ -69,6 +70,12 @@ class Learner(TaskLife):
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
+
+    def begin_phase(self, name: str) -> None:
+        super().begin_phase(name)
+        for group in self.parameter_groups(name):
+            for table in group.params if group.row_sparse else ():
+                mark_table(table)
 
     def losses(
         self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None

@@ -58,7 +58,8 @@ class ParameterGroup(NamedTuple):
         optimizer: Name of the optimizer that takes them; a method that steps optimizers one after
             the other names several.
         lr: Learning rate in place of the run's; a schedule scales it alike.
-        row_sparse: They are tables with a row for each task: rows without a gradient must not move.
+        row_sparse: They are tables with a row for each task: rows without a gradient must not move,
+            and do not, with any optimizer of PyTorch, from the beginning of a phase on.
         in_backward: Those of a head, which an optimizer may update in the backward pass.
     """
 

@@ -20,7 +20,7 @@ struct Pass {
   int64_t rows, width, count, given, bfloat16_targets, block_rows, blocks, next;
   void *weight, *bias, *exp_avg, *exp_avg_sq, *bias_exp_avg, *bias_exp_avg_sq;
   const void *hidden, *dz, *targets;
-  void *logits;
+  void *logits, *bias_grad;
   double *hidden_grad, *regularizer;
   double coefficient, scale, decay, l2, lerp, lerp_square, eps, step_size;
 };
@@ -294,6 +294,7 @@ void update(Pass &pass) {
   const T *current = static_cast<const T *>(pass.dz);
   T *weight = static_cast<T *>(pass.weight), *bias = static_cast<T *>(pass.bias);
   M *exp_avg = static_cast<M *>(pass.exp_avg), *exp_avg_sq = static_cast<M *>(pass.exp_avg_sq);
+  T *bias_grad = static_cast<T *>(pass.bias_grad);
   M *bias_exp_avg = static_cast<M *>(pass.bias_exp_avg);
   M *bias_exp_avg_sq = static_cast<M *>(pass.bias_exp_avg_sq);
   const Packed<T> packed(hidden, hidden ? width : 0, count, given);
@@ -341,12 +342,13 @@ void update(Pass &pass) {
         const int64_t at = (row + r) * width;
         adam(grad, weight + at, exp_avg + at, exp_avg_sq + at, batch * width);
       }
-      if (!bias_exp_avg) continue;
+      if (!bias_exp_avg && !bias_grad) continue;
       for (int r = 0; r < kTile; ++r) {
         grad[r] = dz[r];
         for (int j = 1; j < count; ++j) grad[r] += dz[j * kTile + r];
       }
-      adam(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, tile);
+      if (bias_grad) std::memcpy(bias_grad + row, grad, tile * sizeof(T));
+      else adam(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, tile);
     }
     if (pass.hidden_grad)
       for (int j = 0; j < count; ++j)

@@ -1,4 +1,4 @@
-"""PyTorch's Adam for parameters with a dense gradient, some rows or whole steps of it left out."""
+"""PyTorch's Adam for parameters with a dense gradient, whole steps of it left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from hypermask_fast.optim.factored_grad import FactoredGrad
-from hypermask_fast.optim.rows import rows_with_gradient
 
 
 def _dense_grad(p: Tensor) -> Tensor:
@@ -51,17 +50,13 @@ def step_dense(
     }
     steps = [state["step"] for state in states]
     found_inf: Tensor | None = None
-    # What is to be put back where a condition is False.
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    if group["row_sparse"]:
-        moved = [rows_with_gradient(grad) for grad in grads]
-        for tensors in (params, *moments.values()):
-            kept += [(x, x.clone(), rows) for x, rows in zip(tensors, moved, strict=True)]
+    # What is to be put back where the step is not to be taken.
+    kept: list[tuple[Tensor, Tensor]] = []
     if finite is not None and fused:
         found_inf = finite.logical_not().to(torch.float32)
     elif finite is not None:
         for tensors in (params, *moments.values(), steps):
-            kept += [(x, x.clone(), finite) for x in tensors]
+            kept += [(x, x.clone()) for x in tensors]
     adam(
         params,
         grads,
@@ -83,8 +78,9 @@ def step_dense(
         eps=group["eps"],
         maximize=group["maximize"],
     )
-    for x, before, condition in kept:
-        x.copy_(torch.where(condition, x, before))
+    for x, before in kept:
+        assert finite is not None
+        x.copy_(torch.where(finite, x, before))
     for name, tensors in moments.items():
         for state, moment in zip(states, tensors, strict=True):
             if moment is not state[name]:

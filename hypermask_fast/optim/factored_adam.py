@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+import hypermask_fast.optim.rows  # noqa: F401 - its hooks hold the rows of row_sparse groups
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head import passes
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments
@@ -21,7 +23,7 @@ from hypermask_fast.optim.groups import (
     on_device,
     takes_factors,
 )
-from hypermask_fast.optim.in_backward import SpentGrad
+from hypermask_fast.optim.in_backward import PendingUpdate
 from hypermask_fast.tables import pad_rows
 
 
@@ -47,13 +49,15 @@ class FactoredAdam(Optimizer):
     which is never kept; :meth:`step` does the rest. It takes the ordinary steps, with 28 bytes of
     memory traffic for a float32 parameter of the head, whatever the number of tasks. Until the
     backward pass the output regularizer is 0 in the losses, and missing in their total. A backward
-    pass whose gradient is not finite changes nothing, nor does the :meth:`step` after it. There is
-    no gradient to clip, accumulate or unscale: what tries to raises.
+    pass whose gradient is not finite changes nothing, nor does the :meth:`step` after it; one that
+    accumulates nothing in the head updates nothing. There is no gradient to clip, accumulate or
+    unscale: what tries to raises.
 
     Options of a parameter group beside those below:
         row_sparse: True for a table of embeddings, one a row: a row whose gradient is exactly zero
             in a step keeps its values and moments, so it moves neither by momentum nor by weight
-            decay. The step count is the table's, as in ``torch.optim.SparseAdam``. Default False.
+            decay. The step count is the table's, as in ``torch.optim.SparseAdam``. Default False;
+            tables of a learner are held so in any case, with any optimizer.
 
     Args:
         params: Parameters, named parameters, or groups of them.
@@ -76,9 +80,7 @@ class FactoredAdam(Optimizer):
         ConfigError: An option has a value that cannot be used.
     """
 
-    # Whether the update of the last backward pass was finite: None before one, on a GPU a tensor.
-    _finite: bool | Tensor | None = None
-    _updated: tuple[Tensor, ...] = ()
+    _pending: PendingUpdate
 
     def __init__(
         self,
@@ -112,7 +114,18 @@ class FactoredAdam(Optimizer):
             "row_sparse": False,
             "step_in_backward": step_in_backward,
         }
+        self._pending = PendingUpdate()
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Also for what load_state_dict sets.
+        self.__dict__.setdefault("_pending", PendingUpdate())
+        super().__setstate__(state)
+
+    def __copy__(self) -> FactoredAdam:
+        """Return an optimizer of the same parameters with a state of its own."""
+        shared = {id(p): p for group in self.param_groups for p in group["params"]}
+        return copy.deepcopy(self, shared)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with options of its own; those not given are the defaults.
@@ -154,20 +167,24 @@ class FactoredAdam(Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            RuntimeError: With ``step_in_backward`` there is a closure, or no backward pass updated
-                a head since the last step.
+            RuntimeError: With ``step_in_backward`` no backward pass updated a head, in the closure
+                or since the last step.
         """
-        if self.steps_in_backward:
-            self._check_updated(closure)
-        finite = self._end_update()
-        if isinstance(finite, bool):
-            if not finite:
-                return None
-            finite = None
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.steps_in_backward and self._pending.finite is None:
+            raise RuntimeError(
+                "step_in_backward is True and no backward pass updated a head since the last "
+                "step(); call losses(..., optimizer=this).total.backward() of the learner whose "
+                "parameters these are, or build FactoredAdam with step_in_backward=False"
+            )
+        finite = self._pending.end()
+        if isinstance(finite, bool):
+            if not finite:
+                return loss
+            finite = None
         for group in self.param_groups:
             dense = []
             for p in group["params"]:
@@ -186,29 +203,9 @@ class FactoredAdam(Optimizer):
                 step_dense(dense, [self._state_of(p) for p in dense], group, finite)
         return loss
 
-    def _check_updated(self, closure: Callable[[], Any] | None) -> None:
-        if closure is not None:
-            raise RuntimeError(
-                "step() got a closure, and with step_in_backward=True a backward pass is an update "
-                "by itself; call backward() before step()"
-            )
-        if self._finite is None:
-            raise RuntimeError(
-                "step_in_backward is True and no backward pass updated a head since the last "
-                "step(); call losses(..., optimizer=this).total.backward() of the learner whose "
-                "parameters these are, or build FactoredAdam with step_in_backward=False"
-            )
-
-    def _end_update(self) -> bool | Tensor | None:
-        """Take away the stand-ins of gradients, and return whether the update was finite."""
-        for p in self._updated:
-            p.grad = None
-        finite, self._finite, self._updated = self._finite, None, ()
-        return finite
-
     def forget_update(self) -> None:
         """Let no :meth:`step` follow the last backward pass; what it updated stays so."""
-        self._end_update()
+        self._pending.end()
 
     def _state_of(self, p: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         state = self.state[p]
@@ -247,33 +244,44 @@ class FactoredAdam(Optimizer):
         Counts as the step of these two parameters: leave their ``.grad`` None in :meth:`step`.
 
         Args:
-            step: Of a head whose weight and bias are parameters of this optimizer, in one group;
-                moments and Adam's options come from it.
+            step: Of a head whose weight is a parameter of this optimizer; moments and Adam's
+                options come from it. With ``bias_grad`` the bias is left alone.
             finite: 0-d bool; where it is False, the step is not taken. Default: it is.
         """
         weight, bias, *_ = step.head
         assert bias is not None
         group = self._group_of(weight)
-        state, bias_state = (self._factored_state(p, group) for p in (weight, bias))
+        assert group is not None
+        state = self._factored_state(weight, group)
         _count(state, finite)
-        _count(bias_state, finite)
-        head = Head(weight, bias, _moments(state), _moments(bias_state))
+        head = Head(weight, bias, _moments(state))
+        if step.bias_grad is None:
+            bias_state = self._factored_state(bias, group)
+            _count(bias_state, finite)
+            head = head._replace(bias_moments=_moments(bias_state))
         options = adam_options(weight, group, state["step"], finite)
         return passes.step_rows(step._replace(head=head, adam=options))
 
-    def _group_of(self, p: Tensor) -> dict[str, Any]:
-        return next(g for g in self.param_groups if any(q is p for q in g["params"]))
+    def _group_of(self, p: Tensor) -> dict[str, Any] | None:
+        groups = (g for g in self.param_groups if any(q is p for q in g["params"]))
+        return next(groups, None)
 
     def updates_in_backward(self, p: Tensor) -> bool:
         """Return whether a parameter is in a group with ``step_in_backward``, and trains."""
-        groups = (g for g in self.param_groups if any(q is p for q in g["params"]))
-        return p.requires_grad and any(group["step_in_backward"] for group in groups)
+        group = self._group_of(p)
+        return p.requires_grad and group is not None and group["step_in_backward"]
+
+    def holds(self, p: Tensor) -> bool:
+        """Return whether a parameter is one of this optimizer."""
+        return self._group_of(p) is not None
 
     @torch.no_grad()
     def update_in_backward(self, step: HeadStep) -> HeadGrads:
         """Take a head's part of a step, for a backward pass.
 
         Where dz is not finite nothing is changed: on a CPU by a look at it, elsewhere without one.
+        A bias in another group is stepped with the options of that group. One that is frozen or no
+        parameter of this optimizer is left alone: give ``bias_grad`` for its gradient.
 
         Args:
             step: As in :meth:`step_rows`.
@@ -284,17 +292,13 @@ class FactoredAdam(Optimizer):
         Raises:
             RuntimeError: The last update was not followed by :meth:`step`, or there is a gradient
                 beside this one.
-            ConfigError: Weight and bias are in different groups.
         """
         weight, bias, *_ = step.head
         assert bias is not None
-        group = self._group_of(weight)
-        if not any(p is bias for p in group["params"]):
-            raise ConfigError(
-                "step_in_backward is True and the weight and the bias of a head are in different "
-                "groups of parameters; put them in one"
-            )
-        if self._finite is not None or weight.grad is not None or bias.grad is not None:
+        group, bias_group = self._group_of(weight), self._group_of(bias)
+        assert group is not None
+        updated = (weight, bias) if step.bias_grad is None else (weight,)
+        if self._pending.finite is not None or any(p.grad is not None for p in updated):
             raise RuntimeError(
                 "a second backward pass came before step(), and with step_in_backward=True each is "
                 "an update by itself; call step() and zero_grad() after every backward(), or "
@@ -303,14 +307,23 @@ class FactoredAdam(Optimizer):
         # The extremes are finite where all is, and one pass finds both.
         finite = torch.stack(step.dz.aminmax()).isfinite().all()
         stays = on_device(weight, group)
-        self._finite = finite if stays else bool(finite)
-        self._updated = (weight, bias)
-        for p in self._updated:
-            p.grad = SpentGrad(p)
-        if self._finite is False:
+        taken = finite if stays else bool(finite)
+        self._pending.begin(updated, taken)
+        if taken is False:
+            if step.bias_grad is not None:
+                step.bias_grad.zero_()
             squares = step.hidden.new_zeros((), dtype=torch.float64)
             return HeadGrads(torch.zeros_like(step.hidden), squares)
-        return self.step_rows(step, finite=finite if stays else None)
+        checked = finite if stays else None
+        if step.bias_grad is not None or bias_group is group:
+            return self.step_rows(step, finite=checked)
+        assert bias_group is not None
+        grad = torch.empty_like(bias)
+        grads = self.step_rows(step._replace(bias_grad=grad), finite=checked)
+        bias.grad = grad
+        step_dense([bias], [self._state_of(bias)], bias_group, checked)
+        self._pending.begin(updated, taken)
+        return grads
 
     def reset(self) -> None:
         """Forget moments and step counts, for a new task; their memory is kept.

@@ -1,10 +1,39 @@
-"""What stands in for the gradient of a parameter that the backward pass has updated."""
+"""An update that a backward pass took, until the step that it belongs to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+
+
+class PendingUpdate:
+    """Whether a backward pass updated parameters that no ``step()`` followed yet.
+
+    An optimizer keeps one object for its life, for those that wrap it to see the same.
+    """
+
+    finite: bool | Tensor | None = None
+    """Whether the update was, and so taken: None where none is pending, on a GPU a tensor."""
+
+    _stand_ins: tuple[tuple[Tensor, SpentGrad], ...] = ()
+
+    def begin(self, parameters: Iterable[Tensor], finite: bool | Tensor) -> None:
+        """Put stand-ins in place of the gradients of the parameters that are updated."""
+        self.finite = finite
+        self._stand_ins = tuple((p, SpentGrad(p)) for p in parameters)
+        for p, stand_in in self._stand_ins:
+            p.grad = stand_in
+
+    def end(self) -> bool | Tensor | None:
+        """Take the stand-ins away, and return :attr:`finite`."""
+        for p, stand_in in self._stand_ins:
+            # There may be another gradient by now.
+            if p.grad is stand_in:
+                p.grad = None
+        finite, self.finite, self._stand_ins = self.finite, None, ()
+        return finite
 
 
 class SpentGrad(Tensor):

@@ -12,7 +12,6 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.optim.rows import hold_rows
 from hypermask_fast.training.settings import TrainingSettings
 
 MAIN = "main"
@@ -45,9 +44,7 @@ def _make(
         )
     kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings.optimizer]
     shared: dict[str, Any] = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    optimizer = kind(options, lr=settings.lr, **shared)
-    hold_rows(optimizer, [p for group in groups if group.row_sparse for p in group.params])
-    return optimizer
+    return kind(options, lr=settings.lr, **shared)
 
 
 def make_optimizers(

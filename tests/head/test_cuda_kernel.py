@@ -62,6 +62,26 @@ def test_one_pass_equals_the_specification(earlier: int, device: torch.device) -
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("earlier", [0, 4])
+def test_the_gradient_of_a_bias_that_another_steps(earlier: int, device: torch.device) -> None:
+    state, both = head(device), head(device)
+    dz, hidden = torch.randn(1, ROWS, device=device), torch.randn(earlier + 1, WIDTH, device=device)
+    kept = passes.logits(state, hidden)[1:].clone()
+    adam = AdamOptions(lr=1e-2, step=1.0, **ADAM)
+    wanted = passes.step_rows(HeadStep(both, dz, hidden, kept, 0.1, adam))
+    grad, before = torch.full_like(dz[0], torch.nan), state.bias.clone()
+    version = state.weight._version
+    found = passes.step_rows(HeadStep(state, dz, hidden, kept, 0.1, adam, bias_grad=grad))
+    assert all(map(torch.equal, found, wanted))
+    assert torch.equal(state.weight, both.weight)
+    assert torch.equal(state.bias, before)
+    # The earlier logits are exactly those that are kept.
+    assert torch.equal(grad, dz[0])
+    # Autograd must not use what it saved of a tensor that a kernel changed.
+    assert state.weight._version > version
+
+
+@pytest.mark.usefixtures("kernels")
 def test_a_step_that_is_not_finite_changes_nothing(device: torch.device) -> None:
     state, before = head(device), head(device)
     dz = torch.full((1, ROWS), torch.nan, device=device)

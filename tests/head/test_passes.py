@@ -9,8 +9,17 @@ import torch
 
 from hypermask_fast.head import passes
 from hypermask_fast.head.frozen import freeze
-from hypermask_fast.head.types import Head, KeptSample, Moments
-from tests.support.head_cases import adam_rows, copied, make_head, step, tensors, torch_step
+from hypermask_fast.head.types import Head, HeadStep, KeptSample, Moments
+from tests.support.head_cases import (
+    adam_rows,
+    copied,
+    head_of,
+    make_head,
+    options_of,
+    step,
+    tensors,
+    torch_step,
+)
 from tests.support.pass_cases import BOTH, SIZES, dot_bound
 
 
@@ -181,6 +190,32 @@ def test_pytorch_gives_the_native_numbers_to_rounding(
     tolerance = 1e4 * torch.finfo(dtype).eps
     torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(tensors(heads[0]), tensors(heads[1]), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_the_gradient_of_a_bias_that_another_steps(
+    backend: str, dtype: torch.dtype, is_frozen: bool
+) -> None:
+    """The head and the results are those of a step of both, and the bias stays."""
+    head, old = make_head(1035, 5), make_head(1035, 5)
+    head = head._replace(moments=Moments(*(m.to(dtype) for m in head.moments or ())))
+    head = head._replace(bias_moments=Moments(*(m.to(dtype) for m in head.bias_moments or ())))
+    hidden, then = (torch.randn(n, 5, dtype=torch.float64) for n in (4, 3))
+    dz, targets = torch.randn(1035, dtype=torch.float64), then @ old.weight.t() + old.bias
+    kept = freeze(old.weight, old.bias, then) if is_frozen else targets
+    both, alone = (head_of([t.clone() for t in tensors(head)]) for _ in range(2))
+    wanted = step(both, dz, hidden, kept, coefficient=0.3)
+    grad = torch.full_like(head.bias, torch.nan)
+    adam = options_of()
+    without = alone._replace(bias_moments=None)
+    found = passes.step_rows(HeadStep(without, dz[None], hidden, kept, 0.3, adam, bias_grad=grad))
+    assert all(map(torch.equal, found, wanted))
+    assert torch.equal(alone.weight, both.weight)
+    assert all(map(torch.equal, alone.moments, both.moments))
+    assert torch.equal(alone.bias, head.bias)
+    residuals = hidden[1:] @ head.weight.t() + head.bias - targets
+    torch.testing.assert_close(grad, dz + 0.3 * residuals.sum(0), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 12])

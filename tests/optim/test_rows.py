@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from hypermask_fast.optim.rows import hold_rows, rows_with_gradient
+from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.optim.rows import mark_table, rows_with_gradient
 
 Make = Callable[..., torch.optim.Optimizer]
 OPTIMIZERS = [
@@ -22,6 +25,12 @@ OPTIMIZERS = [
     pytest.param(torch.optim.Adadelta, {"weight_decay": 0.1}, id="adadelta"),
     pytest.param(torch.optim.NAdam, {"weight_decay": 0.1}, id="nadam"),
     pytest.param(torch.optim.RAdam, {"weight_decay": 0.1}, id="radam"),
+    pytest.param(torch.optim.ASGD, {"weight_decay": 0.1}, id="asgd"),
+    pytest.param(torch.optim.Rprop, {}, id="rprop"),
+    pytest.param(FactoredAdam, {"weight_decay": 0.1}, id="factored"),
+    pytest.param(
+        FactoredAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, id="factored-adamw"
+    ),
     pytest.param(torch.optim.Adamax, {"weight_decay": 0.1}, id="adamax"),
 ]
 
@@ -40,15 +49,16 @@ def test_a_row_moves_as_it_would_alone(make: Make, options: dict[str, Any]) -> N
     start = torch.randn(4, 3, dtype=torch.float64)
     table = nn.Parameter(start.clone())
     optimizer = make([table], lr=0.1, **options)
-    hold_rows(optimizer, [table])
+    mark_table(table)
     steps(optimizer, table, [[0], [0], [0]])
     alone = nn.Parameter(start[:1].clone())
     steps(make([alone], lr=0.1, **options), alone, [[0], [0], [0]])
     assert torch.equal(table[1:], start[1:])
     torch.testing.assert_close(table[:1], alone, rtol=1e-14, atol=0)
-    for value in optimizer.state[table].values():
+    for name, value in optimizer.state[table].items():
         if value.shape == table.shape:
-            assert not value[1:].any()
+            first = torch.full_like(value, 0.1 if name == "step_size" else 0.0)
+            assert torch.equal(value[1:], first[1:])
     # By now the first rows have momentum, and stay where they are without a gradient.
     before = table.detach().clone()
     steps(optimizer, table, [[3]])
@@ -59,9 +69,23 @@ def test_a_row_moves_as_it_would_alone(make: Make, options: dict[str, Any]) -> N
 def test_a_table_without_a_gradient_is_left_alone() -> None:
     table = nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.SGD([table], lr=1.0, weight_decay=0.5)
-    hold_rows(optimizer, [table])
+    mark_table(table)
     optimizer.step()
     assert torch.equal(table, torch.ones(2, 2))
+
+
+def test_rows_are_held_where_nothing_else_is_imported() -> None:
+    program = """
+import torch
+from hypermask_fast import FactoredAdam
+table = torch.nn.Parameter(torch.ones(2, 2))
+group = {"params": [table], "row_sparse": True}
+optimizer = torch.optim.SGD([group], lr=1.0, weight_decay=0.5)
+table.grad = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+optimizer.step()
+assert table.tolist() == [[1.0, 1.0], [-0.5, 0.5]], table
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_nan_is_a_gradient() -> None:
