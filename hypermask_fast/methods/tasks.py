@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import nearest
+from hypermask_fast.modes import has_values
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ def _integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def _read(task: Tensor, values: Callable[[Tensor], list[int]]) -> list[int]:
+    """Return ids as integers; ValueError where they have no values, or none that can be read."""
+    try:
+        return values(task)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"task is a {type(task).__name__} of shape {tuple(task.shape)} on {task.device}, whose "
+            "values cannot be read here; give an id as an integer"
+        ) from error
 
 
 def _class_ids(classes: Iterable[int]) -> tuple[int, ...]:
@@ -87,7 +101,7 @@ class TaskList:
             _check_integers(task)
             if task.numel() != 1:
                 raise ValueError(f"task has shape {tuple(task.shape)}; give a single id here")
-            task = int(task)
+            task = _read(task, lambda ids: [int(ids)])[0]
         number = _integer(task)
         if number is None:
             raise TypeError(
@@ -114,7 +128,7 @@ class TaskList:
             )
         if not len(task):
             raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
-        return [self.checked(i) for i in task.unique().tolist()]
+        return [self.checked(i) for i in _read(task, lambda ids: ids.unique().tolist())]
 
     def check_factors(self, alpha: Tensor) -> None:
         """Raise ValueError where there is not one factor for each of at least one task."""
@@ -157,9 +171,10 @@ class TaskList:
         """Raise ValueError where labels on the CPU are not classes of the task.
 
         A GPU would have to wait for the labels to be read; there, only those outside the outputs
-        are found, by cross-entropy's own assertion.
+        are found, by cross-entropy's own assertion. What traces or transforms the losses cannot
+        read them.
         """
-        if y.device.type != "cpu":
+        if not has_values(y):
             return
         classes = self.records[task].classes
         count = outputs if classes is None else len(classes)
