@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class HypermaskError(Exception):
@@ -41,8 +43,26 @@ class Stopped(HypermaskError):
         self.exit_status = 128 + signum
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: in one short line, an array by its shape and dtype."""
+    kind = type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if dtype is not None and isinstance(shape, tuple) and shape:
+        return f"a {kind} of shape {tuple(shape)} and {dtype}"
+    text = _SHORT.repr(value)
+    return f"a {kind}" if "\n" in text or " at 0x" in text else text
+
+
+def nearest(name: object, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the candidate closest to ``name``, or ``""``."""
+    if not isinstance(name, str):
+        return ""
     match = difflib.get_close_matches(name, list(candidates), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.modes import is_followed, is_transformed
 
 BACKENDS = ("auto", "triton", "reference")
@@ -43,7 +43,8 @@ _chosen = _Chosen()
 def _checked(name: str, source: str) -> str:
     if name not in BACKENDS:
         raise ConfigError(
-            f"{source} is {name!r}{nearest(name, BACKENDS)}; choose one of {', '.join(BACKENDS)}"
+            f"{source} is {shown(name)}{nearest(name, BACKENDS)}; choose one of "
+            f"{', '.join(BACKENDS)}"
         )
     return name
 
@@ -177,7 +178,14 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> str:
 
     Returns:
         A line for each choice that was made, in order.
+
+    Raises:
+        TypeError: It is no module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module is {shown(module)}; give a masked layer, a network or a learner, an nn.Module"
+        )
     before, _chosen.notes = _chosen.notes, []
     try:
         module(*args, **kwargs)

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
+from hypermask_fast.errors import shown
 from hypermask_fast.head import passes
 from hypermask_fast.head.types import Head, HeadStep, Kept, KeptSample
 from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
@@ -137,6 +138,8 @@ def head_update(head: nn.Linear, optimizer: Optimizer | None) -> HeadUpdate | No
     None without a :class:`FactoredAdam` of ``step_in_backward=True`` over the head, where the head
     does not train, and without gradients.
     """
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is {shown(optimizer)}; give a torch.optim.Optimizer, or None")
     if not (isinstance(optimizer, FactoredAdam) and torch.is_grad_enabled()):
         return None
     updates = head.bias.requires_grad and optimizer.updates_in_backward(head.weight)

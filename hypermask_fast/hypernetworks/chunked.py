@@ -66,7 +66,7 @@ class ChunkedHypernetwork(Hypernetwork):
         return False
 
     def logits(self, ids: Tensor) -> Tensor:
-        tasks, chunks = self.embeddings[ids], self.chunk_embeddings
+        tasks, chunks = self._embedded(ids), self.chunk_embeddings
         shape = (len(tasks), len(chunks), -1)
         inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)
         return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]

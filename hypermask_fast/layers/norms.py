@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hypermask_fast.errors import shown
+
 
 class NormState(NamedTuple):
     """What stands in for a layer's own parameters and statistics in a forward.
@@ -33,6 +35,12 @@ class TaskNorm(nn.Module):
     plain: ClassVar[type[nn.Module]]
     active: NormState | None = None
     frozen: bool = False
+
+
+def check_module(net: nn.Module) -> None:
+    """Raise TypeError where a network is no module."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net is {shown(net)}; give a network, an instance of nn.Module")
 
 
 def _normalized(x: Tensor, state: NormState, eps: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermask_fast.methods.protocol import Phase
-from hypermask_fast.methods.tasks import TaskList, TaskRecord
+from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_state, check_steps
 
 
 class TaskLife(nn.Module):
@@ -103,6 +103,7 @@ class TaskLife(nn.Module):
 
         Raises:
             ValueError: The task was not added, or the number of steps is negative.
+            TypeError: The task or the number of steps is no integer.
             RuntimeError: Another task has not been ended.
         """
         self._current = self._checked_beginning(task, steps)
@@ -119,8 +120,7 @@ class TaskLife(nn.Module):
                 f"task {self._current} is still being learned; call end_task() before "
                 f"begin_task({task})"
             )
-        if steps < 0:
-            raise ValueError(f"steps is {steps}; give 0 or more")
+        check_steps(steps)
         return task
 
     def end_task(self, data: object = None) -> None:
@@ -150,6 +150,7 @@ class TaskLife(nn.Module):
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
+        check_state(tensors, state)
         self._tasks.load(state["tasks"])
         self._make_room()
         self._learned = list(state["learned"])

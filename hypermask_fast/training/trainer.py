@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.fields import takes_options
-from hypermask_fast.methods.base import Learner
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
+from hypermask_fast.fields import check_value, takes_options
+from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
+from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
+from hypermask_fast.training.checks import check_state, check_trainable
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.progress import Progress
@@ -54,6 +56,7 @@ class Trainer:
 
     Raises:
         ConfigError: A setting is unknown or wrong, or steps and epochs are both given.
+        TypeError: The learner is none.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class Trainer:
         settings: TrainingSettings | None = None,
         **options: Any,
     ) -> None:
-        self.learner = learner
+        self.learner = check_learner(learner)
         self.settings = TrainingSettings.chosen("Trainer", settings, options)
-        self.progress, self.seed = progress, seed
+        self.progress = check_value("progress", bool, progress)
+        self.seed = check_value("seed", int, seed, low=0, high=2**64 - 1)
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
@@ -106,6 +110,7 @@ class Trainer:
 
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
+        check_task(task)
         if self.settings.steps is not None:
             return self.settings.steps
         epochs = self.settings.epochs or _EPOCHS
@@ -120,6 +125,7 @@ class Trainer:
         Raises:
             ConfigError: A task of this name has other classes or examples.
         """
+        check_task(task)
         record = next((r for r in self.learner.tasks if r.name == task.name), None)
         if record is None:
             task_id = self.learner.add_task(task.name, task.classes)
@@ -155,15 +161,11 @@ class Trainer:
 
         Raises:
             TrainingError: The loss is not finite.
+            TypeError: It is no Task.
             ConfigError: The selection or schedule needs validation data and the task has none, or
                 :meth:`add` refuses the task.
         """
-        if self.settings.validates and not len(task.validation):
-            raise ConfigError(
-                f"task {task.name!r} has no validation examples, which selection="
-                f"{self.settings.selection!r} and schedule={self.settings.schedule!r} measure; "
-                "hold some out or use 'last' and 'constant'"
-            )
+        check_trainable(task, self.settings)
         task_id = self.add(task)
         task = self._tasks[task_id]
         total = self.steps_of(task)
@@ -303,11 +305,11 @@ class Trainer:
         Raises:
             ValueError: The trainer has no such task, or the split has no examples.
         """
-        task = self._tasks.get(task_id)
+        task = self._tasks.get(task_id) if isinstance(task_id, Hashable) else None
         if task is None:
             raise ValueError(
-                f"task {task_id!r} is not among the tasks of this trainer, {list(self._tasks)}; "
-                "call add() first"
+                f"task {shown(task_id)} is not among the tasks of this trainer, "
+                f"{list(self._tasks)}; call add() first"
             )
         if not len(task.split(split)):
             raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
@@ -355,6 +357,7 @@ class Trainer:
         Raises:
             CheckpointError: The state belongs to another network, or to other settings.
         """
+        check_state(tensors, state)
         own, saved = type(self.learner).__name__, state.get("method")
         if saved not in (None, own):
             raise CheckpointError(
