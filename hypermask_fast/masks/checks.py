@@ -11,6 +11,10 @@ from hypermask_fast.errors import shown
 from hypermask_fast.masks.types import Mask
 from hypermask_fast.reference import Geometry, Size2
 
+# What most calls are given: asking the abstract classes takes longer.
+_NUMBERS = (float, int)
+_INTEGERS = (int, torch.SymInt)
+
 
 def check_floats(name: str, value: Tensor) -> None:
     """Raise TypeError where a value is no floating-point tensor."""
@@ -102,7 +106,9 @@ def check_sparsity(sparsity: float | Tensor) -> None:
         if sparsity.dtype == torch.bool or sparsity.is_complex():
             raise TypeError(f"sparsity is {sparsity.dtype}; give a percentage in [0, 100]")
         return
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real | float):
+    if type(sparsity) not in _NUMBERS and (
+        isinstance(sparsity, bool) or not isinstance(sparsity, Real)
+    ):
         raise TypeError(
             f"sparsity is {shown(sparsity)}, a {type(sparsity).__name__}; give a percentage, a "
             "number in [0, 100]"
@@ -144,14 +150,16 @@ def check_linear(x: Tensor, weight: Tensor) -> None:
         )
 
 
+def _is_integer(value: object) -> bool:
+    return type(value) is int or (isinstance(value, _INTEGERS) and not isinstance(value, bool))
+
+
 def _check_sizes(name: str, sizes: Size2, least: int) -> tuple[int, int]:
-    if isinstance(sizes, tuple | list):
+    if isinstance(sizes, (tuple, list)):
         pair = tuple(sizes) * 2 if len(sizes) == 1 else tuple(sizes)
     else:
         pair = (sizes, sizes)
-    if len(pair) != 2 or not all(
-        isinstance(n, int | torch.SymInt) and not isinstance(n, bool) for n in pair
-    ):
+    if len(pair) != 2 or not (_is_integer(pair[0]) and _is_integer(pair[1])):
         raise TypeError(f"{name} is {shown(sizes)}; give an integer or two")
     if min(pair) < least:
         raise ValueError(f"{name} is {shown(sizes)}; give at least {least}")
@@ -167,7 +175,7 @@ def check_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
             f"weight has shape {tuple(weight.shape)}; give (out, in / groups, height, width)"
         )
     steps, apart = _check_sizes("stride", stride, 1), _check_sizes("dilation", dilation, 1)
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    if not _is_integer(groups):
         raise TypeError(f"groups is {shown(groups)}; give an integer")
     if groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"groups is {groups}; it must divide the {weight.shape[0]} outputs")
@@ -186,8 +194,10 @@ def check_conv2d(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
         )
     if padding == "same":
         return
-    places = zip(x.shape[-2:], around, apart, weight.shape[2:], strict=True)
-    if any(size + 2 * p <= d * (k - 1) for size, p, d, k in places):
+    (height, width), (_, _, rows, columns) = x.shape[-2:], weight.shape
+    if height + 2 * around[0] <= apart[0] * (rows - 1) or (
+        width + 2 * around[1] <= apart[1] * (columns - 1)
+    ):
         raise ValueError(
             f"x has shape {tuple(x.shape)}, smaller than a filter of the weight "
             f"{tuple(weight.shape)} with padding {around} and dilation {apart}; give larger images "

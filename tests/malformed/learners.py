@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hypermask_fast as hmf
-from tests.malformed.operations import enter
+from tests.malformed.operations import enter, nothing
 from tests.malformed.subjects import Subject
 from tests.malformed.values import (
     INPUTS,
@@ -120,8 +120,9 @@ SUBJECTS = [
     Subject("begin_task", traced, on_learner("begin_task"), {"task": 0},
             {"task": [*TASKS, torch.tensor([0, 1])],
              "steps": ["3", None, 1.5, True, [3], -1, nan, torch.tensor(1.5)]}),
-    Subject("begin_task_again", learning, on_learner("begin_task"), {}, {"task": [0, 1]}),
-    Subject("end_task", traced, lambda it, **a: it.end_task(), {}, {"nothing": [None]}),
+    Subject("begin_task_again", learning, on_learner("begin_task"), {},
+            {"task": [0, 1]}, runs=False),
+    Subject("end_task", traced, lambda it, **a: it.end_task(), {}, {"nothing": [None]}, runs=False),
     Subject("losses", learning, on_learner("losses"), {"x": X, "y": Y, "task": 0},
             {"x": INPUTS, "y": LABELS, "task": [*TASKS, *ROWS, 1],
              "x,y": [(X[:0], Y[:0]), (LOADER, None), ((X, Y), None), (X[:, :4], Y)],
@@ -152,21 +153,22 @@ SUBJECTS = [
             {"alpha": [None, 3, "a", [0.5, 0.5], np.ones(2), torch.ones(3), torch.ones(2).long(),
                        torch.ones(2, 1), torch.tensor(1.0), torch.ones(2).to("meta")]}),
     Subject("load_task_state", traced, on_learner("load_task_state"),
-            {"tensors": {}, "state": {}}, {"state": [None, 3, {}, [], "x"], "tensors": [None, 3]}),
+            {"tensors": {}, "state": {}}, {"state": [None, 3, {}, [], "x"], "tensors": [None, 3]},
+            runs=False),
     Subject("export_subnet", traced, lambda it, **a: hmf.export_subnet(**{"learner": it, **a}),
             {"task": 0}, {"task": [*TASKS, *ROWS], "learner": NOT_MODULES}),
-    Subject("export_untraced", learner, lambda it, **a: hmf.export_subnet(it, 0), {},
-            {"nothing": [None]}),
-    Subject("unconvert", nothing_ := (lambda: None), lambda _, net: hmf.unconvert(net),
-            {"net": None}, {"net": NOT_MODULES}),
+    Subject("export_subnet.untraced", learner, lambda it, **a: hmf.export_subnet(it, 0), {},
+            {"nothing": [None]}, runs=False),
+    Subject("unconvert", nothing, lambda _, net: hmf.unconvert(net),
+            {"net": nn.Linear(5, 3)}, {"net": NOT_MODULES}),
     Subject("DistributedDataParallel", traced,
             lambda it, **a: hmf.DistributedDataParallel(**{"learner": it, **a}), {},
-            {"learner": [*NOT_MODULES, nn.Linear(5, 3)]}),
+            {"learner": [*NOT_MODULES, nn.Linear(5, 3)]}, runs=False),
     Subject("FactoredAdam", optimizer,
-            lambda it, **a: hmf.FactoredAdam(**{"params": [torch.ones(3, requires_grad=True)], **a}),
-            {},
+            lambda it, **a: hmf.FactoredAdam([torch.ones(3, requires_grad=True)], **a), {},
             {"lr": ["fast", None, -1.0, nan, [0.1], 3j, True, torch.ones(2), object()],
-             "betas": [0.9, None, (0.9,), (0.9, 1.0), (-0.1, 0.9), "ab", b"ab", (0.9, "0.9"), (nan, 0.9)],
+             "betas": [0.9, None, (0.9,), (0.9, 1.0), (-0.1, 0.9), "ab", b"ab",
+                       (0.9, "0.9"), (nan, 0.9)],
              "eps": ["x", None, -1.0, nan, [1]],
              "weight_decay": ["x", None, -1.0, nan, [1]],
              "foreach,fused": [(True, True)],

@@ -27,6 +27,7 @@ class Subject:
         call: Calls it: ``call(made, **arguments)``.
         good: Right arguments.
         bad: For each argument, or several joined by commas, wrong values (tuples for several).
+        runs: The right arguments suffice, without files, other processes or calls before.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Subject:
     call: Callable[..., Any]
     good: Mapping[str, Any]
     bad: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    runs: bool = True
 
     def cases(self) -> Iterator[tuple[str, Subject, dict[str, Any]]]:
         """Names and changed arguments."""
@@ -109,7 +111,7 @@ def state(value: Any) -> Any:
 
 def random_state() -> list[Any]:
     """The states of the global generators."""
-    return [torch.get_rng_state(), random.getstate(), list(np.random.get_state(legacy=True))]
+    return [torch.get_rng_state(), random.getstate()]
 
 
 def equal(a: Any, b: Any) -> bool:
