@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 import signal
 import sys
@@ -43,6 +44,7 @@ class Stopped(HypermaskError):
         self.exit_status = 128 + signum
 
 
+_FEW = 8
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -53,8 +55,9 @@ def shown(value: Any) -> str:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if dtype is not None and isinstance(shape, tuple) and shape:
-        return f"a {kind} of shape {tuple(shape)} and {dtype}"
+    if dtype is not None and isinstance(shape, tuple):
+        text = repr(value) if math.prod(shape) <= _FEW else "\n"
+        return f"a {kind} of shape {tuple(shape)} and {dtype}" if "\n" in text else text
     text = _SHORT.repr(value)
     return f"a {kind}" if "\n" in text or " at 0x" in text else text
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.errors import ConfigError, nearest, shown
-from hypermask_fast.modes import is_followed, is_transformed
+from hypermask_fast.modes import is_followed, is_plain, is_transformed
 
 BACKENDS = ("auto", "triton", "reference")
 _VARIABLE = "HYPERMASK_FAST_BACKEND"
@@ -73,7 +73,8 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
         return f"the kernel of {op} takes {names}, not {tensor.dtype}"
     if not _HAS_TRITON:
         return "triton is not installed"
-    if is_followed() if op == "head" else is_transformed():
+    # The head's passes are launched; the other kernels are operators, which a trace sees.
+    if is_followed() or not is_plain(tensor) if op == "head" else is_transformed():
         return f"what traces or transforms PyTorch's operators here cannot see the kernel of {op}"
     return None
 

@@ -19,13 +19,9 @@ _INTEGERS = (int, torch.SymInt)
 def check_floats(name: str, value: Tensor) -> None:
     """Raise TypeError where a value is no floating-point tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {_kind(value)}; give a floating-point tensor")
+        raise TypeError(f"{name} is a {type(value).__name__}; give a floating-point tensor")
     if not value.is_floating_point():
         raise TypeError(f"{name} is {value.dtype}; give a floating-point tensor")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _check_gated(name: str, value: Tensor, logits: Tensor, threshold: Tensor | None) -> None:
@@ -128,7 +124,8 @@ def check_input(x: Tensor, weight: Tensor) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"x is {_kind(x)}; give a tensor, which torch.as_tensor makes of an array or a list"
+            f"x is a {type(x).__name__}; give a tensor: torch.as_tensor makes one of an array or a "
+            "list"
         )
     if x.device != weight.device:
         raise ValueError(

@@ -12,11 +12,12 @@ from torch.func import functional_call
 from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from hypermask_fast.errors import HypermaskError, shown
+from hypermask_fast.errors import shown
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_OF_INPUTS = (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError)
 _LOADERS = (DataLoader, Dataset)
 _AS_TENSOR = "torch.as_tensor makes one of an array or a list"
 
@@ -78,7 +79,12 @@ def signature(x: Tensor) -> tuple[Any, ...]:
     return x.dtype, *x.shape[1:]
 
 
-def run(net: Callable[..., Any], x: Tensor, known: tuple[Any, ...] | None = None) -> Any:
+def run(
+    net: Callable[..., Any],
+    x: Tensor,
+    known: tuple[Any, ...] | None = None,
+    rows: int | None = None,
+) -> Any:
     """Return ``net(x)``.
 
     Args:
@@ -86,24 +92,26 @@ def run(net: Callable[..., Any], x: Tensor, known: tuple[Any, ...] | None = None
         x: Its inputs.
         known: The :func:`signature` of inputs that ran through it; of such, errors come as they
             are.
+        rows: Run only the first ones. Default: all.
 
     Raises:
         ValueError: Inputs of this shape and dtype do not run through it.
     """
     try:
-        return net(x)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        return net(x if rows is None else x[:rows])
+    except _OF_INPUTS as error:
         _misfit(net, x, known, error)
 
 
 def _misfit(
     net: Callable[..., Any], x: Tensor, known: tuple[Any, ...] | None, error: Exception
 ) -> NoReturn:
-    not_of_inputs = (torch.OutOfMemoryError, torch.AcceleratorError, HypermaskError)
-    if isinstance(error, not_of_inputs) or signature(x) == known:
+    # Subclasses tell of something else: of memory, of the device, or what a user's own code says.
+    if type(error) not in _OF_INPUTS or signature(x) == known:
         raise error
     reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-    name = type(getattr(net, "net", net)).__name__
+    inner = getattr(net, "net", None) or getattr(net, "_module", None) or net
+    name = type(inner).__name__
     raise ValueError(
         f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through {name} ({reason}); "
         "give inputs of the shape and dtype that the network takes"

@@ -138,7 +138,7 @@ class HyperMask(GeneratedLearner):
 
         def dry() -> None:
             with evaluating(self.net):
-                run(self.net, x[:2] if x.dim() else x)
+                run(self.net, x, rows=2)
 
         self._network.find_exempt(dry)
         self._input = signature(x)
