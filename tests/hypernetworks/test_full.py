@@ -214,9 +214,7 @@ def test_hyperfan_is_refused_for_chunks() -> None:
         pytest.param({"capacity": 0}, "capacity=0", id="capacity"),
         pytest.param({"hidden": (5, -1)}, r"hidden=\(5, -1\)", id="hidden"),
         pytest.param({"hidden": 100}, "hidden=100 .*; give a list", id="hidden-number"),
-        pytest.param(
-            {"activation": "elo"}, "'elo' is unknown .did you mean 'elu'", id="activation"
-        ),
+        pytest.param({"activation": "elo"}, "'elo' is .* mean 'elu'", id="activation"),
         pytest.param({"chunk_size": 0}, "chunk_size=0", id="chunk"),
         pytest.param({"chunk_embedding_dim": 0}, "chunk_embedding_dim=0", id="chunk-embedding"),
         pytest.param({"num_outputs": 0}, "num_outputs=0", id="outputs"),

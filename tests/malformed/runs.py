@@ -207,7 +207,7 @@ SUBJECTS = [
     Subject("RunConfig", nothing, call(RunConfig), {"training": TrainingSettings(steps=1)},
             {"method": [None, 3, "hypermask"], "scenario": [None, "split-mnist"],
              "network": [3, "mlp"],
-             "training": [None, {}], "run": [None, 3], "preset": [3, None, "split-mnst", ["a"]]}),
+             "training": [None, {}], "run": [None, 3], "preset": [3, "split-mnst", ["a"]]}),
     Subject("RunConfig.from_options", nothing, call(RunConfig.from_options), {"steps": 1},
             {"sparsity": [*NOT_NUMBERS, nan, 101], "steps": ["3", 1.5, True, 0],
              "preset": [3, "split-mnst"], "network": [3, None, "mpl"],
