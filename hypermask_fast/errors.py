@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class HypermaskError(Exception):
@@ -41,8 +44,28 @@ class Stopped(HypermaskError):
         self.exit_status = 128 + signum
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+_FEW = 8
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: in one short line, an array by its shape and dtype."""
+    kind = type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if dtype is not None and isinstance(shape, tuple):
+        text = repr(value) if math.prod(shape) <= _FEW else "\n"
+        return f"a {kind} of shape {tuple(shape)} and {dtype}" if "\n" in text else text
+    text = _SHORT.repr(value)
+    return f"a {kind}" if "\n" in text or " at 0x" in text else text
+
+
+def nearest(name: object, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the candidate closest to ``name``, or ``""``."""
+    if not isinstance(name, str):
+        return ""
     match = difflib.get_close_matches(name, list(candidates), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

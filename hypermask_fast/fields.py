@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import ConfigError, nearest, shown
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -250,7 +250,7 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
         value = _converted(kind.base, value)
     except TypeError:
         raise ConfigError(
-            f"{name}={value!r} is of type {type(value).__name__}; give {kind.wanted}"
+            f"{name}={shown(value)} is of type {type(value).__name__}; give {kind.wanted}"
         ) from None
     choices = rules.get("choices")
     if choices and value not in choices:
@@ -263,6 +263,37 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
         if rule in rules and any(is_outside(item, rules[rule]) for item in items):
             raise ConfigError(f"{name}={value!r} is out of range; give {words} {rules[rule]}")
     return value
+
+
+def check_value(name: str, base: type, value: Any, *words: str | None, **rules: Any) -> Any:
+    """Return an argument of a function as :func:`checked` does a setting.
+
+    Args:
+        name: Of the argument.
+        base: As in :class:`Kind`.
+        value: What was given; for a tuple any iterable of integers.
+        *words: Other values that are allowed, such as None.
+        **rules: As in :func:`setting`.
+
+    Raises:
+        ConfigError: It has another type, or breaks a rule.
+    """
+    if base is tuple and isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict)):
+        value = tuple(value)
+    return checked(name, rules, Kind(base, words), value)
+
+
+def strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return a string, or several, as a tuple; ConfigError for anything else."""
+    if isinstance(value, str):
+        return (value,)
+    given = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not isinstance(value, Iterable) or not all(isinstance(item, str) for item in given):
+        raise ConfigError(
+            f"{name}={shown(value)} is of type {type(value).__name__}; give a string, or a list of "
+            "strings"
+        )
+    return given
 
 
 def parsed(name: str, kind: Kind, text: str) -> Any:

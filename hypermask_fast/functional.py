@@ -13,7 +13,7 @@ from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend
 from hypermask_fast.layers import functional as layers
 from hypermask_fast.masks import thresholds
-from hypermask_fast.masks.checks import check_logits, check_mask, check_sparsity
+from hypermask_fast.masks.checks import check_floats, check_mask, check_sparsity
 from hypermask_fast.masks.types import Mask
 from hypermask_fast.reference import Size2
 
@@ -38,9 +38,11 @@ def mask_threshold(
     Raises:
         ValueError: The sparsity is a number outside [0, 100] or a tensor with dimensions, or
             ``logits`` is empty.
-        TypeError: ``logits`` is not a floating-point tensor.
+        TypeError: ``logits`` is not a floating-point tensor, or the sparsity neither a real number
+            nor a tensor of numbers.
+        ConfigError: The backend is unknown, or forced and cannot run.
     """
-    check_logits("logits", logits)
+    check_floats("logits", logits)
     check_sparsity(sparsity)
     return thresholds.mask_threshold(logits, sparsity, backend=backend)
 
@@ -58,7 +60,7 @@ def semi_binary_mask(
         backend: See the module.
 
     Raises:
-        ValueError, TypeError: As :func:`mask_threshold`.
+        ValueError, TypeError, ConfigError: As :func:`mask_threshold`.
     """
     return reference.semi_binary_mask(logits, mask_threshold(logits, sparsity, backend=backend))
 
@@ -78,6 +80,7 @@ def masked_linear(
 
     Raises:
         ValueError, TypeError: A shape, device or dtype does not fit.
+        ConfigError: The backend is unknown, or forced and cannot run.
     """
     mask = Mask(weight_logits, bias_logits, weight_threshold, bias_threshold)
     check_mask(weight, bias, mask)
@@ -102,7 +105,8 @@ def masked_conv2d(
     """Return x convolved with ``W * mask``; see :func:`hypermask_fast.reference.masked_conv2d`.
 
     Raises:
-        ValueError, TypeError: A shape, device or dtype does not fit.
+        ValueError, TypeError: A shape, device, dtype or the geometry does not fit.
+        ConfigError: The backend is unknown, or forced and cannot run.
     """
     mask = Mask(weight_logits, bias_logits, weight_threshold, bias_threshold)
     check_mask(weight, bias, mask)

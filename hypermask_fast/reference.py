@@ -62,12 +62,13 @@ def percentile(values: Tensor, p: float | Tensor) -> Tensor:
     Raises:
         ValueError: There is no element, or p is a number outside [0, 100].
     """
-    if not values.numel():
+    # Under torch.jit.trace sizes are tensors.
+    count = int(values.numel())
+    if not count:
         raise ValueError(
             f"values has shape {tuple(values.shape)}; a percentile needs at least one element"
         )
-    flat = values.flatten()
-    last = flat.numel() - 1
+    flat, last = values.flatten(), count - 1
     # Multiplied first: p / 100 would miss an order statistic that is the percentile exactly.
     if isinstance(p, Tensor):
         position = p.to(values.device, torch.float64) * last / 100
@@ -78,17 +79,18 @@ def percentile(values: Tensor, p: float | Tensor) -> Tensor:
         if not 0 <= p <= 100:
             raise ValueError(f"p is {p}; give a percentage in [0, 100]")
         place = p * last / 100
-        low, high = _order_statistics(flat, math.floor(place), math.ceil(place)).double().unbind()
+        below, above = math.floor(place), math.ceil(place)
+        low, high = _order_statistics(flat, count, below, above).double().unbind()
         # Filled on the device: a copy from the host would break the capture of a CUDA graph.
-        part = torch.full_like(low, place - math.floor(place))
+        part = torch.full_like(low, place - below)
     # The direction of lerp is chosen by the fraction, so the result never leaves [low, high].
     return torch.lerp(low, high, part).to(values.dtype)
 
 
-def _order_statistics(flat: Tensor, below: int, above: int) -> Tensor:
-    """Return two neighbouring order statistics (2,), or one twice, without a full sort."""
-    smallest = 2 * above < flat.numel()
-    count = above + 1 if smallest else flat.numel() - below
+def _order_statistics(flat: Tensor, total: int, below: int, above: int) -> Tensor:
+    """Return two neighbouring order statistics (2,) of ``total`` numbers, without a full sort."""
+    smallest = 2 * above < total
+    count = above + 1 if smallest else total - below
     side = flat.topk(count, largest=not smallest, sorted=False).values
     pair = side.topk(1 + above - below, largest=smallest).values
     return torch.stack((pair[-1], pair[0]) if smallest else (pair[0], pair[-1]))

@@ -31,7 +31,7 @@ FLOORS = (
 )
 # The rooms that are no folder.
 FACE = ("__init__", "__main__", "cli", "doctor", "functional")
-GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields")
+GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields", "modes", "held")
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = {

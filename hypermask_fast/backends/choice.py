@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import ConfigError, nearest, shown
+from hypermask_fast.modes import is_followed, is_plain, is_transformed
 
 BACKENDS = ("auto", "triton", "reference")
 _VARIABLE = "HYPERMASK_FAST_BACKEND"
@@ -42,7 +43,8 @@ _chosen = _Chosen()
 def _checked(name: str, source: str) -> str:
     if name not in BACKENDS:
         raise ConfigError(
-            f"{source} is {name!r}{nearest(name, BACKENDS)}; choose one of {', '.join(BACKENDS)}"
+            f"{source} is {shown(name)}{nearest(name, BACKENDS)}; choose one of "
+            f"{', '.join(BACKENDS)}"
         )
     return name
 
@@ -71,6 +73,9 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
         return f"the kernel of {op} takes {names}, not {tensor.dtype}"
     if not _HAS_TRITON:
         return "triton is not installed"
+    # The head's passes are launched; the other kernels are operators, which a trace sees.
+    if is_followed() or not is_plain(tensor) if op == "head" else is_transformed():
+        return f"what traces or transforms PyTorch's operators here cannot see the kernel of {op}"
     return None
 
 
@@ -174,7 +179,14 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> str:
 
     Returns:
         A line for each choice that was made, in order.
+
+    Raises:
+        TypeError: It is no module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module is {shown(module)}; give a masked layer, a network or a learner, an nn.Module"
+        )
     before, _chosen.notes = _chosen.notes, []
     try:
         module(*args, **kwargs)

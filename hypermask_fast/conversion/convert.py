@@ -16,7 +16,7 @@ from hypermask_fast.conversion.checks import (
 )
 from hypermask_fast.conversion.entries import EXCLUDED, Entry, entries_of, matches
 from hypermask_fast.layers.dropouts import TASK_DROPOUTS
-from hypermask_fast.layers.norms import TASK_NORMS, TaskNorm
+from hypermask_fast.layers.norms import TASK_NORMS, TaskNorm, check_module
 
 
 @dataclass
@@ -44,6 +44,7 @@ def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
         ConfigError: A part cannot be masked, a pattern matches nothing, nothing is left to mask,
             or the network belongs to a learner already.
     """
+    check_module(net)
     check_patterns(net, exclude)
     check_parameters(net, exclude)
     check_modules(net, exclude)
@@ -75,7 +76,12 @@ def freeze(net: nn.Module, names: Iterable[str]) -> None:
 
 
 def unconvert(net: nn.Module) -> nn.Module:
-    """Make a converted network plain again, in place, and return it; its learner is void then."""
+    """Make a converted network plain again, in place, and return it; its learner is void then.
+
+    Raises:
+        TypeError: It is no module.
+    """
+    check_module(net)
     for root in net.modules():
         conversion = vars(root).pop(MARK, None)
         if conversion is None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.head.types import FrozenHead, KeptSample, Moments
 
 
@@ -75,3 +80,22 @@ def check_frozen(frozen: FrozenHead, count: int, like: Tensor) -> None:
     check("frozen bias", frozen.bias, (len(like),), like)
     check("frozen hidden", frozen.hidden, (count, width), like)
     check("frozen gram", frozen.gram, (width, width), like, torch.float64)
+
+
+def check_adam_options(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError where an option of Adam has another type."""
+    for name in ("lr", "eps", "weight_decay"):
+        value = options[name]
+        is_tensor = name == "lr" and isinstance(value, Tensor)
+        if not is_tensor and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ConfigError(
+                f"{name} is {shown(value)}, a {type(value).__name__}; give a number that is not "
+                "negative"
+            )
+    betas = options["betas"]
+    if not isinstance(betas, tuple | list):
+        raise ConfigError(f"betas are {shown(betas)}; give two numbers in [0, 1), a tuple")
+    flags = ("maximize", "capturable", "decoupled_weight_decay", "row_sparse", "step_in_backward")
+    for name in flags:
+        if not isinstance(options[name], bool):
+            raise ConfigError(f"{name} is {shown(options[name])}; give True or False")

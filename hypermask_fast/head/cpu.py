@@ -14,14 +14,15 @@ from torch.autograd.graph import increment_version
 
 from hypermask_fast.head.adam import AdamStep
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample
+from hypermask_fast.modes import is_followed
 from hypermask_fast.native import library
-from hypermask_fast.native.calls import call
+from hypermask_fast.native.calls import call, is_readable
 from hypermask_fast.native.head import LANES, HeadPass, partition
 
 
 def takes(weight: Tensor) -> bool:
-    """Return whether the library is there for this head."""
-    return weight.device.type == "cpu" and library.load() is not None
+    """Return whether the library is there for this head, and nothing would miss what it does."""
+    return not is_followed() and is_readable(weight) and library.load() is not None
 
 
 def _run(
@@ -49,7 +50,7 @@ def _numbers(adam: AdamStep) -> dict[str, Any]:
 def _sums(head: Head, count: int) -> Tensor:
     """Return room for the hidden gradient of each block."""
     blocks = partition(len(head.weight))[1]
-    return torch.empty(blocks, count, head.weight.shape[1], dtype=torch.float64)
+    return head.weight.new_empty(blocks, count, head.weight.shape[1], dtype=torch.float64)
 
 
 def _added(parts: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def step_rows(step: HeadStep) -> HeadGrads:
     head, dz, kept = step.head, step.taken_dz, step.kept_logits
     assert head.moments is not None
     parts = _sums(head, len(step.hidden))
-    squares = torch.empty(len(parts), LANES, dtype=torch.float64)
+    squares = parts.new_empty(len(parts), LANES)
     _run(
         *("update", head, len(step.hidden)),
         (head.weight, *head.moments, head.bias, *(head.bias_moments or ()), step.bias_grad),

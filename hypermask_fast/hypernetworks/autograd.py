@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
+from hypermask_fast.errors import shown
 from hypermask_fast.head import passes
 from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptSample
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
+from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.factors import dense_is_smaller
@@ -32,13 +33,11 @@ class _HeadLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "head_logits has only a first derivative and create_graph=True asks for a second; "
-                "use hypermask_fast.reference.mask_logits instead"
-            )
         weight, hidden = ctx.saved_tensors
         dz = grads[0].contiguous()
+        if is_followed() or needs_operators(dz):
+            with full_precision(dz.device):
+                return dz.t() @ hidden, dz.sum(0), dz @ weight, None
         of_weight: Tensor | None = None
         of_bias: Tensor | None = None
         of_hidden: Tensor | None = None
@@ -83,8 +82,12 @@ class _UpdateInBackward(torch.autograd.Function):
         return logits[0], hidden.new_zeros(())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True asks for a second derivative of losses whose backward pass "
+                "updates the head; use an optimizer without step_in_backward"
+            )
         (hidden,) = ctx.saved_tensors
         update, head = ctx.update, ctx.head
         if ctx.versions != [p._version for p in update.watched]:
@@ -189,10 +192,18 @@ def head_update(
     None without a :class:`FactoredAdam` of ``step_in_backward=True`` over the head, where the head
     does not train, and without gradients.
     """
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is {shown(optimizer)}; give a torch.optim.Optimizer, or None")
     if not (isinstance(optimizer, FactoredAdam) and torch.is_grad_enabled()):
         return None
     if not optimizer.updates_in_backward(head.weight):
         return None
+    if is_transformed() or not is_plain(head.weight):
+        raise RuntimeError(
+            f"the backward pass would update a head of type {type(head.weight).__name__} that has "
+            "no memory of its own, or that torch.func or forward-mode differentiation transforms; "
+            "use an optimizer without step_in_backward"
+        )
     return HeadUpdate(optimizer, [*trunk.parameters(), *head.parameters()])
 
 
@@ -203,7 +214,7 @@ def head_logits(
 
     As :func:`hypermask_fast.reference.mask_logits`, but the gradient of A is a
     :class:`~hypermask_fast.optim.factored_grad.FactoredGrad`, unless a dense one takes no more
-    memory; and there is no second derivative. Runs in the dtype of A, also under autocast.
+    memory, or a second derivative is asked for. Runs in the dtype of A, also under autocast.
 
     Args:
         weight: A (N, H), the hypernetwork's linear head.
@@ -217,7 +228,6 @@ def head_logits(
     Raises:
         ValueError: ``hidden`` is not (k, H), or A is not contiguous.
         TypeError: A is neither float32 nor float64.
-        RuntimeError: In a backward pass with ``create_graph=True``.
     """
     if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -225,6 +235,8 @@ def head_logits(
             f"shape {tuple(weight.shape)}"
         )
     with full_precision(weight.device):
+        if is_followed():
+            return reference.mask_logits(weight, bias, hidden.to(weight.dtype))
         return _HeadLogits.apply(weight, bias, hidden.to(weight.dtype), sample)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head import passes
@@ -20,6 +21,17 @@ from hypermask_fast.head.frozen import (
     task_rows,
 )
 from hypermask_fast.head.types import FrozenHead, Head
+from hypermask_fast.modes import gradients_by_operators, is_followed, needs_operators
+
+
+def _by_operators(
+    weight: Tensor, bias: Tensor, hidden: Tensor, frozen: FrozenHead
+) -> tuple[Tensor, Tensor]:
+    """As :func:`frozen_logits`, with the logits of all tasks."""
+    with full_precision(weight.device):
+        logits = reference.mask_logits(weight, bias, hidden)
+        kept = reference.mask_logits(frozen.weight, frozen.bias, frozen.hidden)
+        return logits[0], reference.output_regularizer(logits[1:], kept)
 
 
 class _FrozenLogits(torch.autograd.Function):
@@ -37,9 +49,11 @@ class _FrozenLogits(torch.autograd.Function):
         return logits[0], (squares / len(q)).to(hidden.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, bias, hidden = ctx.saved_tensors
+        if is_followed() or needs_operators(*grads):
+            outputs = partial(_by_operators, frozen=ctx.frozen)
+            return *gradients_by_operators(outputs, (weight, bias, hidden), grads), None
         dz, coefficient = grads[0].contiguous(), 2 * grads[1] / len(ctx.q)
         with backend(ctx.backend), full_precision(dz.device):
             head: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
@@ -59,7 +73,8 @@ def frozen_logits(
 
     The mean over earlier tasks of ``||z_j - z_j*||^2``, where z_j* is what ``frozen`` gives, is a
     quadratic form in A - A_old and in the change of the hidden rows, of a size that does not depend
-    on the number of tasks. The gradient of A is dense. There is no second derivative.
+    on the number of tasks. The gradient of A is dense. Where a second derivative is asked for, the
+    logits of all tasks are formed.
 
     Args:
         weight, bias: A (N, H) and b (N,).
@@ -78,4 +93,6 @@ def frozen_logits(
         hidden = hidden.to(weight.dtype)
         check("hidden", hidden, ("t + 1", weight.shape[1]), weight)
         check_frozen(frozen, len(hidden) - 1, weight)
+        if is_followed():
+            return _by_operators(weight, bias, hidden, frozen)
         return _FrozenLogits.apply(weight, bias, hidden, frozen)

@@ -12,7 +12,8 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast import reference
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.backends.precision import full_precision
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import shown
+from hypermask_fast.fields import check_value
 from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead, KeptSample
 from hypermask_fast.hypernetworks.autograd import (
@@ -22,6 +23,7 @@ from hypermask_fast.hypernetworks.autograd import (
     regularized,
     regularized_logits,
 )
+from hypermask_fast.modes import has_values
 from hypermask_fast.optim.rows import take_rows
 from hypermask_fast.tables import add_rows
 
@@ -30,8 +32,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tan
 
 def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"{name} is {size}; give at least 1")
+        check_value(name, int, size, low=1)
 
 
 def _trunk(
@@ -40,11 +41,6 @@ def _trunk(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Sequential:
-    if activation not in _ACTIVATIONS:
-        raise ConfigError(
-            f"activation is {activation!r}{nearest(activation, _ACTIVATIONS)}; choose one of "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
     layers: list[nn.Module] = []
     for fan_in, width in pairwise(widths):
         layers += [nn.Linear(fan_in, width, device=device, dtype=dtype), _ACTIVATIONS[activation]()]
@@ -85,10 +81,9 @@ class Hypernetwork(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(hidden, int):
-            raise ConfigError(f"hidden is {hidden}; give a sequence of widths, such as ({hidden},)")
         check_sizes(num_outputs=num_outputs, embedding_dim=embedding_dim, capacity=capacity)
-        check_sizes(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+        hidden = check_value("hidden", tuple, hidden, low=1)
+        check_value("activation", str, activation, choices=tuple(_ACTIVATIONS))
         self.num_outputs = num_outputs
         self.embeddings = nn.Parameter(
             torch.randn(capacity, embedding_dim, device=device, dtype=dtype)
@@ -117,8 +112,12 @@ class Hypernetwork(nn.Module):
 
         Args:
             capacity: Rows from now on.
+
+        Raises:
+            ConfigError: It is no integer, or less than the present rows.
         """
         table = self.embeddings
+        check_value("capacity", int, capacity, low=len(table))
         bits = table.to(torch.float64).sum().view(torch.int64)
         generator = torch.Generator().manual_seed(int(bits))
         rows = torch.randn(capacity - len(table), table.shape[1], generator=generator)
@@ -130,13 +129,43 @@ class Hypernetwork(nn.Module):
         if compiler is not None:
             self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
 
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the embeddings (k, embedding_dim) of tasks.
+
+        Raises:
+            TypeError: The ids are no tensor of integers.
+            ValueError: They have another shape, or one has no row.
+        """
+        wanted = f"give int64 (k,), ids from 0 to {len(self.embeddings) - 1}"
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"ids are {shown(ids)}; {wanted}")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"ids are {ids.dtype}; {wanted}")
+        if ids.is_meta != self.embeddings.is_meta:
+            raise ValueError(f"ids are on {ids.device}; {wanted}, on {self.embeddings.device}")
+        if ids.dim() != 1 or not len(ids):
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; {wanted}")
+        if has_values(ids) and not 0 <= min(ids.tolist()) <= max(ids.tolist()) < self.capacity:
+            raise ValueError(f"ids are {ids.tolist()}; {wanted}")
+        return take_rows(self.embeddings, ids)
+
     def _hidden(self, ids: Tensor) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(take_rows(self.embeddings, ids))
+            return self.trunk(self._embedded(ids))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(take_rows(self.embeddings, ids))
+            hidden = self._compiled_trunk(self._embedded(ids))
         return hidden if torch.is_grad_enabled() else hidden.detach()
+
+    def _check_kept(self, kept: object, ids: Tensor) -> None:
+        wanted = (len(ids) - 1, self.num_outputs)
+        if not isinstance(kept, Tensor):
+            raise TypeError(f"kept is {shown(kept)}; give logits {wanted}, a FrozenHead or None")
+        if kept.shape != wanted:
+            raise ValueError(
+                f"kept has shape {tuple(kept.shape)}; give {wanted}, the logits of each earlier "
+                "task in ids"
+            )
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the mask logits (k, N) of the tasks ``ids``, int64 (k,).
@@ -206,6 +235,8 @@ class Hypernetwork(nn.Module):
         update: HeadUpdate | None,
     ) -> tuple[Tensor, Tensor]:
         is_frozen = isinstance(kept, FrozenHead)
+        if kept is not None and not is_frozen:
+            self._check_kept(kept, ids if rows is None else rows)
         if not self.can_update or (update is None and rows is None and not is_frozen):
             assert not isinstance(kept, FrozenHead)
             logits = self._logits(ids)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.layers.masked import MASKED_LAYERS
-from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.base import Learner, check_learner
 
 
 def export_subnet(learner: Learner, task: int) -> nn.Module:
@@ -24,8 +24,10 @@ def export_subnet(learner: Learner, task: int) -> nn.Module:
 
     Raises:
         ValueError: The task was not added.
+        TypeError: It is no learner.
         RuntimeError: The learner has seen no input, so that the unmasked bias is not known yet.
     """
+    check_learner(learner)
     weights = learner.task_weights(task)
     net = unconvert(copy.deepcopy(learner.net))
     learner.install_norms(net, task)

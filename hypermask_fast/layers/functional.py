@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import resolve
+from hypermask_fast.masks.checks import check_conv2d, check_linear
 from hypermask_fast.masks.types import Mask
 from hypermask_fast.reference import Geometry
 
@@ -46,7 +47,11 @@ def masked_linear(
         x, weight, bias: Of the layer.
         mask: Its mask.
         backend: As in :mod:`hypermask_fast.functional`.
+
+    Raises:
+        ValueError, TypeError: The input does not fit the weight.
     """
+    check_linear(x, weight)
     if resolve("masked_linear", x, backend, lambda: _linear_is_faster(x, weight)) == "triton":
         from hypermask_fast.layers import fused
 
@@ -70,7 +75,11 @@ def masked_conv2d(
         mask: Its mask.
         geometry: Stride, padding, dilation and groups.
         backend: As in :mod:`hypermask_fast.functional`.
+
+    Raises:
+        ValueError, TypeError: The input or the geometry does not fit the weight.
     """
+    check_conv2d(x, weight, geometry)
 
     def faster() -> bool:
         return _conv2d_is_faster(x, weight, geometry)

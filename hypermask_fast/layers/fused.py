@@ -6,14 +6,16 @@ them without a graph break.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hypermask_fast import reference
 from hypermask_fast.kernels import ops
 from hypermask_fast.masks.types import Mask
+from hypermask_fast.modes import gradients_by_operators, needs_operators
 from hypermask_fast.reference import Geometry, Size2
 
 
@@ -60,6 +62,20 @@ def _gradients(
     return of_x, of_weight, of_bias, of_logits, of_bias_logits
 
 
+def _by_operators(
+    operation: Callable[..., Tensor],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    geometry: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of an operation of the reference, which can be differentiated again."""
+
+    def outputs(*tensors: Tensor | None) -> tuple[Tensor]:
+        return (operation(*tensors, *geometry),)
+
+    return *gradients_by_operators(outputs, tensors, grads), *(None,) * len(geometry)
+
+
 class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
@@ -67,8 +83,9 @@ class _MaskedLinear(torch.autograd.Function):
         return ops.masked_linear(*tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if needs_operators(*grads):
+            return _by_operators(reference.masked_linear, ctx.saved_tensors, grads, ())
         operators = (ops.masked_linear_input, ops.masked_linear_weight, ops.masked_linear_bias)
         return *_gradients(ctx, operators, grads[:1], grads[0], ()), None, None
 
@@ -81,8 +98,9 @@ class _MaskedConv2d(torch.autograd.Function):
         return ops.masked_conv2d(*arguments)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if needs_operators(*grads):
+            return _by_operators(reference.masked_conv2d, ctx.saved_tensors, grads, ctx.geometry)
         operators = (ops.masked_conv2d_input, ops.masked_conv2d_weight, ops.masked_conv2d_bias)
         inputs = (grads[0], ctx.saved_tensors[0])
         return *_gradients(ctx, operators, inputs, grads[0], ctx.geometry), *(None,) * 6

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hypermask_fast.errors import shown
 from hypermask_fast.layers.stand_ins import TaskLayer, is_repeated
 
 
@@ -33,6 +34,12 @@ class TaskNorm(TaskLayer):
 
     active: NormState | None = None
     frozen: bool = False
+
+
+def check_module(net: nn.Module) -> None:
+    """Raise TypeError where a network is no module."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net is {shown(net)}; give a network, an instance of nn.Module")
 
 
 def _normalized(x: Tensor, state: NormState, eps: float) -> Tensor:

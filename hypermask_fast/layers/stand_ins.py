@@ -47,14 +47,17 @@ class Forward:
         self._outer = _local.forward, _local.stand_ins
         if self._outer[1]:
             self.stand_ins = {**self._outer[1], **self.stand_ins}
-        self._with_gradients = torch.is_grad_enabled()
-        self._nodes = (torch._C._autograd._get_sequence_nr(), 2**63)
         _local.forward, _local.stand_ins = self, self.stand_ins
-        _entered.add(self)
+        if not torch.compiler.is_compiling():
+            self._with_gradients = torch.is_grad_enabled()
+            self._nodes = (torch._C._autograd._get_sequence_nr(), 2**63)
+            _entered.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _entered.discard(self)
+        if not torch.compiler.is_compiling():
+            _entered.discard(self)
+            self._nodes = (self._nodes[0], torch._C._autograd._get_sequence_nr())
         if _local.forward is not self:
             _local.forward, _local.stand_ins = None, _NONE
             raise RuntimeError(
@@ -62,7 +65,6 @@ class Forward:
                 "so one of them ran with the other's weights; give each its own thread, or leave "
                 "one before the next is entered"
             )
-        self._nodes = (self._nodes[0], torch._C._autograd._get_sequence_nr())
         _local.forward, _local.stand_ins = self._outer
         del self._outer
 

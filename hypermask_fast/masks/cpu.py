@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hypermask_fast.backends.choice import requested
+from hypermask_fast.masks import plain
 from hypermask_fast.masks.types import MaskedTensors, MaskRequest
+from hypermask_fast.modes import is_followed, needs_operators
 from hypermask_fast.native import library
-from hypermask_fast.native.calls import call, pointers
+from hypermask_fast.native.calls import call, is_readable, pointers
 from hypermask_fast.native.masks import MASK_BINS, MaskPass, layout
 
 
@@ -22,11 +23,11 @@ def runs(request: MaskRequest) -> bool:
     """Return whether the native pass can do it, and the backend allows it."""
     logits = request.logits
     return (
-        logits.device.type == "cpu"
+        not is_followed()
+        and is_readable(logits.contiguous())
         and logits.dtype in (torch.float32, torch.float64)
-        and all(w.dtype == logits.dtype and w.is_contiguous() for w in request.weights)
+        and all(w.dtype == logits.dtype and is_readable(w) for w in request.weights)
         and not isinstance(request.sparsity, Tensor)
-        and not torch.compiler.is_compiling()
         and requested() == "auto"
         and library.load() is not None
     )
@@ -34,12 +35,11 @@ def runs(request: MaskRequest) -> bool:
 
 def mask_weights(request: MaskRequest) -> MaskedTensors:
     """Return what :func:`hypermask_fast.masks.weights.mask_weights` does, where it :func:`runs`."""
-    places = _places(request.sizes, request.sparsity, request.masked)
     return request.shaped(
         *_MaskWeights.apply(
-            request.logits,
+            request.logits.contiguous(),
             request.previous,
-            places,
+            request.sparsity,
             tuple(request.masked),
             request.masked_drift,
             *request.weights,
@@ -70,13 +70,13 @@ class _MaskWeights(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         previous: Tensor | None,
-        places: npt.NDArray[np.float64],
+        sparsity: float | Tensor,
         masked: tuple[bool, ...],
         masked_drift: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        logits = logits.contiguous()
         sizes = tuple(w.numel() for w in weights)
+        places = _places(sizes, sparsity, masked)
         blocks = len(layout(sizes).block_tensor)
         masks = torch.empty_like(logits)
         products = [
@@ -101,26 +101,30 @@ class _MaskWeights(torch.autograd.Function):
             drift=drift,
         )
         ctx.save_for_backward(logits, masks, previous, *weights)
-        ctx.masked, ctx.masked_drift = masked, masked_drift
+        ctx.settings = sparsity, masked, masked_drift
         ctx.mark_non_differentiable(masks)
         ctx.set_materialize_grads(False)
         total = logits.new_full((), drift.sum())
         return masks, total, *(p for p in products if p is not None)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         logits, masks, previous, *weights = ctx.saved_tensors
+        sparsity, masked, masked_drift = ctx.settings
+        if is_followed() or needs_operators(*grads):
+            request = MaskRequest(weights, logits, sparsity, masked, previous, masked_drift)
+            of_logits, *of_weights = plain.gradients(request, grads[1:])
+            return of_logits, None, None, None, None, *of_weights
         of_logits = torch.empty_like(logits)
         of_weights = [torch.empty_like(w) for w in weights]
         rest = iter(None if grad is None else grad.contiguous() for grad in grads[2:])
-        of_products = [next(rest) if masked else None for masked in ctx.masked]
+        of_products = [next(rest) if is_masked else None for is_masked in masked]
         of_drift = 0.0 if grads[1] is None else float(grads[1])
         _run(
             "backward",
             logits,
             tuple(w.numel() for w in weights),
-            masked_drift=ctx.masked_drift,
+            masked_drift=masked_drift,
             drift_grad=of_drift,
             previous=previous,
             masks=masks,

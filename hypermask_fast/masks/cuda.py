@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hypermask_fast.backends.choice import uses_kernels
+from hypermask_fast.masks import plain
 from hypermask_fast.masks.thresholds import sparsity_on
 from hypermask_fast.masks.types import MaskedTensors, MaskRequest
+from hypermask_fast.modes import needs_operators
 
 
 def runs(request: MaskRequest) -> bool:
@@ -25,13 +26,11 @@ def runs(request: MaskRequest) -> bool:
 
 def mask_weights(request: MaskRequest) -> MaskedTensors:
     """Return what :func:`hypermask_fast.masks.weights.mask_weights` does, where it :func:`runs`."""
-    percent = request.sparsity
-    keeps_all = not isinstance(percent, Tensor) and not percent
     return request.shaped(
         *_MaskWeights.apply(
             request.logits,
             request.previous,
-            None if keeps_all else sparsity_on(percent, request.logits.device),
+            request.sparsity,
             tuple(request.masked),
             request.masked_drift,
             *request.weights,
@@ -45,35 +44,41 @@ class _MaskWeights(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         previous: Tensor | None,
-        sparsity: Tensor | None,
+        sparsity: float | Tensor,
         masked: tuple[bool, ...],
         masked_drift: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         from hypermask_fast.kernels import ops
 
+        keeps_all = not isinstance(sparsity, Tensor) and not sparsity
         thresholds = None
-        if sparsity is not None and any(masked):
+        if not keeps_all and any(masked):
             sizes = [w.numel() for w in weights]
-            thresholds, _ = ops.mask_thresholds(logits, sizes, sparsity, masked)
+            percent = sparsity_on(sparsity, logits.device)
+            thresholds, _ = ops.mask_thresholds(logits, sizes, percent, masked)
         products, masks, drift = ops.mask_weights(
             weights, logits, thresholds, masked, previous, masked_drift
         )
         ctx.save_for_backward(logits, thresholds, previous, *weights)
-        ctx.masked, ctx.masked_drift = masked, masked_drift
+        ctx.settings = sparsity, masked, masked_drift
         ctx.mark_non_differentiable(masks)
         ctx.set_materialize_grads(False)
         return masks, drift, *products
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         from hypermask_fast.kernels import ops
 
         logits, thresholds, previous, *weights = ctx.saved_tensors
+        sparsity, masked, masked_drift = ctx.settings
+        if needs_operators(*grads):
+            request = MaskRequest(weights, logits, sparsity, masked, previous, masked_drift)
+            of_logits, *of_weights = plain.gradients(request, grads[1:])
+            return of_logits, None, None, None, None, *of_weights
         rest = iter(grads[2:])
-        of_products = [next(rest) if is_masked else None for is_masked in ctx.masked]
+        of_products = [next(rest) if is_masked else None for is_masked in masked]
         of_logits, of_weights = ops.mask_weights_backward(
-            weights, logits, thresholds, of_products, previous, ctx.masked_drift, grads[1]
+            weights, logits, thresholds, of_products, previous, masked_drift, grads[1]
         )
         return of_logits, None, None, None, None, *of_weights

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from hypermask_fast import reference
 from hypermask_fast.masks.thresholds import mask_threshold
 from hypermask_fast.masks.types import MaskedTensors, MaskRequest
+from hypermask_fast.modes import gradients_by_operators
 
 
 def mask_weights(request: MaskRequest) -> MaskedTensors:
@@ -23,3 +28,19 @@ def mask_weights(request: MaskRequest) -> MaskedTensors:
         old = [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
         drift = reference.l1_drift(weights, old, masks if request.masked_drift else None)
     return MaskedTensors(products, masks, drift)
+
+
+def gradients(request: MaskRequest, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of logits and weights by differentiable operations.
+
+    Args:
+        request: What was asked for.
+        grads: Of the drift, then of each product that is masked.
+    """
+
+    def outputs(logits: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+        found = mask_weights(request._replace(logits=logits, weights=weights))
+        products = zip(found.products, request.masked, strict=True)
+        return found.drift, *(product for product, is_masked in products if is_masked)
+
+    return gradients_by_operators(outputs, (request.logits, *request.weights), grads)

@@ -13,11 +13,15 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import Entry, manifest
+from hypermask_fast.errors import shown
 from hypermask_fast.methods.batches import (
     WithWeights,
     check_devices,
     check_labels,
+    check_optimizers,
+    check_weights,
     read_by_last_layer,
+    run,
     sum_of,
 )
 from hypermask_fast.methods.evaluating import modes_of
@@ -36,6 +40,7 @@ def ordinary_step(
     before_update: Callable[[], None] | None = None,
 ) -> Losses:
     """Take the step of :meth:`Learner.step` with losses of ``losses_of``."""
+    check_optimizers(optimizers)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     in_backward = (o for o in optimizers.values() if isinstance(o, FactoredAdam))
@@ -66,6 +71,8 @@ class Learner(TaskLife):
     """
 
     steps_taken: int = 0
+    # What is known to run through the network, of batches.signature.
+    _input: tuple[Any, ...] | None = None
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
@@ -137,6 +144,7 @@ class Learner(TaskLife):
             ValueError: The task was not added, or the names of the weights do not fit.
         """
         self._tasks.checked(task)
+        check_weights(weights)
         return nullcontext(self.net if weights is None else WithWeights(self.net, weights))
 
     def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
@@ -166,9 +174,11 @@ class Learner(TaskLife):
             x: Inputs (batch, ...).
             task: A task that was added.
         """
+        check_devices(self._device, inputs=x)
+        task = self._tasks.checked(task)
         self._prepare(x)
-        with self.activated(self._tasks.checked(task)) as net:
-            return read_by_last_layer(net, lambda: net(x))
+        with self.activated(task) as net:
+            return read_by_last_layer(net, lambda: run(net, x, self._input))
 
     @torch.no_grad()
     def all_outputs(self, x: Tensor) -> Tensor:
@@ -204,6 +214,7 @@ class Learner(TaskLife):
             ValueError: There is not one factor for each task.
         """
         self._tasks.check_factors(alpha)
+        check_devices(self._device, alpha=alpha)
         weights = sum_of([self.task_weights(task) for task in range(len(alpha))], alpha)
         return nullcontext(WithWeights(self.net, weights))
 
@@ -281,7 +292,7 @@ class Learner(TaskLife):
         outputs = self._outputs_at_once(x, [task])
         if outputs is None:
             with self.activated(task) as net:
-                outputs = net(x)
+                outputs = run(net, x, self._input)
         return self._tasks.own_outputs(outputs, task)
 
     def _outputs_at_once(
@@ -316,3 +327,12 @@ class Learner(TaskLife):
         check_devices(self._device, inputs=x, labels=y)
         check_labels(x, y)
         return task
+
+
+def check_learner(learner: Learner) -> Learner:
+    """Return a learner; raise TypeError where it is none."""
+    if not isinstance(learner, Learner):
+        raise TypeError(
+            f"learner is {shown(learner)}; give a learner of this package, such as HyperMask(net)"
+        )
+    return learner

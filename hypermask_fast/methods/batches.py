@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.optimizer import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from hypermask_fast.errors import shown
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+_OF_INPUTS = (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError)
+_LOADERS = (DataLoader, Dataset)
+_AS_TENSOR = "torch.as_tensor makes one of an array or a list"
 
 
 def check_devices(device: torch.device, **values: Tensor) -> None:
-    """Raise ValueError where a value is not on the learner's device, TypeError if no tensor."""
+    """Raise TypeError where a value is no tensor, ValueError if elsewhere or without rows."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} are a {type(value).__name__}; give a tensor, which torch.as_tensor makes "
-                "of an array or a list"
-            )
+            how = "each of its batches has one" if isinstance(value, _LOADERS) else _AS_TENSOR
+            raise TypeError(f"{name} are a {type(value).__name__}; give a tensor: {how}")
         if value.device != device:
             raise ValueError(
                 f"{name} are on {value.device} and the learner on {device}; move them to one device"
             )
+        if not value.dim():
+            raise ValueError(f"{name} have shape (); give a batch, (batch, ...)")
 
 
 def check_labels(x: Tensor, y: Tensor) -> None:
@@ -33,6 +45,95 @@ def check_labels(x: Tensor, y: Tensor) -> None:
         )
     if not len(y):
         raise ValueError(f"inputs have shape {tuple(x.shape)}; a loss needs at least one row")
+
+
+def check_weights(weights: Mapping[str, Tensor] | None) -> None:
+    """Raise TypeError where weights to use are no tensors by name."""
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights are {shown(weights)}; give those of task_weights()")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the weight {name!r} is {shown(value)}; give a tensor, as task_weights() does"
+            )
+
+
+def check_optimizers(optimizers: Mapping[str, Optimizer]) -> None:
+    """Raise TypeError where the optimizers of a step are no optimizers by name."""
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(
+            f"optimizers are {shown(optimizers)}; give a dict of them by name, such as "
+            '{"main": optimizer}'
+        )
+    for name, optimizer in optimizers.items():
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"the optimizer {name!r} is {shown(optimizer)}; give a torch.optim.Optimizer"
+            )
+
+
+def signature(x: Tensor) -> tuple[Any, ...]:
+    """Return what decides whether inputs run through a network: dtype, and shape of a row."""
+    return x.dtype, *x.shape[1:]
+
+
+def run(
+    net: Callable[..., Any],
+    x: Tensor,
+    known: tuple[Any, ...] | None = None,
+    rows: int | None = None,
+) -> Any:
+    """Return ``net(x)``.
+
+    Args:
+        net: The network.
+        x: Its inputs.
+        known: The :func:`signature` of inputs that ran through it; of such, errors come as they
+            are.
+        rows: Run only the first ones. Default: all.
+
+    Raises:
+        ValueError: Inputs of this shape and dtype do not run through it.
+    """
+    try:
+        return net(x if rows is None else x[:rows])
+    except _OF_INPUTS as error:
+        _misfit(net, x, known, error)
+
+
+def _misfit(
+    net: Callable[..., Any], x: Tensor, known: tuple[Any, ...] | None, error: Exception
+) -> NoReturn:
+    # Subclasses tell of something else: of memory, of the device, or what a user's own code says.
+    if type(error) not in _OF_INPUTS or signature(x) == known:
+        raise error
+    reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    inner = getattr(net, "net", None) or getattr(net, "_module", None) or net
+    name = type(inner).__name__
+    raise ValueError(
+        f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through {name} ({reason}); "
+        "give inputs of the shape and dtype that the network takes"
+    ) from error
+
+
+def random_state_kept(function: _Function) -> _Function:
+    """Make a function that raises leave the global random state as it was."""
+
+    @wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        states = torch.get_rng_state()
+        on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            torch.set_rng_state(states)
+            if on_cuda is not None:
+                torch.cuda.set_rng_state_all(on_cuda)
+            raise
+
+    return kept  # type: ignore[return-value]
 
 
 class WithWeights(nn.Module):

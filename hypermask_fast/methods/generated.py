@@ -11,6 +11,7 @@ from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.fields import strings
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
@@ -64,8 +65,7 @@ class GeneratedLearner(Learner):
         super().__init__(net, capacity)
         self.bn = bn
         self._kept = kept
-        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self._network = ConvertedNetwork(net, patterns, source)
+        self._network = ConvertedNetwork(net, strings("exclude", exclude), source)
         try:
             first = self._network.weights()[0]
             self._steps = Steps(first.device)

@@ -17,7 +17,7 @@ from hypermask_fast.methods.extra_state import (
     weights_of,
 )
 from hypermask_fast.methods.protocol import Phase
-from hypermask_fast.methods.tasks import TaskList, TaskRecord
+from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_state, check_steps
 
 _SAME_TASK = ("tasks", "learned", "current", "capacity")
 
@@ -141,6 +141,7 @@ class TaskLife(HoldsTensors):
 
         Raises:
             ValueError: The task was not added, or the number of steps is negative.
+            TypeError: The task or the number of steps is no integer.
             RuntimeError: Another task has not been ended.
         """
         task = self._checked_beginning(task, steps)
@@ -161,8 +162,7 @@ class TaskLife(HoldsTensors):
                 f"task {self._current} is still being learned; call end_task() before "
                 f"begin_task({task})"
             )
-        if steps < 0:
-            raise ValueError(f"steps is {steps}; give 0 or more")
+        check_steps(steps)
         return task
 
     def end_task(self, data: object = None) -> None:
@@ -232,6 +232,7 @@ class TaskLife(HoldsTensors):
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
+        check_state(tensors, state)
         self._tasks.load(state["tasks"])
         self._make_room(state.get("capacity", 0))
         self._learned = list(state["learned"])

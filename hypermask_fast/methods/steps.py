@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+
+from hypermask_fast.modes import is_transformed
 
 
 class Steps(nn.Module):
@@ -35,7 +39,9 @@ class Steps(nn.Module):
 
     def count(self) -> None:
         """Note that a step was taken."""
-        self._taken += 1
+        # A transform of torch.func refuses writes to what it did not make.
+        with torch._C._DisableFuncTorch() if is_transformed() else nullcontext():
+            self._taken += 1
         self.taken += 1
 
     def sparsity(self, final: float, step: int | Tensor) -> float | Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import nearest
+from hypermask_fast.errors import CheckpointError, nearest, shown
+from hypermask_fast.modes import has_values
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,41 @@ def _integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def check_steps(steps: int) -> None:
+    """Raise TypeError where a number of steps is no integer, ValueError where it is negative."""
+    number = _integer(steps)
+    if number is None:
+        raise TypeError(f"steps is {shown(steps)}; give an integer, 0 for an unknown number")
+    if number < 0:
+        raise ValueError(f"steps is {number}; give 0 or more")
+
+
+def check_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a state is not what ``task_state()`` returned."""
+    for name, value in (("tensors", tensors), ("state", state)):
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{name} are {shown(value)}; give what task_state() returned")
+    lacking = {"tasks", "learned", "current"} - state.keys()
+    if lacking:
+        raise CheckpointError(
+            f"the state has {sorted(state)} and lacks {sorted(lacking)}; give what task_state() "
+            "returned"
+        )
+
+
+def _read(task: Tensor, values: Callable[[Tensor], list[int]]) -> list[int]:
+    """Return ids as integers; ValueError where they have no values, or none that can be read."""
+    try:
+        return values(task)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"task is a {type(task).__name__} of shape {tuple(task.shape)} on {task.device}, whose "
+            "values cannot be read here; give an id as an integer"
+        ) from error
 
 
 def _class_ids(classes: Iterable[int]) -> tuple[int, ...]:
@@ -72,7 +108,7 @@ class TaskList:
         names = [record.name for record in self.records]
         if name not in names:
             raise ValueError(
-                f"no task is called {name!r}{nearest(name, names)}; the tasks are {names}"
+                f"no task is called {shown(name)}{nearest(name, names)}; the tasks are {names}"
             )
         return names.index(name)
 
@@ -87,12 +123,12 @@ class TaskList:
             _check_integers(task)
             if task.numel() != 1:
                 raise ValueError(f"task has shape {tuple(task.shape)}; give a single id here")
-            task = int(task)
+            task = _read(task, lambda ids: [int(ids)])[0]
         number = _integer(task)
         if number is None:
             raise TypeError(
-                f"task is {task!r}; give the id that add_task() returned, or to forward a tensor "
-                "of ids, one for each row"
+                f"task is {shown(task)}; give the id that add_task() returned, or to forward a "
+                "tensor of ids, one for each row"
             )
         if not 0 <= number < len(self.records):
             known = f"0 to {len(self.records) - 1} were" if self.records else "none was"
@@ -109,15 +145,20 @@ class TaskList:
         _check_integers(task)
         if task.shape != x.shape[:1]:
             raise ValueError(
-                f"task has shape {tuple(task.shape)} for a batch of {len(x)}; give one id, or one "
-                "for each row"
+                f"task has shape {tuple(task.shape)} for a batch of {len(x)}, of shape "
+                f"{tuple(x.shape)}; give one id, or one for each row"
             )
         if not len(task):
             raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
-        return [self.checked(i) for i in task.unique().tolist()]
+        return [self.checked(i) for i in _read(task, lambda ids: ids.unique().tolist())]
 
     def check_factors(self, alpha: Tensor) -> None:
-        """Raise ValueError where there is not one factor for each of at least one task."""
+        """Raise TypeError or ValueError where there is not a factor for each of the tasks."""
+        if not isinstance(alpha, Tensor) or not alpha.is_floating_point():
+            raise TypeError(
+                f"alpha is {shown(alpha)}; give a floating-point tensor ({len(self.records)},), a "
+                "factor for each task that was added"
+            )
         if alpha.shape != (len(self.records),) or not self.records:
             raise ValueError(
                 f"alpha has shape {tuple(alpha.shape)}; give ({len(self.records)},), a factor for "
@@ -157,17 +198,18 @@ class TaskList:
         """Raise ValueError where labels on the CPU are not classes of the task.
 
         A GPU would have to wait for the labels to be read; there, only those outside the outputs
-        are found, by cross-entropy's own assertion.
+        are found, by cross-entropy's own assertion. What traces or transforms the losses cannot
+        read them.
         """
-        if y.device.type != "cpu":
+        if not has_values(y):
             return
         classes = self.records[task].classes
         count = outputs if classes is None else len(classes)
         low, high = (int(label) for label in y.aminmax())
         if low < 0 or high >= count:
             raise ValueError(
-                f"labels reach from {low} to {high} and task {task} has {count} classes; labels "
-                "are counted from 0 within each task"
+                f"labels reach from {low} to {high} and task {task} has {count} classes; count "
+                "labels from 0 within each task"
             )
 
     def state(self) -> list[dict[str, Any]]:

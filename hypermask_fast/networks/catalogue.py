@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import Settings, setting
 
 
@@ -77,9 +77,9 @@ def network_settings(name: str) -> type[NetworkSettings]:
     Raises:
         ConfigError: There is no network of this name.
     """
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ConfigError(
-            f"network={name!r} is unknown{nearest(name, NETWORKS)}; choose one of "
+            f"network={shown(name)} is unknown{nearest(name, NETWORKS)}; choose one of "
             f"{', '.join(NETWORKS)}"
         )
     return NETWORKS[name]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.fields import kinds_of
+from hypermask_fast.fields import check_value, kinds_of
 from hypermask_fast.networks.catalogue import (
     LeNetSettings,
     MLPSettings,
@@ -28,7 +28,7 @@ _Shape = tuple[int, ...]
 
 def _misfit(name: str, shape: _Shape, expected: str) -> ConfigError:
     return ConfigError(
-        f"network {name!r} takes inputs of shape {expected}, not {shape}: "
+        f"network {name!r} takes inputs of shape {expected}, not {shape}; "
         "choose another network or resize the inputs"
     )
 
@@ -100,19 +100,18 @@ def make_network(
             cannot take inputs of this shape.
     """
     settings = network_settings(name)
-    shape = tuple(int(size) for size in input_shape)
-    if not shape or min(shape) < 1:
-        raise ConfigError(f"network {name!r} needs an input shape of positive sizes, not {shape}")
-    if num_classes < 1:
-        raise ConfigError(f"network {name!r} needs at least one class, not {num_classes}")
+    shape = check_value("input_shape", tuple, input_shape, low=1)
+    if not shape:
+        raise ConfigError("input_shape is (); give the size of each axis of an input")
+    check_value("num_classes", int, num_classes, low=1)
     build = _BUILDERS[settings]
     parameters = inspect.signature(build).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             raise ConfigError(
-                f"network {name!r} has no option {option!r}{nearest(option, known)}: "
-                f"expected {', '.join(known) or 'none'}"
+                f"network {name!r} has no option {option!r}{nearest(option, known)}; "
+                f"give {', '.join(known) or 'none'}"
             )
     own = {option: value for option, value in options.items() if option in kinds_of(settings)}
     return build(shape, num_classes, **{**options, **settings(**own).values()})

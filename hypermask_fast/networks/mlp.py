@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import check_value
 
 
 class MLP(nn.Module):
@@ -24,18 +24,18 @@ class MLP(nn.Module):
         bias: Whether every layer has a bias.
 
     Raises:
-        ConfigError: If a width is not positive.
+        ConfigError: If a width is no positive integer.
     """
 
     def __init__(
         self, in_features: int, hidden: Sequence[int], num_classes: int, *, bias: bool = True
     ) -> None:
         super().__init__()
-        widths = [in_features, *hidden]
-        if min(*widths, num_classes) < 1:
-            raise ConfigError(
-                f"every layer of an MLP needs a width of 1 or more, not {[*widths, num_classes]}"
-            )
+        sizes = {"in_features": in_features, "num_classes": num_classes}
+        for name, size in sizes.items():
+            check_value(name, int, size, low=1)
+        widths = [in_features, *check_value("hidden", tuple, hidden, low=1)]
+        check_value("bias", bool, bias)
         self.hidden = nn.ModuleList(
             nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in pairwise(widths)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import check_value
 
 
 def _shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
             published runs keep none and use the batch's at all times.
 
     Raises:
-        ConfigError: If n or k is below 1.
+        ConfigError: If a number is no positive integer.
     """
 
     def __init__(
@@ -72,8 +72,11 @@ class ResNet(nn.Module):
         track_running_stats: bool = False,
     ) -> None:
         super().__init__()
-        if n < 1 or k < 1:
-            raise ConfigError(f"a ResNet needs n >= 1 blocks a group and k >= 1, not {n=}, {k=}")
+        sizes = {"n": n, "k": k, "num_classes": num_classes, "in_channels": in_channels}
+        for name, size in sizes.items():
+            check_value(name, int, size, low=1)
+        check_value("bias", bool, bias)
+        check_value("track_running_stats", bool, track_running_stats)
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=bias)
         self.bn = nn.BatchNorm2d(16, track_running_stats=track_running_stats)
         blocks = []

@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermask_fast.fields import check_value
+
+
+def _check(num_classes: int, in_channels: int, dropout: bool) -> None:
+    check_value("num_classes", int, num_classes, low=1)
+    check_value("in_channels", int, in_channels, low=1)
+    check_value("dropout", bool, dropout)
+
 
 def _dropout2d(dropout: bool) -> nn.Module:
     return nn.Dropout2d(0.25) if dropout else nn.Identity()
@@ -41,12 +49,16 @@ class ZenkeNet(nn.Module):
         num_classes: Outputs.
         in_channels: Channels of the images.
         dropout: Whether to drop 0.25 of the maps after each pool and 0.5 of the hidden units.
+
+    Raises:
+        ConfigError: If a number is no positive integer.
     """
 
     image_size = 32
 
     def __init__(self, num_classes: int, in_channels: int = 3, dropout: bool = True) -> None:
         super().__init__()
+        _check(num_classes, in_channels, dropout)
         self.stem = _Stem(in_channels, (32, 64), dropout)
         self.hidden = nn.Linear(64 * 6 * 6, 512)
         self.drop = nn.Dropout(0.5) if dropout else nn.Identity()
@@ -68,12 +80,16 @@ class ZenkeNet64(nn.Module):
         num_classes: Outputs.
         in_channels: Channels of the images.
         dropout: Whether to drop 0.25 of the maps after each pool.
+
+    Raises:
+        ConfigError: If a number is no positive integer.
     """
 
     image_size = 64
 
     def __init__(self, num_classes: int, in_channels: int = 3, dropout: bool = True) -> None:
         super().__init__()
+        _check(num_classes, in_channels, dropout)
         self.stem = _Stem(in_channels, (64, 64), dropout)
         self.classifier = nn.Linear(64 * 14 * 14, num_classes)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.checks import check_adam_options
 from hypermask_fast.optim.factored_grad import FactoredGrad
 
 OWN_OPTIONS = ("moments_dtype", "row_sparse", "step_in_backward", "capturable")
@@ -17,6 +18,7 @@ OWN_OPTIONS = ("moments_dtype", "row_sparse", "step_in_backward", "capturable")
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise ConfigError where an option has a value that cannot be used."""
+    check_adam_options(group)
     lr, betas = group["lr"], group["betas"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ConfigError(f"lr has shape {tuple(lr.shape)}; give a number or a 0-d tensor")

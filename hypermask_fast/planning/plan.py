@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
+from hypermask_fast.fields import check_value
 from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
 from hypermask_fast.scenarios.catalogue import SCENARIOS
@@ -224,8 +225,12 @@ def plan(config: RunConfig, *, memory: int | None = None) -> Plan:
         memory: Bytes that the device has; default: what this machine has left.
 
     Raises:
-        ConfigError: A setting does not fit.
+        ConfigError: A setting does not fit, or the memory is no number of bytes.
+        TypeError: It is no RunConfig.
     """
+    if not isinstance(config, RunConfig):
+        raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
+    check_value("memory", int, memory, None, low=0)
     device = config.run.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import check_value
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.folder import RunFolder
@@ -103,6 +104,7 @@ def train(
         TrainingError: The loss is not finite; the last checkpoint stays.
         Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
     """
+    check_value("out", str, out)
     plan(config, memory=memory).require()
     # The folder comes second: a run that cannot start leaves none behind.
     scenario, trainer = build(config)
@@ -121,6 +123,7 @@ def resume(path: str | Path, *, show_progress: bool = True, memory: int | None =
         CheckpointError: The newest checkpoint is damaged or does not fit.
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
+    check_value("path", str, path)
     with RunFolder.open(path) as folder:
         config = RunConfig.from_toml(folder.config_path)
         plan(config, memory=memory).require(resuming=True)
@@ -140,6 +143,7 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
         CheckpointError: There is no checkpoint, or it is damaged.
         ConfigError, DataError: As in :func:`train`.
     """
+    check_value("path", str, path)
     folder = RunFolder.open(path, lock=False)
     config = RunConfig.from_toml(folder.config_path)
     changes = {"device": device, "data_dir": data_dir}

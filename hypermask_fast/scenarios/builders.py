@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.counters import PERMUTATION, counter_permutation
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
+from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
 from hypermask_fast.scenarios.preprocess import Preprocess
 from hypermask_fast.scenarios.scenario import Scenario
@@ -21,7 +23,9 @@ def _blocks(
     class_order: Sequence[int] | None,
 ) -> list[tuple[int, ...]]:
     total = dataset.num_classes
-    order = list(range(total) if class_order is None else class_order)
+    order = list(range(total))
+    if class_order is not None:
+        order = list(check_value("class_order", tuple, class_order))
     wrong = [c for c in order if not 0 <= c < total or order.count(c) > 1]
     if wrong or not order:
         raise ConfigError(
@@ -30,22 +34,22 @@ def _blocks(
         )
     if classes_per_task is None:
         return [tuple(order)]
-    if isinstance(classes_per_task, int):
+    if not isinstance(classes_per_task, Iterable) or isinstance(classes_per_task, str):
+        check_value("classes_per_task", int, classes_per_task)
         if classes_per_task < 1 or len(order) % classes_per_task:
             raise ConfigError(
                 f"classes_per_task is {classes_per_task}; it must divide the number of classes, "
                 f"{len(order)}"
             )
         classes_per_task = [classes_per_task] * (len(order) // classes_per_task)
-    if min(classes_per_task) < 1 or sum(classes_per_task) != len(order):
+    sizes: tuple[int, ...] = check_value("classes_per_task", tuple, classes_per_task)
+    if min(sizes, default=0) < 1 or sum(sizes) != len(order):
         raise ConfigError(
-            f"classes_per_task is {list(classes_per_task)}; its entries must be 1 or more and add "
-            f"up to the number of classes, {len(order)}"
+            f"classes_per_task is {list(sizes)}; its entries must be 1 or more and add up to the "
+            f"number of classes, {len(order)}"
         )
-    ends = [sum(classes_per_task[: i + 1]) for i in range(len(classes_per_task))]
-    return [
-        tuple(order[end - size : end]) for end, size in zip(ends, classes_per_task, strict=True)
-    ]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [tuple(order[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _select(source: ImageSet, classes: Sequence[int], num_classes: int) -> Split:
@@ -90,6 +94,22 @@ def _hold_out(
     return _take(split, ~held), _take(split, held)
 
 
+def _check_options(
+    dataset: ImageDataset, name: str | None, numbers: Mapping[str, Any], **flags: bool
+) -> None:
+    """Raise TypeError where there is no data set, ConfigError where an option has another type."""
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(
+            f"dataset is {shown(dataset)}; give an ImageDataset, such as that of "
+            "scenarios.load_digits(), or one made of two ImageSets"
+        )
+    check_value("name", str, name, None)
+    for key, number in numbers.items():
+        check_value(key, int, number)
+    for key, flag in flags.items():
+        check_value(key, bool, flag)
+
+
 def _check_tasks(tasks: int, most: int | None) -> None:
     if tasks < 1 or (most is not None and tasks > most):
         limit = "1 or more" if most is None else f"1 to {most}"
@@ -130,15 +150,20 @@ def split(
         name: Name of the scenario. Default: "split-" and the data set's name.
 
     Raises:
-        ConfigError: a setting is out of range, or a class is left without training images.
+        ConfigError: a setting has another type or is out of range, or a class is left without
+            training images.
+        TypeError: ``dataset`` is none.
     """
+    flags = {"stratified": stratified, "validation_per_class": validation_per_class}
+    _check_options(dataset, name, {"validation": validation}, **flags)
+    check_value("tasks", int, tasks, None)
     blocks = _blocks(dataset, classes_per_task, class_order)
     if tasks is not None:
         _check_tasks(tasks, len(blocks))
         blocks = blocks[:tasks]
     evaluation = Preprocess(pad=pad, mean=mean, std=std)
     training = evaluation
-    if crop or flip:
+    if check_value("crop", int, crop) or check_value("flip", bool, flip):
         training = Preprocess(pad=pad, mean=mean, std=std, crop=crop, flip=flip)
     result = []
     for classes in blocks:
@@ -181,8 +206,11 @@ def permuted(
         name: Name of the scenario. Default: "permuted-" and the data set's name.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting has another type or is out of range.
+        TypeError: ``dataset`` is none.
     """
+    numbers = {"tasks": tasks, "seed": seed, "validation": validation}
+    _check_options(dataset, name, numbers, stratified=stratified, identity_first=identity_first)
     _check_tasks(tasks, None)
     classes = range(dataset.num_classes)
     train, held_out = _hold_out(

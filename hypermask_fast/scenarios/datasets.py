@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hypermask_fast.errors import ConfigError, DataError, nearest
+from hypermask_fast.errors import ConfigError, DataError, nearest, shown
+from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.download import fetch_missing
 from hypermask_fast.scenarios.files import read_idx, read_pickle
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet
@@ -73,6 +74,11 @@ def _download(class_name: str, root: str) -> None:
     getattr(datasets, class_name)(root, train=False, download=True)
 
 
+def _folder(root: str | Path, download: bool) -> Path:
+    check_value("download", bool, download)
+    return Path(check_value("root", str, root)).expanduser()
+
+
 def _load_idx_family(
     name: str,
     folder: str,
@@ -80,7 +86,7 @@ def _load_idx_family(
     root: str | Path,
     download: bool,
 ) -> ImageDataset:
-    root = Path(root).expanduser()
+    root = _folder(root, download)
     files = {
         part: (
             f"{folder}/raw/{prefix}-images-idx3-ubyte",
@@ -157,7 +163,7 @@ def load_cifar100(root: str | Path, download: bool = True) -> ImageDataset:
     Raises:
         DataError: files are missing and cannot be downloaded, or a file is damaged.
     """
-    root = Path(root).expanduser()
+    root = _folder(root, download)
     fetch_missing(
         root,
         [f"cifar-100-python/{file}" for file in ("train", "test", "meta")],
@@ -196,7 +202,8 @@ def load(name: str, root: str | Path | None = None, download: bool = True) -> Im
     names = ("digits", *_LOADERS)
     if name not in names:
         raise ConfigError(
-            f"there is no data set {name!r}{nearest(name, names)}; use one of {', '.join(names)}"
+            f"there is no data set {shown(name)}{nearest(name, names)}; use one of "
+            f"{', '.join(names)}"
         )
     if name == "digits":
         return load_digits()

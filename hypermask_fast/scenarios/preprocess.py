@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hypermask_fast.counters import AUGMENT, counter_randint
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
+from hypermask_fast.fields import check_value
+from hypermask_fast.modes import has_values
+from hypermask_fast.scenarios.images import check_tensors
 
 
-def _per_channel(values: Sequence[float] | None) -> Tensor | None:
+def _per_channel(name: str, values: Sequence[float] | None) -> Tensor | None:
     if values is None:
         return None
-    return torch.tensor(tuple(values), dtype=torch.float32).reshape(-1, 1, 1)
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise ConfigError(f"{name}={shown(values)} is no list; give a number for each channel")
+    numbers = [check_value(name, float, value) for value in values]
+    return torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
+
+
+def _check_permutation(permutation: Tensor | None) -> None:
+    if permutation is None:
+        return
+    if not isinstance(permutation, Tensor):
+        raise ConfigError(f"permutation is {shown(permutation)}; give an int64 tensor (C*H*W,)")
+    ordered = permutation.dtype == torch.int64 and permutation.dim() == 1
+    if ordered and has_values(permutation):
+        places = torch.arange(len(permutation), device=permutation.device)
+        ordered = torch.equal(permutation.sort().values, places)
+    if not ordered:
+        raise ConfigError(
+            f"permutation is {permutation.dtype} of shape {tuple(permutation.shape)}; give int64 "
+            "(C*H*W,) that holds every place once"
+        )
 
 
 class Preprocess:
@@ -50,20 +72,20 @@ class Preprocess:
         std: Sequence[float] | None = None,
     ) -> None:
         for name, value in (("pad", pad), ("crop", crop)):
-            if value < 0:
-                raise ConfigError(f"{name} is {value}; it must be 0 or more pixels")
+            check_value(name, int, value, low=0)
+        check_value("flip", bool, flip)
+        _check_permutation(permutation)
+        self.mean, self.std = _per_channel("mean", mean), _per_channel("std", std)
         if (mean is None) != (std is None):
             raise ConfigError(f"mean is {mean} and std is {std}; give both or neither")
-        if mean is not None and std is not None and len(mean) != len(std):
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ConfigError(f"mean is {mean} and std is {std}; they must have one length")
-        if std is not None and min(std) <= 0:
-            raise ConfigError(f"std is {tuple(std)}; every value must be above 0")
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise ConfigError(f"std is {std}; every value must be above 0")
         self.pad = pad
         self.permutation = permutation
         self.crop = crop
         self.flip = flip
-        self.mean = _per_channel(mean)
-        self.std = _per_channel(std)
 
     @property
     def random(self) -> bool:
@@ -125,11 +147,15 @@ class Preprocess:
             float32 (B, C, H + 2*pad, W + 2*pad).
 
         Raises:
-            TypeError: ``images`` is not uint8.
-            ValueError: ``draws`` are missing, or permutation or ``mean`` do not fit the images.
+            TypeError: ``images`` is no uint8 tensor.
+            ValueError: It has another shape, ``draws`` are missing or do not fit, or permutation or
+                ``mean`` do not fit the images.
         """
+        check_tensors(images=images)
         if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}")
+            raise TypeError(f"images are {images.dtype}; give torch.uint8")
+        if images.dim() != 4:
+            raise ValueError(f"images have shape {tuple(images.shape)}; give (B, C, H, W)")
         batch, channels, height, width = images.shape
         if self.mean is not None and len(self.mean) not in (1, channels):
             raise ValueError(
@@ -140,8 +166,13 @@ class Preprocess:
         if self.pad or self.crop:
             images = F.pad(images, [self.pad + self.crop] * 4)
         if self.random:
-            if draws is None:
-                raise ValueError("this preprocessing crops or flips at random: pass draws=")
+            if not isinstance(draws, Tensor) or draws.shape != (batch, 3):
+                raise ValueError(
+                    f"draws are {shown(draws)} for {batch} images that are cropped or flipped at "
+                    f"random; give ({batch}, 3) of draws()"
+                )
+            if draws.dtype != torch.int64:
+                raise TypeError(f"draws are {draws.dtype}; give torch.int64 of draws()")
             images = images.flatten(2).gather(2, self._source(draws, height, width, channels))
         if self.permutation is not None:
             if self.permutation.numel() != channels * height * width:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.errors import ConfigError, nearest, shown
+from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.builders import permuted, split
 from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
 from hypermask_fast.scenarios.datasets import (
@@ -34,6 +35,10 @@ _FECAM_ORDER = (
 _FECAM_CLASSES = 20
 
 
+def _flag(name: str, value: bool) -> bool:
+    return check_value(name, bool, value)
+
+
 def split_digits(tasks: int | None = None, validation: int = 40, augment: bool = False) -> Scenario:
     """Return the UCI digits as (0, 1), (2, 3), (4, 5), (6, 7), (8, 9), 8x8.
 
@@ -50,7 +55,7 @@ def split_digits(tasks: int | None = None, validation: int = 40, augment: bool =
         tasks=tasks,
         validation=validation,
         stratified=False,
-        crop=1 if augment else 0,
+        crop=1 if _flag("augment", augment) else 0,
     )
 
 
@@ -88,8 +93,8 @@ def _split_mnist(
         tasks=tasks,
         validation=validation,
         stratified=False,
-        crop=4 if augment else 0,
-        mean=_MNIST_MEAN if normalize else None,
+        crop=4 if _flag("augment", augment) else 0,
+        mean=_MNIST_MEAN if _flag("normalize", normalize) else None,
         std=_MNIST_STD if normalize else None,
     )
 
@@ -201,9 +206,9 @@ def split_cifar100(
         tasks=tasks,
         validation=validation,
         stratified=False,
-        crop=4 if augment else 0,
+        crop=4 if _flag("augment", augment) else 0,
         flip=augment,
-        mean=_IMAGENET_MEAN if normalize else None,
+        mean=_IMAGENET_MEAN if _flag("normalize", normalize) else None,
         std=_IMAGENET_STD if normalize else None,
     )
 
@@ -240,9 +245,9 @@ def split_cifar100_fecam(
         tasks=tasks,
         validation=validation,
         validation_per_class=True,
-        crop=4 if augment else 0,
+        crop=4 if _flag("augment", augment) else 0,
         flip=augment,
-        mean=_FECAM_MEAN if normalize else None,
+        mean=_FECAM_MEAN if _flag("normalize", normalize) else None,
         std=_FECAM_STD if normalize else None,
         name="split-cifar100-fecam",
     )
@@ -278,11 +283,13 @@ def make_scenario(
             is out of range.
         DataError: files are missing and cannot be downloaded, or a file is damaged.
     """
-    if name not in _BUILDERS:
+    if not isinstance(name, str) or name not in _BUILDERS:
         raise ConfigError(
-            f"there is no scenario {name!r}{nearest(name, _BUILDERS)}; use one of "
+            f"there is no scenario {shown(name)}{nearest(name, _BUILDERS)}; use one of "
             f"{', '.join(_BUILDERS)}"
         )
+    for option, given in (("augment", augment), ("normalize", normalize)):
+        check_value(option, bool, given, None)
     build = _BUILDERS[name]
     takes = inspect.signature(build).parameters
     options: dict[str, Any] = {"tasks": tasks, "validation": validation}

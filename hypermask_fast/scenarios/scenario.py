@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import overload
 
 import torch
 
-from hypermask_fast.errors import ConfigError
-from hypermask_fast.scenarios.task import Task
+from hypermask_fast.errors import ConfigError, shown
+from hypermask_fast.scenarios.images import check_types
+from hypermask_fast.scenarios.task import Task, check_task
 
 
 class Scenario(Sequence[Task]):
@@ -21,9 +22,15 @@ class Scenario(Sequence[Task]):
 
     Raises:
         ConfigError: there is no task, or the tasks' input shapes differ.
+        TypeError: one is no Task, or the name no string.
     """
 
     def __init__(self, name: str, tasks: Sequence[Task]) -> None:
+        check_types(name=(name, str))
+        if isinstance(tasks, Task) or not isinstance(tasks, Iterable):
+            raise TypeError(f"tasks are {shown(tasks)}; give a list of Tasks")
+        for task in tasks:
+            check_task(task)
         shapes = {task.input_shape for task in tasks}
         if len(shapes) != 1:
             raise ConfigError(

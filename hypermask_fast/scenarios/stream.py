@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.counters import ORDER, counter_permutation
-from hypermask_fast.scenarios.images import Split
+from hypermask_fast.fields import check_value
+from hypermask_fast.scenarios.images import Split, check_types
 from hypermask_fast.scenarios.preprocess import Preprocess
 
 
@@ -30,7 +31,9 @@ class BatchStream:
         name: Whose images they are, for messages. Default "the split".
 
     Raises:
-        ValueError: the batch size is below 1, or there are no images.
+        ConfigError: the batch size is below 1, or a number no integer.
+        ValueError: there are no images.
+        TypeError: ``split`` or ``preprocess`` has another type.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class BatchStream:
         *,
         name: str = "the split",
     ) -> None:
+        check_types(split=(split, Split), preprocess=(preprocess, Preprocess))
+        check_value("batch_size", int, batch_size, low=1)
+        check_value("seed", int, seed)
+        check_value("task_id", int, task_id)
         n = len(split)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         if n == 0:
-            raise ValueError(f"{name} has no training images to draw batches from")
+            raise ValueError(f"{name} has no training images to draw batches from; give some")
         self.batch_size = batch_size
         self.seed = seed
         self.task_id = task_id
@@ -70,10 +75,9 @@ class BatchStream:
         """Make the table hold the passes that batch ``step`` touches; free if it does already.
 
         Raises:
-            ValueError: the step is negative.
+            ConfigError: the step is no integer, or negative.
         """
-        if step < 0:
-            raise ValueError(f"step is {step}; it must be 0 or more")
+        check_value("step", int, step, low=0)
         first = step * self.batch_size // self._n
         last = ((step + 1) * self.batch_size - 1) // self._n
         for number in range(first, last + 1):
@@ -124,5 +128,13 @@ class BatchStream:
         Returns:
             Inputs float32 (batch_size, C, H, W) and local labels int64 (batch_size,).
         """
-        self.prepare(int(step))
+        if isinstance(step, Tensor):
+            if step.dim() or step.is_floating_point() or step.is_complex():
+                raise TypeError(
+                    f"step is {step.dtype} of shape {tuple(step.shape)}; give an integer, or a 0-d "
+                    "tensor of one"
+                )
+            self.prepare(int(step))
+        else:
+            self.prepare(step)
         return self.gather(step)

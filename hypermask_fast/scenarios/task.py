@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.scenarios.images import Split
+from hypermask_fast.errors import ConfigError, nearest, shown
+from hypermask_fast.fields import check_value
+from hypermask_fast.scenarios.images import Split, check_names, check_types
 from hypermask_fast.scenarios.preprocess import Preprocess
 from hypermask_fast.scenarios.stream import BatchStream
 
 _SPLITS = ("train", "validation", "test")
+
+
+def check_task(task: Task) -> None:
+    """Raise TypeError where a task is none."""
+    if isinstance(task, Task):
+        return
+    fix = "give a Task, as scenarios.split() and scenarios.permuted() make them of an ImageDataset"
+    if isinstance(task, Sequence) and len(task) and all(isinstance(item, Task) for item in task):
+        fix = "give its tasks one by one"
+    elif isinstance(task, DataLoader | Dataset):
+        fix += ", or take its batches to learner.losses() in a loop of your own"
+    raise TypeError(f"task is {shown(task)}, a {type(task).__name__}; {fix}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +45,7 @@ class Task:
     Raises:
         ConfigError: A class has no training images, there are no test images, or a label is not
             that of a class.
+        TypeError: A part has another type.
     """
 
     name: str
@@ -43,6 +58,16 @@ class Task:
     eval_preprocess: Preprocess
 
     def __post_init__(self) -> None:
+        parts: dict[str, type] = {"name": str, **dict.fromkeys(_SPLITS, Split)}
+        parts |= {"train_preprocess": Preprocess, "eval_preprocess": Preprocess}
+        check_types(**{part: (getattr(self, part), cls) for part, cls in parts.items()})
+        check_names("class_names", self.class_names)
+        classes = check_value("classes", tuple, self.classes)
+        if len(set(classes)) < len(classes) or len(classes) != len(self.class_names):
+            raise ConfigError(
+                f"task {self.name!r} has the classes {classes} and the class_names "
+                f"{self.class_names}; give different ids, and a name for each"
+            )
         for part in _SPLITS:
             labels = self.split(part).labels
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
@@ -115,7 +140,8 @@ class Task:
         """
         if name not in _SPLITS:
             raise ConfigError(
-                f"there is no split {name!r}{nearest(name, _SPLITS)}; use one of {list(_SPLITS)}"
+                f"there is no split {shown(name)}{nearest(name, _SPLITS)}; use one of "
+                f"{list(_SPLITS)}"
             )
         split: Split = getattr(self, name)
         return split
@@ -131,10 +157,12 @@ class Task:
 
         Returns:
             Iterator of inputs float32 (b, C, H, W) and local labels int64 (b,).
+
+        Raises:
+            ConfigError: There is no split of this name, or the batch size is no integer above 0.
         """
         split = self.split(split_name)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        check_value("batch_size", int, batch_size, low=1)
         return (
             (self.eval_preprocess(split.images.index_select(0, index)), labels)
             for index, labels in zip(

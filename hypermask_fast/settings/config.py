@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.fields import Kind, checked, kinds_of, toml_value
+from hypermask_fast.fields import Kind, check_value, checked, kinds_of, toml_value
 from hypermask_fast.methods import registry
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
 from hypermask_fast.methods.settings import MethodSettings
@@ -109,6 +109,7 @@ class RunConfig:
         Raises:
             ConfigError: The file cannot be read or is not TOML, or a setting is wrong.
         """
+        check_value("source", str, source)
         is_file = isinstance(source, Path) or (
             "\n" not in source and ("=" not in source or source.endswith(".toml"))
         )
@@ -117,7 +118,9 @@ class RunConfig:
             text = Path(source).read_text(encoding="utf-8") if is_file else str(source)
             values = tomllib.loads(text)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"settings cannot be read from {origin}: {error}") from error
+            raise ConfigError(
+                f"settings cannot be read from {origin} ({error}); give a TOML file, or its text"
+            ) from error
         preset = _preset_of(values)
         base = load_preset(preset) if preset else {}
         values.pop("preset", None)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.scenarios import Task
+from hypermask_fast.scenarios.task import check_task
 
 
 class KnownTasks(dict[int, Task]):
@@ -41,6 +42,7 @@ class KnownTasks(dict[int, Task]):
         Raises:
             ConfigError: A task of this name has other classes or examples.
         """
+        check_task(task)
         record = next((r for r in self._learner.tasks if r.name == task.name), None)
         if record is None:
             task_id = self._learner.add_task(task.name, task.classes)
@@ -84,10 +86,10 @@ class KnownTasks(dict[int, Task]):
         self, task_id: int, split: str, weights: Mapping[str, Tensor] | None, batch_size: int
     ) -> float:
         """Return the accuracy in percent of a task's split; see :meth:`Trainer.evaluate`."""
-        task = self.get(task_id)
+        task = self.get(task_id) if isinstance(task_id, Hashable) else None
         if task is None:
             raise ValueError(
-                f"task {task_id!r} is not among the tasks of this trainer, {list(self)}; "
+                f"task {shown(task_id)} is not among the tasks of this trainer, {list(self)}; "
                 "call add() first"
             )
         if not len(task.split(split)):

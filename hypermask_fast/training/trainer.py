@@ -13,15 +13,17 @@ from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError
-from hypermask_fast.fields import takes_options
-from hypermask_fast.methods.base import Learner
+from hypermask_fast.errors import CheckpointError, TrainingError
+from hypermask_fast.fields import check_value, takes_options
+from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.extra_state import EXTRA_STATE, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
+from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
+from hypermask_fast.training.checks import check_state, check_trainable
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
@@ -56,6 +58,7 @@ class Trainer:
 
     Raises:
         ConfigError: A setting is unknown or wrong, or steps and epochs are both given.
+        TypeError: The learner is none.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Trainer:
         settings: TrainingSettings | None = None,
         **options: Any,
     ) -> None:
-        self.learner = learner
+        self.learner = check_learner(learner)
         self.settings = TrainingSettings.chosen("Trainer", settings, options)
-        self.progress, self.seed = progress, seed
+        self.progress = check_value("progress", bool, progress)
+        self.seed = check_value("seed", int, seed, low=0, high=2**64 - 1)
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
@@ -108,6 +112,7 @@ class Trainer:
 
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
+        check_task(task)
         if self.settings.steps is not None:
             return self.settings.steps
         epochs = self.settings.epochs or _EPOCHS
@@ -138,15 +143,11 @@ class Trainer:
             TrainingError: The loss is not finite, or another task is being learned. The task stays
                 the current one: call fit again to continue it, or ``learner.abandon_task()`` first
                 to start over.
+            TypeError: It is no Task.
             ConfigError: The selection or schedule needs validation data and the task has none, or
                 :meth:`add` refuses the task; nothing was changed.
         """
-        if self.settings.validates and not len(task.validation):
-            raise ConfigError(
-                f"task {task.name!r} has no validation examples, which selection="
-                f"{self.settings.selection!r} and schedule={self.settings.schedule!r} measure; "
-                "hold some out or use 'last' and 'constant'"
-            )
+        check_trainable(task, self.settings)
         self._check_free(task)
         added, record = len(self.learner.tasks), self._record.state()
         task_id = self.add(task)
@@ -334,6 +335,7 @@ class Trainer:
             CheckpointError: The state belongs to another network, to other settings, or to tasks
                 that were not added.
         """
+        check_state(tensors, state)
         own, saved = type(self.learner).__name__, state.get("method")
         if saved not in (None, own):
             raise CheckpointError(

@@ -80,6 +80,9 @@ class TestBackend:
             return None if alternative_ms is None else {"ms": 1.0, "alternative_ms": alternative_ms}
 
         monkeypatch.setattr(tuning, "measured", measured)
+        # As if it were no fake.
+        monkeypatch.setattr(choice, "is_followed", lambda: False)
+        monkeypatch.setattr(choice, "is_plain", lambda tensor: True)
         with FakeTensorMode():
             weight = torch.empty(2, 3, device="cuda")
             with functional.backend(name):

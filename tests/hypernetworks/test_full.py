@@ -210,14 +210,14 @@ def test_hyperfan_is_refused_for_chunks() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"embedding_dim": 0}, "embedding_dim is 0; give at least 1", id="embedding"),
-        pytest.param({"capacity": 0}, "capacity is 0", id="capacity"),
-        pytest.param({"hidden": (5, -1)}, r"hidden\[1\] is -1", id="hidden"),
-        pytest.param({"hidden": 100}, r"hidden is 100; give.*\(100,\)", id="hidden-number"),
-        pytest.param({"activation": "elo"}, "'elo' .did you mean 'elu'", id="activation"),
-        pytest.param({"chunk_size": 0}, "chunk_size is 0", id="chunk"),
-        pytest.param({"chunk_embedding_dim": 0}, "chunk_embedding_dim is 0", id="chunk-embedding"),
-        pytest.param({"num_outputs": 0}, "num_outputs is 0", id="outputs"),
+        pytest.param({"embedding_dim": 0}, "embedding_dim=0 .*; give at least 1", id="embedding"),
+        pytest.param({"capacity": 0}, "capacity=0", id="capacity"),
+        pytest.param({"hidden": (5, -1)}, r"hidden=\(5, -1\)", id="hidden"),
+        pytest.param({"hidden": 100}, "hidden=100 .*; give a list", id="hidden-number"),
+        pytest.param({"activation": "elo"}, "'elo' is .* mean 'elu'", id="activation"),
+        pytest.param({"chunk_size": 0}, "chunk_size=0", id="chunk"),
+        pytest.param({"chunk_embedding_dim": 0}, "chunk_embedding_dim=0", id="chunk-embedding"),
+        pytest.param({"num_outputs": 0}, "num_outputs=0", id="outputs"),
     ],
 )
 def test_wrong_sizes_are_named(options: dict[str, Any], message: str) -> None:

@@ -170,7 +170,7 @@ def test_permutations_depend_on_the_seed_and_not_on_the_number_of_tasks():
     [
         ({"tasks": 0}, "tasks is 0; it must be 1 or more"),
         ({"tasks": 2, "validation": 120}, "validation is 120"),
-        ({"tasks": 2, "pad": -1}, "pad is -1"),
+        ({"tasks": 2, "pad": -1}, "pad=-1"),
     ],
     ids=["tasks", "validation", "pad"],
 )

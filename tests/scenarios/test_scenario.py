@@ -30,7 +30,7 @@ def test_evaluation_batches_of_an_empty_split_and_refusals():
     assert list(task.evaluation_batches("validation", 10)) == []
     with pytest.raises(ConfigError, match=r"no split 'valid'.*did you mean 'validation'"):
         task.evaluation_batches("valid", 10)
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size=0"):
         task.evaluation_batches("test", 0)
 
 

@@ -121,14 +121,14 @@ def test_samples_are_augmented_one_by_one():
 
 def test_stream_refuses_settings():
     task = make_task(5)
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size=0"):
         BatchStream(task.train, task.train_preprocess, 0)
     empty = replace(task.train, index=task.train.index[:0], labels=task.train.labels[:0])
     with pytest.raises(ValueError, match="the split has no training images"):
         BatchStream(empty, task.train_preprocess, 2)
     with pytest.raises(ValueError, match=r"task 'made a\.\.c' has no training images"):
         replace(task, train=empty).stream(2)
-    with pytest.raises(ValueError, match="step is -1"):
+    with pytest.raises(ValueError, match="step=-1"):
         task.stream(2).batch(-1)
 
 

@@ -313,7 +313,7 @@ def test_sparsity_below_one_warns_at_the_caller() -> None:
         ),
         pytest.param(
             lambda: RunConfig.from_toml("runs/absent"),
-            "read from runs/absent: .*No such file",
+            "read from runs/absent .*No such file",
             id="absent",
         ),
         pytest.param(lambda: _config(lr=float("inf")), "lr=inf is not finite", id="infinite"),

@@ -16,7 +16,14 @@ from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.methods.batches import sum_of
+from hypermask_fast.methods.batches import (
+    check_devices,
+    check_weights,
+    random_state_kept,
+    run,
+    signature,
+    sum_of,
+)
 from hypermask_fast.methods.evaluating import evaluating, modes_of
 from hypermask_fast.methods.generated import GeneratedLearner, fans
 from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
@@ -63,6 +70,7 @@ class HyperMask(GeneratedLearner):
     # The weights (N,) at the end of the last task.
     _previous: Tensor | None = None
 
+    @random_state_kept
     def __init__(
         self,
         net: nn.Module,
@@ -92,6 +100,7 @@ class HyperMask(GeneratedLearner):
             if exempt is not None:
                 self._network.set_exempt(exempt)
             elif example_input is not None:
+                check_devices(self._device, example_input=example_input)
                 self._prepare(example_input)
         except BaseException:
             unconvert(net)
@@ -130,19 +139,12 @@ class HyperMask(GeneratedLearner):
         if self._network.traced:
             return
 
-        def run() -> None:
+        def dry() -> None:
             with evaluating(self, self.net):
-                self.net(x[:2])
+                run(self.net, x, rows=2)
 
-        try:
-            self._network.find_exempt(run)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
-                f"{type(self.net).__name__}: {error}"
-            ) from error
+        self._network.find_exempt(dry)
+        self._input = signature(x)
 
     def _require_trace(self) -> None:
         if not self._network.traced:
@@ -213,6 +215,7 @@ class HyperMask(GeneratedLearner):
         self, task: int, weights: Mapping[str, Tensor] | None = None
     ) -> Iterator[nn.Module]:
         task = self._tasks.checked(task)
+        check_weights(weights)
         if weights is None:
             weights, _ = self._masked(task, None)
         norms = self.norms.states(task, learning=task == self._current)
@@ -252,6 +255,7 @@ class HyperMask(GeneratedLearner):
             RuntimeError: The bias that is not masked is not known yet.
         """
         self._tasks.check_factors(alpha)
+        check_devices(self._device, alpha=alpha)
         weights = sum_of((self._masked(task, None)[0] for task in range(len(alpha))), alpha)
         norms = self.norms.blended(alpha)
         with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
@@ -303,8 +307,8 @@ class HyperMask(GeneratedLearner):
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
         with modes_of(self), self._network.applied(weights, norms, dropout=dropout) as net:
-            run = net if is_special else self._compiled_net or net
-            outputs = self._tasks.own_outputs(run(x), task)
+            runner = net if is_special else self._compiled_net or net
+            outputs = self._tasks.own_outputs(run(runner, x, self._input), task)
         task_loss = self._task_loss(outputs, y, task)
         factor = self.beta / max(1, self._kept.earlier)
         total = task_loss + factor * output_reg + self.lam * weight_reg

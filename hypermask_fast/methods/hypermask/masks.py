@@ -15,6 +15,7 @@ from hypermask_fast.layers.tasks import TaskMasks
 from hypermask_fast.masks.thresholds import task_thresholds
 from hypermask_fast.masks.types import Mask, MaskedTensors, MaskRequest
 from hypermask_fast.masks.weights import mask_weights
+from hypermask_fast.modes import is_followed
 
 _ENTRIES_AT_ONCE = 2**26
 """Mask logits that are formed for several tasks together: 256 MiB of float32."""
@@ -97,7 +98,7 @@ def _fused_layers(network: ConvertedNetwork, x: Tensor, count: int) -> Sequence[
         count: Rows of each task.
     """
     usable = x.dim() > 1 and len(x) > 0 and x.is_floating_point()
-    if not usable or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not usable or torch.is_grad_enabled() or is_followed():
         return ()
 
     def faster() -> bool:

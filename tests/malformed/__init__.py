@@ -1,0 +1,1 @@
+"""What every public callable says to an argument that is wrong."""
