@@ -77,7 +77,8 @@ def campaign(run: Run, options: argparse.Namespace, folder: Path) -> list[str]:
             wrong = faults.fail(processes, run, whole, fault, folder)
             return f"{fault.operation.kind}: {fault.name}", wrong
 
-        killed: Iterable[list[str]] = done.all("kill", kills.cases(options.kills), kill)
+        cases = kills.cases(options.kills, compiles=whole.uses_library)
+        killed: Iterable[list[str]] = done.all("kill", cases, kill)
         killed_in = Counter(phase for phases in killed for phase in phases)
         failed = Counter(done.all("fault", faults.faults(whole, options.faults), fail))
     possible = sum(o.kind in faults.KINDS for o in (*whole.trace, *whole.resume_trace))

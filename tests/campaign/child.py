@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
@@ -133,13 +134,22 @@ def _fork(job: Job) -> int:
         os._exit(status)
 
 
-def _serve() -> None:
-    import matplotlib.figure  # noqa: F401 (what a run imports late is imported once, here)
+def _warm_up() -> None:
+    """Import what a run imports, which takes longer than a small run itself."""
+    import numpy as np
+    import torch._dynamo  # noqa: F401
 
     import hypermask_fast.runs.run  # noqa: F401
     from hypermask_fast.native import library
+    from hypermask_fast.runs.report import write_heatmap
 
     library.load()
+    with tempfile.TemporaryDirectory() as folder:
+        write_heatmap(f"{folder}/accuracy.png", np.zeros((2, 1)), ["a"])
+
+
+def _serve() -> None:
+    _warm_up()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
     for line in sys.stdin:

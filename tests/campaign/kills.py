@@ -13,10 +13,10 @@ from tests.campaign.undisturbed import Undisturbed
 
 # Where runs are killed first, in turn.
 _FIRST = (
-    *("imports", "compile", "start", "checkpoint", "step"),
-    *("log and results", "step", "checkpoint", "start", "checkpoint"),
-    *("imports", "step", "checkpoint", "log and results", "step"),
-    *("checkpoint", "start", "step", "checkpoint", "log and results"),
+    *("step", "checkpoint", "compile", "imports", "start"),
+    *("log and results", "step", "checkpoint", "step", "checkpoint"),
+    *("start", "step", "checkpoint", "imports", "log and results"),
+    *("step", "checkpoint", "start", "step", "checkpoint"),
 )
 _KILLS_OF_A_RUN = (1, 2, 1, 3)
 _SURE = 15  # operations that even the resume of a finished run has
@@ -37,13 +37,14 @@ class Result(NamedTuple):
     wrong: str
 
 
-def cases(count: int) -> list[Case]:
-    """Return runs that are killed ``count`` times together."""
+def cases(count: int, *, compiles: bool) -> list[Case]:
+    """Return runs that are killed ``count`` times together; not while compiling what none uses."""
+    kinds = [first for first in _FIRST if compiles or first != "compile"]
     made: list[Case] = []
     while count > 0:
         number = len(made)
         kills = min(count, _KILLS_OF_A_RUN[number % len(_KILLS_OF_A_RUN)])
-        made.append(Case(number, kills, _FIRST[number % len(_FIRST)]))
+        made.append(Case(number, kills, kinds[number % len(kinds)]))
         count -= kills
     return made
 

@@ -19,6 +19,7 @@ class Undisturbed:
         outcome, names: Of its folder; see `tests.campaign.outcome`.
         trace: Operations of ``hypermask train`` in a forked process.
         reads: Files that a fresh process opens before it makes the folder of the run.
+        uses_library: Whether it loads the native library.
         half: A run that was killed in the middle.
         resume_trace: Operations of ``hypermask resume`` of a copy of it.
     """
@@ -27,6 +28,7 @@ class Undisturbed:
     names: set[str]
     trace: list[Operation]
     reads: int
+    uses_library: bool
     half: Path
     resume_trace: list[Operation]
 
@@ -58,6 +60,7 @@ def undisturbed(processes: Processes, run: Run, parent: Path) -> Undisturbed:
     opened = " ".join(o.path for o in trace if o.kind == "open")
     unseen = [path for path in whole.rglob("*") if path.is_file() and path.name not in opened]
     assert not unseen, f"the shim saw nothing write {unseen}"
+    uses_library = any("/passes-" in o.path for o in all_opened)
     reads = next(i for i, o in enumerate(all_opened) if o.kind == "mkdir")
 
     ended = processes.forked(replace(run.train(half), at=len(trace) // 2, action="kill"))
@@ -65,4 +68,4 @@ def undisturbed(processes: Processes, run: Run, parent: Path) -> Undisturbed:
     copy_half(half, rest)
     ended = processes.forked(replace(run.next(rest), traced=True))
     assert ended.status == 0, ended.errors
-    return Undisturbed(*found, trace, reads, half, operations(Path(f"{rest}.trace")))
+    return Undisturbed(*found, trace, reads, uses_library, half, operations(Path(f"{rest}.trace")))
