@@ -25,11 +25,15 @@ def fsync_folder(folder: Path) -> None:
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a crash, finds the old content or the new.
 
+    One process at a time may write to ``path``: hold the lock of its `RunFolder`.
+
     Raises:
-        ConfigError: The file cannot be written; the old content is unchanged.
+        ConfigError: The file cannot be written, or not be brought to the disk: the content is the
+            old or the new.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    # Always the same: what a kill leaves here is gone after the next write.
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
