@@ -20,7 +20,7 @@ from tests.support import alternating
 
 _SETTINGS = (
     *("--scenario", "split-digits", "--network", "mlp", "--mlp-hidden", "8", "--tasks", "2"),
-    *("--steps", "4", "--batch-size", "16", "--log-every", "3", "--device", "cpu"),
+    *("--steps", "3", "--batch-size", "16", "--log-every", "3", "--device", "cpu"),
     *("--selection", "best_published", "--check-every", "2", "--checkpoint-every", "0"),
 )
 # What a method needs beside: its own small settings, and where one that is not of the package is.
@@ -80,12 +80,14 @@ def campaign(run: Run, options: argparse.Namespace, folder: Path) -> list[str]:
         cases = kills.cases(options.kills, compiles=whole.uses_library)
         killed: Iterable[list[str]] = done.all("kill", cases, kill)
         killed_in = Counter(phase for phases in killed for phase in phases)
-        failed = Counter(done.all("fault", faults.faults(whole, options.faults), fail))
+        failed = Counter(
+            done.all("fault", faults.faults(whole, options.faults, options.seed), fail)
+        )
     possible = sum(o.kind in faults.KINDS for o in (*whole.trace, *whole.resume_trace))
     if options.kills:
         print(_table(killed_in, f"{killed_in.total()} kills, by what the run was doing:"))
     if options.faults:
-        title = f"{failed.total()} faults, of {possible} operations that change files:"
+        title = f"{failed.total()} faults, in {possible} operations that change files:"
         print(_table(failed, title))
     print(
         f"method {run.method}, seed {options.seed}, {time.monotonic() - begun:.0f} s: "
@@ -98,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="kill -9, of all runs together")
     parser.add_argument("--faults", type=int, default=500, help="operations that fail")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the choices")
     parser.add_argument("--method", default="hypermask", help=f"such as {', '.join(_OF_METHOD)}")
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs that failed here")

@@ -44,8 +44,10 @@ class Fault(NamedTuple):
         return errno.errorcode[self.error] + stays
 
 
-def faults(whole: Undisturbed, count: int) -> list[Fault]:
+def faults(whole: Undisturbed, count: int, seed: int) -> list[Fault]:
     """Return ``count`` faults, of all operations alike, each with one error after the other.
+
+    The seed chooses which error comes first.
 
     Fewer where each operation has failed with each error.
     """
@@ -63,7 +65,7 @@ def faults(whole: Undisturbed, count: int) -> list[Fault]:
             number = i * len(able) // wanted
             command, operation = able[number]
             errors = _ERRORS[operation.kind]
-            made.append(Fault(command, operation, *errors[(number + turn) % len(errors)]))
+            made.append(Fault(command, operation, *errors[(number + turn + seed) % len(errors)]))
     return made
 
 

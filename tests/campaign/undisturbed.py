@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hypermask_fast.runs.atomic import TEMPORARY
 from tests.campaign.outcome import difference, names, outcome
 from tests.campaign.processes import Operation, Processes, Run, operations
 
@@ -37,6 +39,30 @@ class Undisturbed:
         return difference(folder / "runs" / "a", self.outcome, self.names if files else None)
 
 
+def unsynced(trace: Sequence[Operation]) -> list[str]:
+    """Return what a power failure may find half under a name that is read.
+
+    What is renamed must be on the disk before, and the folder of its new name before the next step.
+    """
+    dirty: set[str] = set()
+    renamed: set[str] = set()
+    wrong = []
+    for o in trace:
+        folder = o.path.rpartition("/")[0]
+        if o.kind in ("open", "write", "truncate"):
+            dirty |= {o.path, folder} if o.kind == "open" else {o.path}
+        elif o.kind == "fsync":
+            dirty.discard(o.path)
+            renamed.discard(o.path)
+        elif o.kind == "mark":
+            wrong += [f"the names in {name} at operation {o.number}" for name in renamed]
+            renamed.clear()
+        elif o.kind == "rename" and f"/{TEMPORARY}" in o.path:
+            wrong += [p for p in dirty if p == o.path or p.startswith(f"{o.path}/")]
+            renamed.add(folder)
+    return wrong + [f"the names in {name} at the end" for name in renamed]
+
+
 def copy_half(half: Path, folder: Path) -> None:
     """Put the run that was killed in the middle into ``folder``."""
     shutil.copytree(half / "runs", folder / "runs")
@@ -61,6 +87,7 @@ def undisturbed(processes: Processes, run: Run, parent: Path) -> Undisturbed:
     unseen = [path for path in whole.rglob("*") if path.is_file() and path.name not in opened]
     assert not unseen, f"the shim saw nothing write {unseen}"
     uses_library = any("/passes-" in o.path for o in all_opened)
+    assert not unsynced(trace), f"not on the disk when it must be: {unsynced(trace)}"
     reads = next(i for i, o in enumerate(all_opened) if o.kind == "mkdir")
 
     ended = processes.forked(replace(run.train(half), at=len(trace) // 2, action="kill"))
