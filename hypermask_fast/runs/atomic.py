@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
 from hypermask_fast.errors import ConfigError
 
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # what file systems without it answer
 TEMPORARY = ".tmp-"  # how the name of a file or folder that is not finished begins
 
 
@@ -18,6 +20,9 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
 

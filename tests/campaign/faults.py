@@ -62,14 +62,14 @@ def faults(whole: Undisturbed, count: int, seed: int) -> list[Fault]:
         able = [(c, o) for c, o in operations if turn < len(_ERRORS[o.kind])]
         wanted = min(len(able), count - len(made))
         for i in range(wanted):
-            number = i * len(able) // wanted
-            command, operation = able[number]
+            command, operation = able[i * len(able) // wanted]
             errors = _ERRORS[operation.kind]
-            made.append(Fault(command, operation, *errors[(number + turn + seed) % len(errors)]))
+            error = errors[(operation.number + turn + seed) % len(errors)]
+            made.append(Fault(command, operation, *error))
     return made
 
 
-def _wrong_end(fault: Fault, ended: Ended) -> str:
+def wrong_end(fault: Fault, ended: Ended) -> str:
     """Return what is wrong with how a command ended after a fault, or ""."""
     lines = [line for line in ended.errors.splitlines() if not _PROGRESS.match(line)]
     if ended.hit is None:
@@ -93,7 +93,7 @@ def fail(processes: Processes, run: Run, whole: Undisturbed, fault: Fault, folde
     ended = processes.forked(replace(job, at=at, action=fault.action, error=fault.error))
     if ended.hit is not None and ended.hit.kind != kind:
         return f"hit {ended.hit}"
-    wrong = _wrong_end(fault, ended)
+    wrong = wrong_end(fault, ended)
     if wrong:
         return wrong
     again = processes.forked(run.next(folder))

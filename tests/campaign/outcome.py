@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def difference(run: Path, expected: dict[str, Any], expected_names: set[str] | N
     """Return what differs from a run that nothing disturbed, or ""; its files too, if given."""
     try:
         found = outcome(run)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         return f"its results cannot be read ({error!r})"
     wrong = [part for part in expected.keys() | found if found.get(part) != expected.get(part)]
     if wrong:
