@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 
 ACTIONS = ("nothing", "kill", "kill half-way", "fail", "fail from here", "write short")
 """What the shim does at an operation, by its number there."""
+
+TIMEOUT = 120  # seconds, for a run of one or two
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def _fork(job: Job) -> int:
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
+    signal.alarm(TIMEOUT)
     try:
         for number, name in ((1, "out"), (2, "err")):
             descriptor = os.open(f"{job.folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -151,7 +155,6 @@ def _warm_up() -> None:
 def _serve() -> None:
     _warm_up()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    print("ready", file=answers)
     for line in sys.stdin:
         print(_fork(Job(**json.loads(line))), file=answers)
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.campaign.child import Job
+from tests.campaign.child import TIMEOUT, Job
 
 ROOT = Path(__file__).parents[2]
-_TIMEOUT = 120.0
 
 
 class Operation(NamedTuple):
@@ -129,14 +128,13 @@ class Processes:
         try:
             assert server.stdin is not None
             assert server.stdout is not None
-            if getattr(server, "ready", None) is None:
-                server.ready = server.stdout.readline()  # type: ignore[attr-defined]
             server.stdin.write(job.to_json() + "\n")
             server.stdin.flush()
-            status = int(server.stdout.readline())
+            answer = server.stdout.readline()
+            assert answer, f"the process that forks others ended while it did {job}"
         finally:
             self._servers.put(server)
-        return self._ended(job, status)
+        return self._ended(job, int(answer))
 
     def fresh(self, job: Job, cache: Path | None = None) -> Ended:
         """Run a job in a new process, with a cache of native libraries of its own if given."""
@@ -146,7 +144,7 @@ class Processes:
                 env={**self.environment, "HYPERMASK_FAST_CACHE": str(cache or self.cache)},
                 stdout=out,
                 stderr=errors,
-                timeout=_TIMEOUT,
+                timeout=TIMEOUT,
                 check=False,
             )
         return self._ended(job, process.returncode)
