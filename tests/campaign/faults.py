@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from hypermask_fast.runs.atomic import TEMPORARY
 from tests.campaign.processes import Ended, Operation, Processes, Run
 from tests.campaign.undisturbed import Undisturbed, copy_half
 
@@ -24,6 +25,8 @@ _ERRORS = {
     "remove": (_BROKEN,),
 }
 KINDS = frozenset(_ERRORS)
+_SENTENCE = re.compile(r"hypermask: (?!warning: )")
+_NOT_REMOVED = "hypermask: warning: cannot remove the old checkpoint "
 _PROGRESS = re.compile(r"learned |task \d+/\d+ ")
 
 
@@ -69,17 +72,23 @@ def faults(whole: Undisturbed, count: int, seed: int) -> list[Fault]:
     return made
 
 
+def _removes(operation: Operation) -> bool:
+    """Return whether an old checkpoint was being removed: it is renamed first."""
+    renames = operation.kind == "rename" and f"/{TEMPORARY}" not in operation.path
+    return operation.kind == "remove" or renames
+
+
 def wrong_end(fault: Fault, ended: Ended) -> str:
     """Return what is wrong with how a command ended after a fault, or ""."""
     lines = [line for line in ended.errors.splitlines() if not _PROGRESS.match(line)]
     if ended.hit is None:
         return "the operation did not come"
-    if ended.status == 2 and len(lines) == 1 and lines[0].startswith("hypermask: "):
+    if _removes(fault.operation):
+        lines = [line for line in lines if not line.startswith(_NOT_REMOVED)]
+    may_go_on = fault.action == "write short" or _removes(fault.operation)
+    if ended.status == 0 and may_go_on and not lines:
         return ""
-    if ended.status == 0 and fault.action == "write short" and not lines:
-        return ""
-    warned = [line for line in lines if line.startswith("hypermask: warning: ")]
-    if ended.status == 0 and fault.operation.kind == "remove" and warned == lines:
+    if ended.status == 2 and len(lines) == 1 and _SENTENCE.match(lines[0]):
         return ""
     return f"ended with status {ended.status} and {lines}"
 
@@ -101,4 +110,4 @@ def fail(processes: Processes, run: Run, whole: Undisturbed, fault: Fault, folde
     if again.status != 0 or lines:
         return f"cannot be continued, status {again.status} and {lines}"
     # What could not be removed may stay, after a warning.
-    return whole.difference(folder, files=fault.operation.kind != "remove")
+    return whole.difference(folder, files=not _removes(fault.operation))

@@ -96,19 +96,30 @@ def test_each_operation_fails_once_before_any_fails_twice() -> None:
     assert faults.faults(run, 0, seed=0) == []
 
 
+_KEPT = "hypermask: warning: cannot remove the old checkpoint c/step-1: error; remove it by hand\n"
+
+
 @pytest.mark.parametrize(
-    ("status", "errors", "wrong"),
+    ("kind", "path", "status", "errors", "wrong"),
     [
-        (2, "task 1/2 a · step 1/3\nhypermask: cannot write x\n", False),
-        (2, "hypermask: cannot write x\nhypermask: warning: y\n", True),
-        (2, "Traceback (most recent call last):\nOSError\n", True),
-        (1, "hypermask: cannot write x\n", True),
-        (0, "", True),
-        (2, "", True),
+        ("write", "a", 2, "task 1/2 a · step 1/3\nhypermask: cannot write x\n", False),
+        ("write", "a", 2, "hypermask: cannot write x\nhypermask: warning: y\n", True),
+        ("write", "a", 2, "Traceback (most recent call last):\nOSError\n", True),
+        ("write", "a", 2, "hypermask: warning: y\n", True),
+        ("write", "a", 1, "hypermask: cannot write x\n", True),
+        ("write", "a", 0, "", True),
+        ("write", "a", 2, "", True),
+        ("write", "a", 0, _KEPT, True),
+        ("remove", "c/step-1/x", 0, _KEPT, False),
+        ("rename", "c/step-1", 0, _KEPT, False),
+        ("rename", "c/step-1", 2, f"{_KEPT}hypermask: cannot write x\n", False),
+        ("rename", "c/.tmp-step-1", 0, _KEPT, True),
     ],
 )
-def test_only_one_sentence_and_status_2_are_right(status: int, errors: str, wrong: bool) -> None:
-    operation = Operation(1, "write", "a", "")
+def test_only_one_sentence_and_status_2_are_right_unless_an_old_checkpoint_stays(
+    kind: str, path: str, status: int, errors: str, wrong: bool
+) -> None:
+    operation = Operation(1, kind, path, "")
     fault = faults.Fault("train", operation, "fail", 28)
     assert bool(faults.wrong_end(fault, Ended(status, errors, operation))) == wrong
 
