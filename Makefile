@@ -14,7 +14,7 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --benchmar
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all fuzz kernel-compat lint clean
+.PHONY: run test test-all fuzz campaign kernel-compat lint clean
 
 run: $(READY)
 	$(BIN)/hypermask train $(ARGS)
@@ -28,6 +28,9 @@ test-all: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+campaign: $(READY)
+	$(BIN)/python -m tests.campaign $(ARGS)
 
 # The kernels under other versions of Triton, laid over the installed one. They have to compile and
 # to be right; that nothing spills is asked of the installed version, by the compile gate's test.
@@ -47,7 +50,7 @@ kernel-compat: $(TRITONS:%=.compat/%/.ready)
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz
+	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz tests/campaign
 
 clean:
 	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

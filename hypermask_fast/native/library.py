@@ -1,9 +1,11 @@
 """The library of native CPU passes: compiled at first use, cached, tested before it is used.
 
 The compiler is ``$CXX``, or else g++, clang++ or c++. The library is kept in
-``$HYPERMASK_FAST_CACHE``, or else ``hypermask_fast`` in the user's cache folder, under a name that
-holds a digest of source, flags, compiler and processor. Without a compiler there is one warning,
-and PyTorch does the work. ``HYPERMASK_FAST_NATIVE=0`` asks for PyTorch without a warning.
+``$HYPERMASK_FAST_CACHE``, or else ``hypermask_fast`` in the user's cache folder, or where that is
+not usable in a private temporary folder, under a name with digests of source, flags and processor,
+of the compiler, and of its own bytes. Without a compiler a library that is there already serves.
+Where there is none, there is one warning, and PyTorch does the work. ``HYPERMASK_FAST_NATIVE=0``
+asks for PyTorch without a warning.
 """
 
 from __future__ import annotations
@@ -14,23 +16,24 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
-import tempfile
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.native import cache
 from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
 _HEADERS = (Path(__file__).with_name("head_vectors.h"),)
-_NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
+_NATIVE = "HYPERMASK_FAST_NATIVE"
+_FOLDERS = (cache.chosen_folder, cache.temporary_folder)
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 _FLAGS = (
     *("-std=c++17", "-O3", _TARGET, "-shared", "-fPIC"),
@@ -44,6 +47,7 @@ _FLAGS = (
 class _Loaded(NamedTuple):
     library: ctypes.CDLL | None
     status: str
+    warning: str = ""
 
 
 _PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
@@ -69,9 +73,19 @@ def _processor() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(keys))
 
 
-def _output(command: list[str], failure: str) -> str:
+def _joined(*words: str) -> bytes:
+    return b"\0".join(word.encode() for word in words)
+
+
+def _digest(data: bytes, letters: int) -> str:
+    return hashlib.sha256(data).hexdigest()[:letters]
+
+
+def _output(command: list[str], failure: str, environment: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _Unavailable(f"{failure} ({error})") from error
     if done.returncode:
@@ -93,34 +107,59 @@ def _compiler() -> tuple[list[str], str]:
     raise _Unavailable("no C++ compiler on PATH; install g++ or set $CXX")
 
 
-def _cache_folder() -> Path:
-    chosen = os.environ.get(_CACHE)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(chosen or Path(base, "hypermask_fast")).expanduser()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-    except (OSError, RuntimeError) as error:
-        raise _Unavailable(f"no cache folder ({error}); set ${_CACHE}") from error
-    if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _Unavailable(
-            f"others may write to the cache folder {folder}; own it and `chmod 700` it, "
-            f"or set ${_CACHE}"
-        )
-    return folder
+def _compile(command: list[str], library: Path) -> None:
+    # The compiler's own temporary files go the same way as the folder.
+    environment = {**os.environ, "TMPDIR": str(library.parent)}
+    sources = map(str, _SOURCES)
+    _output([*command, *_FLAGS, "-o", str(library), *sources], f"{command[0]} failed", environment)
 
 
-def _build(command: list[str], library: Path) -> None:
+def _existing(start: str) -> Path | None:
+    for folder in _FOLDERS:
+        with suppress(cache.UnusableFolderError):
+            path = cache.find(folder(make=False), start)
+            if path is not None:
+                return path
+    return None
+
+
+def _new(start: str, command: list[str]) -> tuple[Path, str]:
+    """Return the library that was compiled, and why not into the chosen folder."""
+    wrong: list[str] = []
+    for folder in _FOLDERS:
+        try:
+            path = cache.build(folder(), start, lambda library: _compile(command, library))
+        except cache.UnusableFolderError as why:
+            wrong.append(str(why))
+        else:
+            return path, "; ".join(wrong)
+    raise _Unavailable("; ".join(wrong))
+
+
+class _Found(NamedTuple):
+    path: Path
+    version: str
+    not_chosen: str = ""
+
+
+def _library() -> _Found:
+    """Return a whole library for this source and processor: there already, or compiled now."""
+    source = b"\0".join(source.read_bytes() for source in (*_SOURCES, *_HEADERS))
+    key = f"passes-{_digest(_joined(*_FLAGS, _processor()) + source, 20)}-"
     try:
-        handle, name = tempfile.mkstemp(suffix=".tmp", prefix=library.stem, dir=library.parent)
-        os.close(handle)
-    except OSError as error:
-        raise _Unavailable(f"the cache folder takes no files ({error}); set ${_CACHE}") from error
-    try:
-        _output([*command, *_FLAGS, "-o", name, *map(str, _SOURCES)], f"{command[0]} failed")
-        os.replace(name, library)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        command, version = _compiler()
+        start = f"{key}{_digest(_joined(*command, version), 8)}-"
+        path = _existing(start)
+        if path is not None:
+            return _Found(path, version)
+        path, not_chosen = _new(start, command)
+        return _Found(path, version, not_chosen)
+    except _Unavailable:
+        # Another compiler's is as right: it passes the same self-test.
+        path = _existing(key)
+        if path is None:
+            raise
+        return _Found(path, "compiled earlier")
 
 
 def _open(library: Path) -> ctypes.CDLL:
@@ -157,21 +196,17 @@ def _self_test(library: ctypes.CDLL) -> None:
 
 def _built() -> _Loaded:
     try:
-        command, version = _compiler()
-        source = b"\0".join(source.read_bytes() for source in (*_SOURCES, *_HEADERS))
-        key = "\n".join((*command, version, *_FLAGS, _processor()))
-        digest = hashlib.sha256(key.encode() + b"\0" + source).hexdigest()[:20]
-        path = _cache_folder() / f"passes-{digest}.so"
-        if not path.exists() or path.stat().st_uid != os.geteuid():
-            _build(command, path)
+        path, version, not_chosen = _library()
         try:
             library = _open(path)
         except (OSError, AttributeError) as error:
             raise _Unavailable(f"{path} cannot be loaded ({error}); delete it") from error
         _self_test(library)
     except _Unavailable as why:
-        return _Loaded(None, f"PyTorch: {why}")
-    return _Loaded(library, f"native: {path} ({version})")
+        slow = "the head's CPU passes run in PyTorch, several times slower"
+        return _Loaded(None, f"PyTorch: {why}", f"{slow}: {why} ({_NATIVE}=0 accepts this)")
+    warning = f"the CPU passes were compiled into {path.parent}, which may not last: {not_chosen}"
+    return _Loaded(library, f"native: {path} ({version})", warning if not_chosen else "")
 
 
 def _state() -> _Loaded:
@@ -200,14 +235,9 @@ def load() -> ctypes.CDLL | None:
     """
     global _warned
     state = _state()
-    if state.library is None and os.environ.get(_NATIVE) != "0":
+    if state.warning:
         with _lock:
             first, _warned = not _warned, True
         if first:
-            warnings.warn(
-                f"the head's CPU passes run in PyTorch, several times slower: "
-                f"{state.status.removeprefix('PyTorch: ')} ({_NATIVE}=0 accepts this)",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warnings.warn(state.warning, RuntimeWarning, stacklevel=3)
     return state.library

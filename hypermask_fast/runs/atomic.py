@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
 from hypermask_fast.errors import ConfigError
 
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # what file systems without it answer
 TEMPORARY = ".tmp-"  # how the name of a file or folder that is not finished begins
 
 
@@ -18,6 +20,9 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
 
@@ -25,11 +30,15 @@ def fsync_folder(folder: Path) -> None:
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a crash, finds the old content or the new.
 
+    One process at a time may write to ``path``: hold the lock of its `RunFolder`.
+
     Raises:
-        ConfigError: The file cannot be written; the old content is unchanged.
+        ConfigError: The file cannot be written, or not be brought to the disk: the content is the
+            old or the new.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    # Always the same: what a kill leaves here is gone after the next write.
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

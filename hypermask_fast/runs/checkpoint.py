@@ -76,9 +76,23 @@ def _discard(path: Path) -> None:
         )
 
 
+def tidy(folder: Path) -> None:
+    """Undo what a save that was killed left behind.
+
+    Raises:
+        CheckpointError: The disk refuses it.
+    """
+    try:
+        _tidy(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot tidy the checkpoints in {folder}: {error.strerror or error}; "
+            "free space or correct the permissions, then resume"
+        ) from error
+
+
 def _tidy(folder: Path) -> None:
-    """Undo what a save that was killed left behind."""
-    for entry in list(folder.iterdir()):
+    for entry in list(folder.iterdir()) if folder.is_dir() else []:
         if entry.name.startswith(TEMPORARY):
             _discard(entry)
         elif entry.name.startswith(_REPLACED):

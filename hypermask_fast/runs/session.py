@@ -65,6 +65,7 @@ class Session:
 
     def run(self, metrics: MetricsLog, progress: Progress) -> None:
         """Train the tasks that are left."""
+        checkpoint.tidy(self.folder.checkpoints)
         trainer, config = self.trainer, self.config
 
         def after_step(_: Trainer) -> None:

@@ -1,13 +1,13 @@
-"""Building, caching and loading the native passes, and what happens where that fails."""
+"""Compiling and loading the native passes, and what happens where that fails."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import stat
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,61 +19,7 @@ from hypermask_fast.head.types import Head
 from hypermask_fast.native import library as native
 from hypermask_fast.native import threads
 from hypermask_fast.native.head import HeadPass, partition
-
-Compiler = Callable[..., Path]
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process that has not yet looked for the library, and its empty cache."""
-    for name in ("CXX", "HYPERMASK_FAST_NATIVE"):
-        monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "made" / "cache"
-    monkeypatch.setenv("HYPERMASK_FAST_CACHE", str(folder))
-    monkeypatch.setattr(native, "_loaded", None)
-    monkeypatch.setattr(native, "_warned", False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def built() -> Path:
-    """The library that this machine's compiler makes."""
-    loaded = native.load()
-    if loaded is None:
-        status = native.status()
-        assert "no C++ compiler" in status or "HYPERMASK_FAST_NATIVE=0" in status, status
-        pytest.skip(status)
-    return Path(loaded._name)
-
-
-@pytest.fixture
-def compiler(built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    """Makes $CXX a script that logs its calls and delivers the library that exists already."""
-
-    def make(version: str = "fake 1.0", before: str = "", result: Path = built) -> Path:
-        script, log = tmp_path / "fake-cxx", tmp_path / "calls"
-        script.write_text(
-            f"""#!/bin/sh
-            if [ "$1" = --version ]; then echo "{version}"; exit; fi
-            echo call >> "{log}"
-            {before}
-            while [ "$1" != -o ]; do shift; done
-            cat "{result}" > "$2"
-            """
-        )
-        script.chmod(0o755)
-        monkeypatch.setenv("CXX", str(script))
-        return log
-
-    return make
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_loaded", None)
-
-
-def small_logits() -> torch.Tensor:
-    return passes.logits(Head(torch.eye(3), torch.ones(3)), torch.tensor([[1.0, 2.0, 3.0]]))
+from tests.support.native_cases import Compiler, forget, libraries, small_logits
 
 
 @pytest.mark.long
@@ -83,7 +29,7 @@ def test_the_machines_compiler_builds_into_a_private_folder(built: Path, cache: 
         status = native.status()
     finally:
         os.umask(umask)
-    (library,) = cache.iterdir()
+    (library,) = libraries(cache)
     assert status.startswith(f"native: {library} (")
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert torch.equal(small_logits(), torch.tensor([[2.0, 3.0, 4.0]]))
@@ -118,21 +64,22 @@ def test_another_key_is_another_library(
         monkeypatch.setattr(native, "_SOURCES", (other, *native._SOURCES[1:]))
     native.status()
     assert len(log.read_text().splitlines()) == 2
-    assert len(list(cache.iterdir())) == 2
+    assert len(libraries(cache)) == 2
 
 
-def test_builds_at_the_same_time_do_not_harm_each_other(compiler: Compiler, cache: Path) -> None:
+def test_builds_at_the_same_time_are_one(compiler: Compiler, cache: Path) -> None:
     log = compiler(before="sleep 0.3")
     found: list[native._Loaded] = []
-    # _load takes no lock: threads meet in the folder as processes do.
+    # _built takes no lock of threads: they meet in the folder as processes do.
     threads = [threading.Thread(target=lambda: found.append(native._built())) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [loaded.library is not None for loaded in found] == [True] * 3
-    assert len(log.read_text().splitlines()) == 3
-    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    assert len(log.read_text().splitlines()) == 1
+    assert sorted(cache.iterdir()) == [cache / ".lock", *libraries(cache)]
+    assert len(libraries(cache)) == 1
 
 
 def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> str:
@@ -150,22 +97,15 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> str:
         monkeypatch.setenv("CXX", "no-such-compiler -O9")
         return "\\$CXX is 'no-such-compiler -O9', which is not a program on PATH"
     monkeypatch.setenv("CXX", str(script))
-    if why == "shared cache":
-        folder = tmp_path / "shared"
-        folder.mkdir()
-        folder.chmod(0o777)
-        monkeypatch.setenv("HYPERMASK_FAST_CACHE", str(folder))
-        return "others may write to the cache folder .*/shared; own it and `chmod 700` it"
     if why == "no folder":
         (tmp_path / "file").touch()
         monkeypatch.setenv("HYPERMASK_FAST_CACHE", str(tmp_path / "file" / "cache"))
-        return "no cache folder .*; set \\$HYPERMASK_FAST_CACHE"
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+        return "no cache folder .*; set \\$HYPERMASK_FAST_CACHE; no temporary folder"
     return ".*broken-cxx failed \\(head.cpp:1: error: no such luck\\)"
 
 
-@pytest.mark.parametrize(
-    "why", ["no compiler", "unknown compiler", "failed build", "shared cache", "no folder"]
-)
+@pytest.mark.parametrize("why", ["no compiler", "unknown compiler", "failed build", "no folder"])
 def test_without_a_library_pytorch_works_after_one_warning(
     why: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,15 +119,15 @@ def test_without_a_library_pytorch_works_after_one_warning(
         assert native.status().startswith("PyTorch: ")
     assert torch.equal(first, torch.tensor([[2.0, 3.0, 4.0]]))
     assert torch.equal(first, second)
-    assert not cache.exists() or not list(cache.iterdir())
+    assert not cache.exists() or {path.name for path in cache.iterdir()} <= {".lock"}
 
 
-def test_a_damaged_library_is_not_used(compiler: Compiler, cache: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged"
-    damaged.write_bytes(b"not a library")
-    compiler(result=damaged)
+def test_what_is_no_library_is_not_used(compiler: Compiler, cache: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"not a library")
+    compiler(result=other)
     status = native.status()
-    (path,) = cache.iterdir()
+    (path,) = libraries(cache)
     assert status.startswith(f"PyTorch: {path} cannot be loaded (")
     assert status.endswith("; delete it")
 

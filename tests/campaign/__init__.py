@@ -1,0 +1,1 @@
+"""Kills and write faults against whole runs: ``python -m tests.campaign``."""
