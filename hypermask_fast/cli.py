@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypermask_fast.errors import ConfigError, HypermaskError
+from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings.command_line import (
     Parser,
     add_arguments,
@@ -126,10 +127,10 @@ def _train_seeds(config: RunConfig, out: Path, seeds: int, memory: int | None) -
         result = run.train(config.replace(seed=seed), out / f"seed-{seed}", memory=memory)
         _show(result)
         summaries.append(metrics.summary(result.accuracy))
-    print(f"\n{seeds} seeds, mean ± standard deviation:")
+    print(f"\n{seeds} seeds, mean +/- standard deviation:")
     for name in summaries[0]:
         values = np.array([summary[name] for summary in summaries])
-        print(f"  {name:<20} {values.mean():8.2f} ± {values.std(ddof=1):.2f}")
+        print(f"  {name:<20} {values.mean():8.2f} +/- {values.std(ddof=1):.2f}")
     return 0
 
 
@@ -207,14 +208,30 @@ _COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n."""
+def _run(arguments: Sequence[str]) -> int:
     try:
         with _plain_warnings():
-            options = _options(sys.argv[1:] if arguments is None else arguments)
+            options = _options(arguments)
             return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
         print(f"hypermask: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n.
+
+    A standard stream that is closed, or that nobody reads any more, changes nothing else.
+    """
+    with lasting_streams() as output:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        output.flush()
+        if output.failure is not None:
+            print(
+                f"hypermask: cannot print: {output.failure.strerror}; free space, or print "
+                "elsewhere",
+                file=sys.stderr,
+            )
+        return status if output.failure is None else status or 2
