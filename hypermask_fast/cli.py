@@ -38,8 +38,8 @@ def _memory_bytes(options: argparse.Namespace) -> int | None:
     gib = options.memory_gib
     if gib is None:
         return None
-    if not 0 < gib < float("inf"):
-        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0")
+    if not 0 < gib <= 2**53:
+        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0, at most {2**53}")
     return int(gib * 2**30)
 
 

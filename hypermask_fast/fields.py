@@ -234,7 +234,10 @@ def _converted(base: type, value: Any) -> Any:
     if base is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if base is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # of an integer
+            raise TypeError from None
         if math.isfinite(number):
             return number
     raise TypeError
