@@ -77,6 +77,11 @@ def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with settings in config.toml that were changed, and record them",
+    )
     _add_memory(parser)
 
 
@@ -146,7 +151,8 @@ def _plan(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import run
 
-    _show(run.resume(options.run, memory=_memory_bytes(options)))
+    memory = _memory_bytes(options)
+    _show(run.resume(options.run, memory=memory, allow_changes=options.allow_changes))
     return 0
 
 
@@ -173,11 +179,13 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _show(result: object) -> None:
-    from hypermask_fast.runs.report import format_matrix
+    from hypermask_fast.runs.report import format_changes, format_matrix
     from hypermask_fast.runs.run import RunResult
 
     assert isinstance(result, RunResult)
     print(format_matrix(result.accuracy, result.task_names))
+    for line in format_changes(result.changes):
+        print(line)
     print(f"results: {result.folder}")
 
 

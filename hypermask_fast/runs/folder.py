@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 
 _fcntl: Any
@@ -20,6 +20,9 @@ except ImportError:
 
 _CONFIG = "config.toml"
 _LOCK = ".lock"
+_MANIFEST = "manifest.json"
+# All of them are written after a checkpoint only.
+_AFTER_CHECKPOINT = (_MANIFEST, "accuracy.npz", "accuracy.csv", "accuracy.png")
 _held_locks: set[int] = set()
 
 
@@ -194,6 +197,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def manifest_path(self) -> Path:
+        """What the run was made with and what was changed; written once there is a checkpoint."""
+        return self.path / _MANIFEST
+
+    @property
     def metrics_path(self) -> Path:
         """The metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -212,6 +220,18 @@ class RunFolder:
     def accuracy_png(self) -> Path:
         """The accuracy matrix as a picture."""
         return self.path / "accuracy.png"
+
+    def require_no_checkpoint_was_made(self) -> None:
+        """Raise CheckpointError where a file tells that a checkpoint was made, which is not there.
+
+        A run that was killed before its first one has none of these files.
+        """
+        for name in _AFTER_CHECKPOINT:
+            if (self.path / name).exists():
+                raise CheckpointError(
+                    f"{self.checkpoints} holds no checkpoint, and {name} is there, which is "
+                    "written after one; restore the checkpoints, or start a new run"
+                )
 
     def close(self) -> None:
         """Free the lock; calling it again does nothing."""
