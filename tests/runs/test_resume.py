@@ -149,6 +149,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     assert all(v.isfinite().all() for v in saved.tensors.values() if v.is_floating_point())
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_blocks_none(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(TrainingError, match="not finite"):
+        run.train(config(lr=1e30, checkpoint_every=1e9), path, show_progress=False)
+    assert read(path / "metrics.jsonl")  # tells how it went
+    run.train(config(), path, show_progress=False)
+    assert_same_run(whole, path)
+
+
 def test_a_used_folder_is_refused(whole: Path) -> None:
     with pytest.raises(ConfigError, match="hypermask resume"):
         run.train(config(), whole, show_progress=False)
