@@ -36,8 +36,9 @@ class _Stream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._takes_more = not stream.closed
-        self._is_terminal = self._takes_more and stream.isatty()
+        # Not every object that stands in for a stream has all of its methods.
+        self._takes_more = not getattr(stream, "closed", False)
+        self._is_terminal = self._takes_more and getattr(stream, "isatty", bool)()
         self.failure: OSError | None = None
         if isinstance(stream, io.TextIOWrapper) and self._takes_more:
             stream.reconfigure(errors="backslashreplace")

@@ -112,7 +112,7 @@ def test_a_changed_setting_of_one_run_is_refused(whole: Path, tmp_path: Path) ->
     path = Path(shutil.copytree(whole, tmp_path / "seeds"))
     stop_second(path)
     (path / "seed-5/config.toml").write_text(short(seed=5, lr=0.5).to_toml())
-    with pytest.raises(HypermaskError, match="lr=0.5"):
+    with pytest.raises(HypermaskError, match="gives lr="):
         list(seeds.resume(path, show_progress=False))
     assert len(list(seeds.resume(path, show_progress=False, allow_changes=True))) == 2
 
