@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypermask_fast.errors import ConfigError, HypermaskError
+from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings.command_line import (
     Parser,
     add_arguments,
     from_arguments,
     unknown_option,
 )
-from hypermask_fast.settings.config import RunConfig
+
+if TYPE_CHECKING:
+    from hypermask_fast.runs.run import RunResult
 
 _DEFAULT_PRESET = "split-digits"
 
@@ -37,8 +41,8 @@ def _memory_bytes(options: argparse.Namespace) -> int | None:
     gib = options.memory_gib
     if gib is None:
         return None
-    if not 0 < gib < float("inf"):
-        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0")
+    if not 0 < gib <= 2**53:
+        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0, at most {2**53}")
     return int(gib * 2**30)
 
 
@@ -53,7 +57,7 @@ def _add_train(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         "those of the chosen method and network; in brackets: their values where none is given."
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME]"
+        "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME-LETTERS]"
     )
     parser.add_argument(
         "--seeds",
@@ -75,7 +79,12 @@ def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 
 def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run, or of those of several seeds")
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with settings in config.toml that were changed, and record them",
+    )
     _add_memory(parser)
 
 
@@ -103,34 +112,36 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from hypermask_fast.runs import run
+    from hypermask_fast.runs import run, seeds
 
     config, memory = from_arguments(options), _memory_bytes(options)
     name = config.preset or config.scenario.name
-    out = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Runs that start in one second have folders of their own.
+    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    out = options.out or Path("runs") / f"{name}-{now}"
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
     if options.seeds == 1:
         _show(run.train(config, out, memory=memory))
-        return 0
-    return _train_seeds(config, out, options.seeds, memory)
+    else:
+        _show_all(seeds.train(config, out, options.seeds, memory=memory))
+    return 0
 
 
-def _train_seeds(config: RunConfig, out: Path, seeds: int, memory: int | None) -> int:
+def _show_all(results: Iterable[RunResult]) -> None:
+    """Show each run when it has ended, and then what all have in common."""
     import numpy as np
 
-    from hypermask_fast.runs import metrics, run
+    from hypermask_fast.runs import metrics
 
     summaries = []
-    for seed in range(config.run.seed, config.run.seed + seeds):
-        result = run.train(config.replace(seed=seed), out / f"seed-{seed}", memory=memory)
+    for result in results:
         _show(result)
         summaries.append(metrics.summary(result.accuracy))
-    print(f"\n{seeds} seeds, mean ± standard deviation:")
+    print(f"\n{len(summaries)} seeds, mean +/- standard deviation:")
     for name in summaries[0]:
         values = np.array([summary[name] for summary in summaries])
-        print(f"  {name:<20} {values.mean():8.2f} ± {values.std(ddof=1):.2f}")
-    return 0
+        print(f"  {name:<20} {values.mean():8.2f} +/- {values.std(ddof=1):.2f}")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -143,9 +154,13 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from hypermask_fast.runs import run
+    from hypermask_fast.runs import run, seeds
 
-    _show(run.resume(options.run, memory=_memory_bytes(options)))
+    how = {"memory": _memory_bytes(options), "allow_changes": options.allow_changes}
+    if seeds.holds_seeds(options.run):
+        _show_all(seeds.resume(options.run, **how))
+    else:
+        _show(run.resume(options.run, **how))
     return 0
 
 
@@ -171,12 +186,12 @@ def _doctor(_: argparse.Namespace) -> int:
     return examine(sys.stdout)
 
 
-def _show(result: object) -> None:
-    from hypermask_fast.runs.report import format_matrix
-    from hypermask_fast.runs.run import RunResult
+def _show(result: RunResult) -> None:
+    from hypermask_fast.runs.report import format_changes, format_matrix
 
-    assert isinstance(result, RunResult)
     print(format_matrix(result.accuracy, result.task_names))
+    for line in format_changes(result.changes):
+        print(line)
     print(f"results: {result.folder}")
 
 
@@ -201,20 +216,36 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "train": _Command(_train, "train a sequence of tasks", _add_train),
     "plan": _Command(_plan, "the memory of a run, before it starts", _add_plan),
-    "resume": _Command(_resume, "continue a run from its newest checkpoint", _add_resume),
+    "resume": _Command(_resume, "continue a run, or those of several seeds", _add_resume),
     "eval": _Command(_eval, "test accuracy of a run's newest checkpoint", _add_eval),
     "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n."""
+def _run(arguments: Sequence[str]) -> int:
     try:
         with _plain_warnings():
-            options = _options(sys.argv[1:] if arguments is None else arguments)
+            options = _options(arguments)
             return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
         print(f"hypermask: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0; 2 after an error; 128 + n after signal n.
+
+    A standard stream that is closed, or that nobody reads any more, changes nothing else.
+    """
+    with lasting_streams() as output:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        output.flush()
+        if output.failure is not None:
+            print(
+                f"hypermask: cannot print: {output.failure.strerror}; free space, or print "
+                "elsewhere",
+                file=sys.stderr,
+            )
+        return status if output.failure is None else status or 2

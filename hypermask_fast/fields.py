@@ -234,7 +234,10 @@ def _converted(base: type, value: Any) -> Any:
     if base is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if base is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # of an integer
+            raise TypeError from None
         if math.isfinite(number):
             return number
     raise TypeError
@@ -252,6 +255,8 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
         raise ConfigError(
             f"{name}={shown(value)} is of type {type(value).__name__}; give {kind.wanted}"
         ) from None
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{name}={value!r} is not Unicode, which settings are kept in; rename it")
     choices = rules.get("choices")
     if choices and value not in choices:
         suggestion = nearest(value, choices)

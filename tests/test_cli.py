@@ -48,7 +48,7 @@ def test_seeds_run_in_folders_of_their_own(
     values = [
         np.load(tmp_path / f"seed-{s}" / "accuracy.npz")["accuracy"][-1].mean() for s in (4, 5)
     ]
-    line = f"acc_final            {np.mean(values):8.2f} ± {np.std(values, ddof=1):.2f}"
+    line = f"acc_final            {np.mean(values):8.2f} +/- {np.std(values, ddof=1):.2f}"
     assert line in capsys.readouterr().out
 
 

@@ -52,6 +52,18 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
+def _largest(config: RunConfig) -> str:
+    """Return the setting with the largest integer, and its value."""
+
+    def size(value: Any) -> int:
+        items = value if isinstance(value, tuple) else (value,)
+        return max((item for item in items if isinstance(item, int)), default=0)
+
+    options = {k: v for k, v in config.options().items() if k not in ("seed", "steps", "epochs")}
+    name = max(options, key=lambda name: size(options[name]))
+    return f"{name}={options[name]!r}"
+
+
 def _text(changes: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in changes.items())
 
@@ -234,8 +246,19 @@ def plan(config: RunConfig, *, memory: int | None = None) -> Plan:
     device = config.run.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = scenario_size(config)
-    found = simulate(config, size, on_cpu=device == "cpu")
+    try:
+        size = scenario_size(config)
+        found = simulate(config, size, on_cpu=device == "cpu")
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        # PyTorch tells of it by all of these.
+        if (
+            not isinstance(error, (MemoryError, OverflowError))
+            and "overflow" not in str(error).lower()
+        ):
+            raise
+        raise ConfigError(
+            f"the sizes of the run overflow: {_largest(config)}; give smaller ones"
+        ) from error
     if memory is None:
         memory = available_memory(device if config.run.device == "auto" else config.run.device)
     return Plan(config, device, size, found, memory)

@@ -14,10 +14,10 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,8 @@ from hypermask_fast.runs.tensor_file import check_tensors, safetensors_blocks, w
 
 FORMAT = "hypermask_fast"
 VERSION = 1
+
+_Read = TypeVar("_Read")
 
 _TENSORS, _STATE, _INDEX = "tensors.safetensors", "state.json", "index.json"
 _REPLACED = ".replaced-"
@@ -242,9 +244,16 @@ def _read_index(path: Path) -> dict[str, Any]:
     return files
 
 
-def _verify(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless lengths and digests are those of the index."""
+def _verify(path: Path, *names: str) -> None:
+    """Raise CheckpointError, naming the file, unless lengths and digests are those of the index.
+
+    Args:
+        path: The checkpoint.
+        *names: Of the files; default: all.
+    """
     for name, expected in _read_index(path).items():
+        if names and name not in names:
+            continue
         try:
             with open(path / name, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -261,6 +270,25 @@ def _verify(path: Path) -> None:
                 path / name,
                 f"was altered: its SHA-256 is {digest}, expected {expected.get('sha256')}",
             )
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the state and the step of a checkpoint, whose ``state.json`` was verified."""
+    try:
+        stored = json.loads((path / _STATE).read_bytes())
+        state, step = stored["state"], operator.index(stored["step"])
+        is_right = isinstance(state, dict)
+    except (KeyError, TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise CheckpointError(
+            f"{path / _STATE} holds no state and step; another version of {FORMAT} made it, which "
+            "has to load it"
+        )
+    name = _NAME.fullmatch(path.name)
+    if name and int(name[1]) != step:
+        raise _damaged(path, f"is of step {step}: it was renamed")
+    return state, step
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Checkpoint:
@@ -283,29 +311,31 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
                 name: file.get_tensor(name).to(device, copy=True)
                 for name in file.keys()  # noqa: SIM118 (not a dict)
             }
-        stored = json.loads((path / _STATE).read_bytes())
+        state, step = _read_state(path)
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
-    return Checkpoint(tensors, stored["state"], stored["step"])
+    return Checkpoint(tensors, state, step)
 
 
-def load_latest(
-    folder: str | os.PathLike[str], *, device: torch.device | str = "cpu"
-) -> Checkpoint:
-    """Read the newest checkpoint in ``folder``; see `load`.
+def load_state(path: Path) -> dict[str, Any]:
+    """Read only the state of the checkpoint in the folder ``path``; see `load`."""
+    try:
+        _verify(path, _STATE)
+        return _read_state(path)[0]
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
 
-    Raises:
-        CheckpointError: There is none, or the newest is damaged; an older whole one is then named,
-            never used unasked.
-    """
-    found = [path for _, path in _found(Path(folder))]
+
+def _of_newest(folder: Path, read: Callable[[Path], _Read]) -> _Read:
+    """Return what ``read`` does of the newest checkpoint; see `load_latest`."""
+    found = [path for _, path in _found(folder)]
     if not found:
         raise CheckpointError(
             f"{folder} holds no checkpoint, expected a folder such as step-000000100; check the "
             "path, or start a new run"
         )
     try:
-        return load(found[0], device=device)
+        return read(found[0])
     except CheckpointError as error:
         for older in found[1:]:
             try:
@@ -317,3 +347,20 @@ def load_latest(
         else:
             fix = "no older checkpoint is whole"
         raise CheckpointError(f"{error} ({fix})") from error
+
+
+def load_latest(
+    folder: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> Checkpoint:
+    """Read the newest checkpoint in ``folder``; see `load`.
+
+    Raises:
+        CheckpointError: There is none, or the newest is damaged; an older whole one is then named,
+            never used unasked.
+    """
+    return _of_newest(Path(folder), lambda path: load(path, device=device))
+
+
+def load_latest_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read only the state of the newest checkpoint in ``folder``; see `load_latest`."""
+    return _of_newest(Path(folder), load_state)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 
 _fcntl: Any
@@ -20,6 +21,9 @@ except ImportError:
 
 _CONFIG = "config.toml"
 _LOCK = ".lock"
+_CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.json"
+# All of them are written after a checkpoint only.
+_AFTER_CHECKPOINT = (_MANIFEST, "accuracy.npz", "accuracy.csv", "accuracy.png")
 _held_locks: set[int] = set()
 
 
@@ -34,10 +38,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_locks_after_fork)
 
 
-def _require_vacant(path: Path) -> None:
-    """Raise ConfigError unless a new run may be made in ``path``."""
+def _never_began(path: Path, names: Sequence[str]) -> bool:
+    """Whether a run's folder holds nothing but what a run leaves that got to no checkpoint."""
+    if _LOCK not in names or not (path / _LOCK).read_bytes().isdigit():
+        return False  # no run made it
+    others = {name for name in names if not name.startswith(TEMPORARY)}
+    if others - {_CONFIG, _LOCK, _METRICS, _CHECKPOINTS}:
+        return False
+    saved = (path / _CHECKPOINTS).iterdir() if _CHECKPOINTS in others else ()
+    return all(entry.name.startswith(TEMPORARY) for entry in saved)
+
+
+def require_vacant(path: Path) -> None:
+    """Raise ConfigError unless a new run may be made in ``path``.
+
+    It may in place of one that ended, however, before its first checkpoint.
+    """
     try:
         names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        if _CONFIG in names and _never_began(path, names):
+            return
     except OSError as error:
         raise ConfigError(
             f"cannot use {path} for a run: {error.strerror}; choose another --out"
@@ -85,7 +105,7 @@ def _lock(path: Path) -> int | None:
         warnings.warn(
             f"this platform has no file locks: do not start a second process in {path}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         return None
     try:
@@ -116,6 +136,39 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
+class FolderLock:
+    """An exclusive lock of a folder, held until `close`; the system frees it with the process.
+
+    Args:
+        path: An existing folder.
+
+    Raises:
+        ConfigError: Another process holds the lock, or the folder takes none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = _lock(path)
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the lock; calling it again does nothing."""
+        # A forked child holds no lock: its descriptor number may belong to another file by now.
+        if self._descriptor in _held_locks:
+            _held_locks.remove(self._descriptor)
+            os.close(self._descriptor)
+        self._descriptor = None
+
+
 class RunFolder:
     """Paths in the folder of one run. `create` and `open` also hold its lock, until `close`.
 
@@ -125,7 +178,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config_text: str) -> RunFolder:
@@ -135,7 +188,7 @@ class RunFolder:
             ConfigError: The folder holds a run or other files, is in use, or cannot be written.
         """
         run = cls(path)
-        _require_vacant(run.path)
+        require_vacant(run.path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,9 +196,9 @@ class RunFolder:
                 f"cannot make the run folder {run.path}: {error.strerror}; "
                 "correct the permissions or choose another --out"
             ) from error
-        run._descriptor = _lock(run.path)
+        run._lock = FolderLock(run.path)
         try:
-            _require_vacant(run.path)  # another process may have come first
+            require_vacant(run.path)  # another process may have come first
             write_text_atomic(run.config_path, config_text)
         except BaseException:
             run.close()
@@ -166,7 +219,7 @@ class RunFolder:
         run = cls(path)
         _require_run(run.path)
         if lock:
-            run._descriptor = _lock(run.path)
+            run._lock = FolderLock(run.path)
         return run
 
     def __enter__(self) -> RunFolder:
@@ -191,12 +244,17 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints; see `hypermask_fast.runs.checkpoint`."""
-        return self.path / "checkpoints"
+        return self.path / _CHECKPOINTS
+
+    @property
+    def manifest_path(self) -> Path:
+        """What the run was made with and what was changed; written once there is a checkpoint."""
+        return self.path / _MANIFEST
 
     @property
     def metrics_path(self) -> Path:
         """The metrics, one JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / _METRICS
 
     @property
     def accuracy_npz(self) -> Path:
@@ -213,10 +271,20 @@ class RunFolder:
         """The accuracy matrix as a picture."""
         return self.path / "accuracy.png"
 
+    def require_no_checkpoint_was_made(self) -> None:
+        """Raise CheckpointError where a file tells that a checkpoint was made, which is not there.
+
+        A run that was killed before its first one has none of these files.
+        """
+        for name in _AFTER_CHECKPOINT:
+            if (self.path / name).exists():
+                raise CheckpointError(
+                    f"{self.checkpoints} holds no checkpoint, and {name} is there, which is "
+                    "written after one; restore the checkpoints, or start a new run"
+                )
+
     def close(self) -> None:
         """Free the lock; calling it again does nothing."""
-        # A forked child holds no lock: its descriptor number may belong to another file by now.
-        if self._descriptor in _held_locks:
-            _held_locks.remove(self._descriptor)
-            os.close(self._descriptor)
-        self._descriptor = None
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None

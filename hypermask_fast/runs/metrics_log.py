@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hypermask_fast.errors import CheckpointError, DataError
 from hypermask_fast.runs.plain_json import plain_json, restore_nonfinite
 
-_TAIL_BLOCK = 64 * 2**10
+_BLOCK = 2**20
 
 
-def _end_of_last_line(file: BinaryIO, size: int) -> int:
-    """Return the number of bytes up to and including the last newline of ``file``."""
-    end = size
-    while end > 0:
-        start = max(0, end - _TAIL_BLOCK)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
+class Position(NamedTuple):
+    """How far a log was when a checkpoint was made.
+
+    Attributes:
+        size: Bytes of the file.
+        sha256: Of these bytes, in hexadecimal; None of a checkpoint that did not keep it.
+    """
+
+    size: int
+    sha256: str | None
+
+
+START = Position(0, None)
+"""That of a log without a line."""
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -59,28 +63,67 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
+def _digest(path: Path, at: Position) -> hashlib._Hash:
+    """Return the SHA-256 of the first bytes of a log, which are those it had at a position.
+
+    Raises:
+        CheckpointError: They are not.
+    """
+    digest = hashlib.sha256()
+    if not at.size:
+        return digest
+    fix = "restore the file, or start a new run"
+    if not path.exists():
+        raise CheckpointError(
+            f"the metrics file {path} is missing, the checkpoint expects at least {at.size} bytes; "
+            f"{fix}"
+        )
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < at.size:
+            raise CheckpointError(
+                f"the metrics file {path} has {size} bytes, the checkpoint expects at least "
+                f"{at.size}; {fix}"
+            )
+        block = b""
+        for begin in range(0, at.size, _BLOCK):
+            block = file.read(min(_BLOCK, at.size - begin))
+            digest.update(block)
+    if not block.endswith(b"\n"):
+        raise CheckpointError(
+            f"the metrics file {path} has no line end at byte {at.size} where the checkpoint was "
+            f"made, so it was altered since; {fix}"
+        )
+    if at.sha256 not in (None, digest.hexdigest()):
+        raise CheckpointError(
+            f"the metrics file {path} was altered: the SHA-256 of its first {at.size} bytes is "
+            f"{digest.hexdigest()}, the checkpoint expects {at.sha256}; {fix}"
+        )
+    return digest
+
+
 class MetricsLog:
     """Writer of a metrics file. Use it as a context manager, or call `close`.
 
-    Lines are buffered until `flush`, `position`, `truncate` or `close`. A half-written last line
-    that a killed process left behind is cut off on opening.
+    Lines are buffered until `flush`, `position` or `close`.
 
     Args:
-        path: The file; created if missing, otherwise appended to.
+        path: The file; created if missing.
+        at: What `position` returned when the checkpoint was made that the run continues from: the
+            file is cut back to it, and what was logged later is dropped. Default: emptied.
 
     Raises:
-        CheckpointError: The file cannot be opened.
+        CheckpointError: The file cannot be opened, or was altered before the position; it is then
+            left as it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], at: Position = START) -> None:
         self.path = Path(path)
         try:
+            self._digest = _digest(self.path, at)
             self._file = open(self.path, "a+b")  # noqa: SIM115 (open for the life of the object)
-            size = self._file.seek(0, os.SEEK_END)
-            complete = _end_of_last_line(self._file, size)
-            if complete < size:
-                self._file.truncate(complete)
-            self._file.seek(0, os.SEEK_END)
+            if self._file.seek(0, os.SEEK_END) > at.size:
+                self._file.truncate(at.size)
         except OSError as error:
             self._fail("open", error)
 
@@ -111,10 +154,12 @@ class MetricsLog:
         plain = plain_json(record, "record", nonfinite_as_text=True)
         if not isinstance(plain, dict):
             raise TypeError(f"record is a {type(record).__name__}, expected a dict of metrics")
+        line = json.dumps(plain, allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+            self._file.write(line)
         except OSError as error:
             self._fail("write", error)
+        self._digest.update(line)
 
     def flush(self) -> None:
         """Bring every written record to the disk (flush and fsync).
@@ -128,37 +173,10 @@ class MetricsLog:
         except OSError as error:
             self._fail("write", error)
 
-    def position(self) -> int:
-        """Flush; return the size of the file in bytes, which a checkpoint stores for `truncate`."""
+    def position(self) -> Position:
+        """Flush; return size and digest of the file, which a checkpoint stores to continue from."""
         self.flush()
-        return self._file.seek(0, os.SEEK_END)
-
-    def truncate(self, position: int) -> None:
-        """Cut the file back to ``position`` bytes, dropping what was logged after the checkpoint.
-
-        Args:
-            position: A value that `position` returned; 0 empties the file.
-
-        Raises:
-            CheckpointError: The file is shorter than ``position`` or has no line end there.
-        """
-        size = self.position()
-        if not 0 <= position <= size:
-            raise CheckpointError(
-                f"the metrics file {self.path} has {size} bytes, the checkpoint expects at least "
-                f"{position}; restore the file, or start a new run"
-            )
-        self._file.seek(max(0, position - 1))
-        if position and self._file.read(1) != b"\n":
-            raise CheckpointError(
-                f"the metrics file {self.path} has no line end at byte {position} where the "
-                "checkpoint was made, so it was altered since; restore the file, or start a new run"
-            )
-        try:
-            self._file.truncate(position)
-        except OSError as error:
-            self._fail("truncate", error)
-        self.position()
+        return Position(self._file.seek(0, os.SEEK_END), self._digest.hexdigest())
 
     def close(self) -> None:
         """Flush and close the file; calling it again does nothing."""

@@ -6,8 +6,9 @@ import csv
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from hypermask_fast.errors import DataError
 from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.metrics import summary
+from hypermask_fast.settings.changes import described
 
 _Array = NDArray[np.float64]
 _BEFORE = "before training"
@@ -121,6 +123,21 @@ def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
         if not math.isnan(metrics[name])
     ]
     return "\n".join(_lines(table) + ([f"{', '.join(parts)} (percent)"] if parts else []))
+
+
+def format_changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each time that something was changed within a run.
+
+    Args:
+        changes: For each time the step and, by name, the values before and after of ``settings`` or
+            of the ``environment``.
+    """
+    return [
+        f"changed after step {change['step']}, {kind}: {described(change[kind])}"
+        for change in changes
+        for kind in ("settings", "environment")
+        if kind in change
+    ]
 
 
 def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
+from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
+from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
@@ -27,11 +30,20 @@ from hypermask_fast.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ends with: its folder, the accuracy matrix in percent, and the tasks' names."""
+    """What a run ends with.
+
+    Attributes:
+        folder: Of its files.
+        accuracy: The accuracy matrix in percent.
+        task_names: Of its columns.
+        changes: What was changed on the way: for each time the step and, by name, the values before
+            and after of ``settings`` or of the ``environment``.
+    """
 
     folder: Path
     accuracy: npt.NDArray[np.float64]
     task_names: list[str]
+    changes: list[dict[str, Any]]
 
 
 def _device(name: str) -> torch.device:
@@ -67,12 +79,13 @@ def _run(
     scenario: Scenario,
     trainer: Trainer,
     show_progress: bool,
+    changes: Changes,
 ) -> RunResult:
     with ExitStack() as stack:
         stop = stack.enter_context(caught_signal())
         session = Session(config, folder, scenario, trainer, stop)
-        metrics = stack.enter_context(MetricsLog(folder.metrics_path))
-        session.restore(metrics)
+        position = session.restore(changes)
+        metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
         progress = Progress(
             sum(session.steps),
             task_names=session.names,
@@ -84,7 +97,7 @@ def _run(
         session.run(metrics, progress)
     report.write_accuracy(folder.path, trainer.accuracy, session.names)
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
-    return RunResult(folder.path, trainer.accuracy, session.names)
+    return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 
 def train(
@@ -102,32 +115,46 @@ def train(
         ConfigError: A setting is wrong, the folder is in use, or the memory does not suffice.
         DataError: A data file is missing or damaged.
         TrainingError: The loss is not finite; the last checkpoint stays.
-        Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
     check_value("out", str, out)
     plan(config, memory=memory).require()
     # The folder comes second: a run that cannot start leaves none behind.
     scenario, trainer = build(config)
     with RunFolder.create(out, config.to_toml()) as folder:
-        return _run(config, folder, scenario, trainer, show_progress)
+        return _run(config, folder, scenario, trainer, show_progress, {})
 
 
-def resume(path: str | Path, *, show_progress: bool = True, memory: int | None = None) -> RunResult:
-    """Continue the run in the folder ``path`` from its newest checkpoint, bit-identically.
+def resume(
+    path: str | Path,
+    *,
+    show_progress: bool = True,
+    memory: int | None = None,
+    allow_changes: bool = False,
+) -> RunResult:
+    """Continue the run in the folder ``path`` from its newest checkpoint.
+
+    Bit-identically in the environment that the checkpoint was made in; in another one there is a
+    warning, which names what is not the same.
 
     Args:
         path: The folder.
         show_progress, memory: As in :func:`train`.
+        allow_changes: Go on with settings in ``config.toml`` that are not those of the checkpoint,
+            and record them. Default False; those in `hypermask_fast.settings.changes.FREE` may
+            always change.
 
     Raises:
-        CheckpointError: The newest checkpoint is damaged or does not fit.
+        CheckpointError: The newest checkpoint is damaged, is missing, or does not fit, or settings
+            were changed. The folder is then left as it is.
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
     check_value("path", str, path)
     with RunFolder.open(path) as folder:
-        config = RunConfig.from_toml(folder.config_path)
+        config = settings_of(folder)
+        changes = changes_since(folder, config, allowed=allow_changes)
         plan(config, memory=memory).require(resuming=True)
-        return _run(config, folder, *build(config), show_progress)
+        return _run(config, folder, *build(config), show_progress, changes)
 
 
 def load(path: str | Path, *, device: str | None = None, data_dir: str | None = None) -> Trainer:
@@ -140,16 +167,18 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
         device, data_dir: In place of those in its settings.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
+        CheckpointError: There is no checkpoint, it is damaged, or settings were changed since.
         ConfigError, DataError: As in :func:`train`.
     """
     check_value("path", str, path)
     folder = RunFolder.open(path, lock=False)
-    config = RunConfig.from_toml(folder.config_path)
+    config = settings_of(folder)
+    changes_since(folder, config, allowed=False)
     changes = {"device": device, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
     saved = checkpoint.load_latest(folder.checkpoints)
     with torch.random.fork_rng():
         _, trainer = build(config)
-        trainer.load_state(saved.tensors, saved.state["trainer"])
+        with in_a_sentence(folder.checkpoints):
+            trainer.load_state(saved.tensors, saved.state["trainer"])
     return trainer

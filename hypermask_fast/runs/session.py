@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from hypermask_fast.errors import CheckpointError, Stopped
 from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs.atomic import write_text_atomic
+from hypermask_fast.runs.environment import differences, environment
 from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import MetricsLog
+from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
+from hypermask_fast.runs.restoring import as_json, in_a_sentence, require_same
 from hypermask_fast.scenarios import Scenario
+from hypermask_fast.settings.changes import Changes, carry_into, check_within_task, described
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
@@ -26,6 +33,12 @@ class Session:
         scenario: Its tasks.
         trainer: Its trainer, with all tasks added.
         stop: Returns the number of the signal that asks the run to stop, or None.
+
+    Attributes:
+        names: Of the tasks.
+        steps: Of each task; of those that are learned, what they took.
+        changes: What was changed on the way: for each time the step and, by name, the values before
+            and after of ``settings`` or of the ``environment``.
     """
 
     def __init__(
@@ -40,23 +53,105 @@ class Session:
         self.stop = stop
         self.names = [task.name for task in scenario]
         self.steps = [trainer.steps_of(task) for task in scenario]
+        self.changes: list[dict[str, Any]] = []
+        device = next(trainer.learner.parameters()).device
+        self._environment = environment(config, device)
         self._saved_at = time.monotonic()
+        self._has_manifest = False
 
-    def restore(self, metrics: MetricsLog) -> None:
-        """Continue from the newest checkpoint, or from the start where there is none."""
-        if checkpoint.latest(self.folder.checkpoints) is None:
-            metrics.truncate(0)
-            return
+    def restore(self, changes: Changes) -> Position:
+        """Continue from the newest checkpoint, if there is one; no file is written.
+
+        Args:
+            changes: Of the settings since then, which were accepted.
+
+        Returns:
+            Where the log goes on.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or does not fit.
+        """
+        path = checkpoint.latest(self.folder.checkpoints)
+        if path is None:
+            return START
         saved = checkpoint.load_latest(self.folder.checkpoints)
         state = saved.state
-        names = [record["name"] for record in state["trainer"]["task"]["tasks"]]
-        if names != self.names:
+        with in_a_sentence(path):
+            names = [record["name"] for record in state["trainer"]["task"]["tasks"]]
+            if names != self.names:
+                raise CheckpointError(
+                    f"the checkpoint was made with the tasks {names} and config.toml gives "
+                    f"{self.names}; put back the settings of the run"
+                )
+            current = state["trainer"]["task"]["current"]
+            if current is not None:
+                check_within_task(changes, names[current])
+            groups = [
+                state["trainer"]["optimizer"],
+                *state["trainer"].get("optimizers", {}).values(),
+            ]
+            for of_one in groups:
+                carry_into(of_one, changes, self.config.training.schedule)
+            self.trainer.load_state(saved.tensors, state["trainer"])
+            require_same(state["trainer"], self.trainer.state()[1])
+            self.changes = list(state.get("changes", ()))
+            self._check_place(saved.step, state.get("steps_taken"))
+            position = Position(int(state["metrics_position"]), state.get("metrics_sha256"))
+            if self.done < sum(self.steps):
+                self._note(saved.step, changes, state.get("environment"))
+        return position
+
+    def _check_place(self, step: int, steps_taken: list[int] | None) -> None:
+        """Raise CheckpointError where the trainer is at no step of the run, or not at ``step``."""
+        trainer = self.trainer
+        index = trainer.tasks_done
+        if steps_taken is not None:
+            self.steps[:index] = steps_taken
+        if index < len(self.names) and trainer.step > self.steps[index]:
             raise CheckpointError(
-                f"the checkpoint was made with the tasks {names} and config.toml gives "
-                f"{self.names}; put back the settings of the run"
+                f"the checkpoint is at step {trainer.step} of the task {self.names[index]!r}, to "
+                f"which the settings give {self.steps[index]} steps; give at least {trainer.step}"
             )
-        self.trainer.load_state(saved.tensors, state["trainer"])
-        metrics.truncate(state["metrics_position"])
+        if len(self.steps) != len(self.names) or trainer.step < 0 or self.done != step:
+            raise CheckpointError(
+                f"the checkpoint is of step {step} and what it holds of step {self.done}, of the "
+                f"{sum(self.steps)} of the run; another version or other settings made it"
+            )
+        current = trainer.learner.current
+        if current is None:
+            return
+        begin = 0
+        for phase in trainer.learner.phases(current, self.steps[index]):
+            if phase.name == trainer.learner.phase and 0 <= trainer.step - begin <= phase.steps:
+                return
+            begin += phase.steps
+        raise CheckpointError(
+            f"the checkpoint is at step {trainer.step} of the task {self.names[index]!r} in the "
+            f"phase {trainer.learner.phase!r}, which the settings end elsewhere; put back the "
+            "task's steps"
+        )
+
+    def _note(self, step: int, changes: Changes, before: dict[str, Any] | None) -> None:
+        """Keep what is not as it was at the checkpoint, and warn of another environment."""
+        if changes:
+            self.changes.append({"step": step, "settings": as_json(changes)})
+        if before is None:
+            warnings.warn(
+                "an earlier version made the checkpoint, without the settings and the environment "
+                "it was made in: if any of them changed, the run does not go on bit-identically",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        found = differences(before, self._environment)
+        if found:
+            self.changes.append({"step": step, "environment": as_json(found)})
+            warnings.warn(
+                f"the run goes on in another environment, so not bit-identically: "
+                f"{described(found)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @property
     def done(self) -> int:
@@ -102,8 +197,8 @@ class Session:
                     "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
                 }
             )
-            report.write_accuracy(self.folder.path, trainer.accuracy, self.names)
             self.save(metrics)
+            report.write_accuracy(self.folder.path, trainer.accuracy, self.names)
             seen = row[: index + 1]
             progress.message(
                 f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
@@ -111,13 +206,24 @@ class Session:
             )
 
     def save(self, metrics: MetricsLog) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, and after the first one the manifest."""
         tensors, state = self.trainer.state()
         position = metrics.position()
+        made_with = {"environment": self._environment, "changes": self.changes}
         checkpoint.save(
             self.folder.checkpoints,
             self.done,
             tensors,
-            {"trainer": state, "metrics_position": position},
+            {
+                "trainer": state,
+                "metrics_position": position.size,
+                "metrics_sha256": position.sha256,
+                "steps_taken": self.steps[: self.trainer.tasks_done],
+                "settings": self.config.to_toml(),
+                **made_with,
+            },
         )
+        if not self._has_manifest:
+            write_text_atomic(self.folder.manifest_path, json.dumps(made_with, indent=1) + "\n")
+            self._has_manifest = True
         self._saved_at = time.monotonic()

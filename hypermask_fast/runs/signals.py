@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def caught_signal() -> Iterator[Callable[[], int | None]]:
-    """Catch the first SIGINT or SIGTERM; a second one acts as usual.
+    """Catch the first SIGINT, SIGTERM or SIGHUP; a second one acts as usual.
 
-    Only the main thread can: elsewhere nothing is caught.
+    Only the main thread can: elsewhere nothing is caught. SIGHUP, which a terminal sends when it
+    closes, stays ignored where it is, as under ``nohup``.
 
     Yields:
         What returns the number of the signal that came, or None.
@@ -22,6 +23,9 @@ def caught_signal() -> Iterator[Callable[[], int | None]]:
         yield lambda: None
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    hangup = getattr(signal, "SIGHUP", None)  # which Windows lacks
+    if hangup is not None and signal.getsignal(hangup) not in (None, signal.SIG_IGN):
+        before[hangup] = signal.getsignal(hangup)
 
     def restore() -> None:
         for signum, handler in before.items():

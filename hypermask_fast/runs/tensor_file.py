@@ -75,7 +75,7 @@ def check_tensors(tensors: Mapping[str, Tensor], step: int) -> None:
         raise TrainingError(
             f"tensor {bad[0]!r} has {counts[bad[0]]} non-finite values of "
             f"{tensors[bad[0]].numel()} at step {step}{others}, expected none, so no checkpoint "
-            "was written; resume from the last one with a lower learning rate"
+            "was written; lower the learning rate and `hypermask resume --allow-changes`"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -22,7 +23,8 @@ def _duration(seconds: float) -> str:
 class Progress:
     """Shows how far a run is; a context manager that closes itself.
 
-    A call of ``update`` reads the clock, and formats only where it prints.
+    A call of ``update`` reads the clock, and formats only where it prints. A stream that cannot be
+    printed on any more ends the progress, and not the run.
 
     Args:
         total_steps: Training steps of the whole run.
@@ -60,10 +62,14 @@ class Progress:
             )
         self._starts = [sum(self._task_steps[:i]) for i in range(count)]
         self._total = total_steps
-        self._stream = sys.stderr if stream is None else stream
+        # Standard error is None where it was closed before Python started.
+        self._stream: TextIO = sys.stderr if stream is None else stream
         self._clock = clock
-        self._enabled = enabled
-        self._bar = self._make_bar(initial) if enabled and self._stream.isatty() else None
+        self._enabled = enabled and self._stream is not None
+        self._bar: Any = None
+        if self._enabled:
+            with self._printing():
+                self._bar = self._make_bar(initial) if self._stream.isatty() else None
         default = _LINE_INTERVAL if self._bar is None else _BAR_INTERVAL
         self._interval = default if interval is None else interval
         self._task = self._step = 0
@@ -85,6 +91,21 @@ class Progress:
         if error is not None:
             self._shown = self._done  # reading a loss again could raise and hide the error
         self.close()
+
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # the latter of a stream that was closed
+            self._enabled = False
+            if self._bar is not None:
+                self._bar.disable = True  # or it would print when it is collected
+
+    def _write(self, text: str) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        with self._printing():
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            self._stream.flush()
 
     def _make_bar(self, initial: int) -> Any:
         from tqdm import tqdm
@@ -123,19 +144,20 @@ class Progress:
         if self._rate > 0:
             remaining = (self._total - self._done) / self._rate
             parts += [f"{self._rate:.1f} steps/s", f"ETA {_duration(remaining)}"]
-        return " · ".join([*parts, *filter(None, [self._losses_text()])])
+        return ", ".join([*parts, *filter(None, [self._losses_text()])])
 
     def _show(self, now: float) -> None:
         self._due = now + self._interval
         advance, self._shown = self._done - self._shown, self._done
         if self._bar is not None:
-            self._bar.set_description_str(self._task_text(), refresh=False)
-            self._bar.set_postfix_str(self._losses_text(), refresh=False)
-            self._bar.update(advance)
+            losses = self._losses_text()
+            with self._printing():
+                self._bar.set_description_str(self._task_text(), refresh=False)
+                self._bar.set_postfix_str(losses, refresh=False)
+                self._bar.update(advance)
             return
         self._measure_rate(now, advance)
-        self._stream.write(self._line() + "\n")
-        self._stream.flush()
+        self._write(self._line())
 
     def update(
         self, step_in_task: int, task_index: int, losses: Mapping[str, Any] | None = None
@@ -163,17 +185,18 @@ class Progress:
         if not self._enabled:
             return
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            with self._printing():
+                self._bar.write(text, file=self._stream)
             return
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(text)
 
     def close(self) -> None:
         """Show the last state, if it was not shown yet, and print no more."""
         if not self._enabled:
             return
-        self._enabled = False
         if self._shown != self._done:
             self._show(self._clock())
+        self._enabled = False
         if self._bar is not None:
-            self._bar.close()
+            with self._printing():
+                self._bar.close()

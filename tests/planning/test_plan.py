@@ -190,6 +190,50 @@ def test_too_many_tasks_are_refused_as_by_the_scenario() -> None:
         plan(RunConfig.from_options(steps=1, tasks=6))
 
 
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        pytest.param({"mlp_hidden": (HUGE,)}, f"mlp_hidden=({HUGE},)", id="target"),
+        pytest.param({"mlp_hidden": (2**31, 2**31)}, "mlp_hidden=", id="product"),
+        pytest.param({"hidden": (5, 2**63 - 1)}, "hidden=(5, 9223372036854775807)", id="width"),
+        pytest.param({"embedding_dim": HUGE}, f"embedding_dim={HUGE}", id="embedding"),
+        pytest.param({"capacity": HUGE}, f"capacity={HUGE}", id="capacity"),
+        pytest.param({"batch_size": HUGE}, f"batch_size={HUGE}", id="batch"),
+        pytest.param({"batch_size": 2**63 - 1}, f"batch_size={2**63 - 1}", id="batch-int64"),
+        pytest.param({"head": "chunked", "chunk_size": HUGE}, f"chunk_size={HUGE}", id="chunk"),
+        pytest.param(
+            {"head": "chunked", "chunk_embedding_dim": HUGE}, "chunk_embedding_dim=", id="chunks"
+        ),
+        pytest.param(
+            {"network": "resnet", "resnet_n": 1, "resnet_k": HUGE}, "resnet_k=", id="resnet"
+        ),
+        pytest.param({"network": "resnet", "resnet_n": 1, "resnet_k": 2**40}, "k=", id="planes"),
+    ],
+)
+def test_sizes_that_overflow_are_a_sentence(settings: dict[str, object], largest: str) -> None:
+    with pytest.raises(ConfigError, match="sizes of the run overflow") as caught:
+        plan(small(**settings))
+    assert largest in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "epochs", "eval_batch_size", "validation", "log_every", "check_every"]
+)
+def test_counts_that_take_no_memory_may_be_any(name: str) -> None:
+    changes = {"steps": None, "epochs": HUGE} if name == "epochs" else {name: HUGE}
+    assert plan(small(**changes)).peak > 0
+
+
+@pytest.mark.parametrize("gib", ["1.7e308", "1e400", "nan", "0"])
+def test_memory_out_of_range_is_a_sentence(gib: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--memory-gib", gib]) == 2
+    assert "memory-gib=" in capsys.readouterr().err
+
+
 def test_a_plan_makes_nothing_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     # 27 GB of target weights: the head alone takes more than any machine has.

@@ -55,6 +55,37 @@ def test_create_over_what_a_killed_create_left(tmp_path: Path) -> None:
     assert (tmp_path / "config.toml").read_text() == "a = 1"
 
 
+def _stuck(root: Path) -> Path:
+    """What a run leaves that failed, or was killed, before its first checkpoint."""
+    RunFolder.create(root, "a = 1").close()
+    (root / "metrics.jsonl").write_text("{}\n")
+    (root / "checkpoints/.tmp-step-000000001").mkdir(parents=True)
+    return root
+
+
+def test_create_in_place_of_a_run_that_never_began(tmp_path: Path) -> None:
+    RunFolder.create(_stuck(tmp_path), "a = 2").close()
+    assert (tmp_path / "config.toml").read_text() == "a = 2"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step-000000001", "manifest.json", "notes.txt"])
+def test_a_run_that_began_and_foreign_files_are_kept(tmp_path: Path, name: str) -> None:
+    _stuck(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunFolder.create(tmp_path, "a = 2")
+    assert (tmp_path / "config.toml").read_text() == "a = 1"
+
+
+def test_a_run_that_is_about_to_begin_is_not_replaced(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "a = 1"), pytest.raises(ConfigError, match="in use by"):
+        RunFolder.create(tmp_path, "a = 2")
+    (tmp_path / ".lock").write_text("of another program")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunFolder.create(tmp_path, "a = 2")
+    assert (tmp_path / "config.toml").read_text() == "a = 1"
+
+
 def _with(*names: str) -> Callable[[Path], Path]:
     def make(root: Path) -> Path:
         for name in names:

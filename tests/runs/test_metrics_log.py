@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 
 from hypermask_fast.errors import CheckpointError, DataError
 from hypermask_fast.runs import metrics_log
-from hypermask_fast.runs.metrics_log import MetricsLog
+from hypermask_fast.runs.metrics_log import MetricsLog, Position
 
 
 def test_metrics_round_trip(tmp_path: Path) -> None:
@@ -49,26 +50,26 @@ def test_metrics_refuse_what_is_not_json(tmp_path: Path, record: Any, message: s
     assert metrics_log.read(tmp_path / "m") == []
 
 
-def test_position_and_truncate_resume_the_file(tmp_path: Path) -> None:
+def test_a_position_continues_the_file(tmp_path: Path) -> None:
     path = tmp_path / "m"
     log = MetricsLog(path)
-    assert log.position() == 0
+    assert log.position().size == 0
     for step in range(5):
         log.write({"step": step})
     position = log.position()
-    assert position == path.stat().st_size  # on the disk, not in a buffer
+    assert position.size == path.stat().st_size  # on the disk, not in a buffer
+    assert position.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     log.write({"step": 5})
     log.flush()
     log.write({"step": 6})
     log.close()
     log.close()
-    with MetricsLog(path) as log:
-        log.truncate(position)
+    with MetricsLog(path, position) as log:
         assert log.position() == position
         log.write({"step": "resumed"})
+        assert log.position().sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [r["step"] for r in metrics_log.read(path)] == [0, 1, 2, 3, 4, "resumed"]
-    with MetricsLog(path) as log:
-        log.truncate(0)
+    MetricsLog(path).close()
     assert path.read_bytes() == b""
 
 
@@ -85,42 +86,56 @@ def test_position_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         log.write({"step": 1})
         assert path.stat().st_size == 0  # buffered
         assert sizes == []
-        assert log.position() == 12
+        assert log.position().size == 12
         assert sizes == [12]
+
+
+_CONTENT = b'{"a": 100}\n\n{"a'
 
 
 @pytest.mark.parametrize(
     ("position", "message"),
     [
-        pytest.param(13, "has 12 bytes, the checkpoint expects at least 13", id="shorter"),
-        pytest.param(5, "no line end at byte 5", id="inside-a-line"),
+        pytest.param(Position(16, None), "has 15 bytes, the checkpoint expects at", id="shorter"),
+        pytest.param(Position(5, None), "no line end at byte 5", id="inside-a-line"),
+        pytest.param(
+            Position(12, hashlib.sha256(b'{"a": 101}\n\n').hexdigest()),
+            "was altered: the SHA-256 of its first 12 bytes is",
+            id="altered",
+        ),
     ],
 )
-def test_truncate_refuses_another_file(tmp_path: Path, position: int, message: str) -> None:
+def test_another_file_is_refused_and_left_alone(
+    tmp_path: Path, position: Position, message: str
+) -> None:
     path = tmp_path / "m"
-    path.write_bytes(b'{"a": 100}\n\n')
-    with MetricsLog(path) as log, pytest.raises(CheckpointError, match=message):
-        log.truncate(position)
-    assert path.stat().st_size == 12
+    path.write_bytes(_CONTENT)
+    with pytest.raises(CheckpointError, match=message):
+        MetricsLog(path, position)
+    assert path.read_bytes() == _CONTENT
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"metrics file .* is missing, the checkpoint"):
+        MetricsLog(path, position)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("tail", [1, 100, 64 * 2**10, 200_000])
-def test_half_written_last_line(tmp_path: Path, tail: int) -> None:
+def test_a_log_of_several_blocks_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_log, "_BLOCK", 5)
     path = tmp_path / "m"
-    whole = b'{"a": 1}\n{"a": 2}\n'
-    path.write_bytes(whole + b'{"a": "' + b"x" * tail)
-    assert metrics_log.read(path) == [{"a": 1}, {"a": 2}]
     with MetricsLog(path) as log:
-        assert path.read_bytes() == whole
-        log.write({"a": 3})
-    assert path.read_bytes() == whole + b'{"a": 3}\n'
+        log.write({"step": 1})
+        position = log.position()
+        log.write({"step": 2})
+    with MetricsLog(path, position) as log:
+        assert log.position() == position
 
 
-def test_only_a_half_written_line(tmp_path: Path) -> None:
+def test_half_written_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    path.write_bytes(b'{"a"')
-    MetricsLog(path).close()
-    assert path.read_bytes() == b""
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": "x')
+    assert metrics_log.read(path) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("line", [b'{"a": ', b"[1]", b"\xff\xfe", b""])

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError
+from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.runs import checkpoint, run
 from hypermask_fast.runs.metrics_log import read
 from hypermask_fast.settings.config import RunConfig
+from tests.support.run_cases import assert_same_run
 
 SETTINGS = {
     "tasks": 3,
@@ -33,21 +34,6 @@ SETTINGS = {
 
 def config(**changes: object) -> RunConfig:
     return RunConfig.from_preset("split-digits", **{**SETTINGS, **changes})
-
-
-def final(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_latest(path / "checkpoints").tensors
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    left, right = final(a), final(b)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
-    for name in ("metrics.jsonl", "accuracy.csv", "config.toml"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    with np.load(a / "accuracy.npz") as x, np.load(b / "accuracy.npz") as y:
-        np.testing.assert_array_equal(x["accuracy"], y["accuracy"])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +89,7 @@ def test_killed_at_three_random_moments_and_resumed_ends_bit_identical(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_exits_cleanly(whole: Path, tmp_path: Path, signum: int) -> None:
     path = tmp_path / "stopped"
     process = start(path, "train")
@@ -113,15 +99,6 @@ def test_a_signal_saves_and_exits_cleanly(whole: Path, tmp_path: Path, signum: i
     assert process.returncode == 128 + signum, errors.decode()
     assert f"hypermask resume {path}".encode() in errors
     assert b"Traceback" not in errors
-    run.resume(path, show_progress=False)
-    assert_same_run(whole, path)
-
-
-def test_resume_without_a_checkpoint_starts_anew(whole: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bare"
-    path.mkdir()
-    (path / "config.toml").write_text(config().to_toml())
-    (path / "metrics.jsonl").write_text('{"task": 0, "step": 7}\n')
     run.resume(path, show_progress=False)
     assert_same_run(whole, path)
 
@@ -172,16 +149,15 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     assert all(v.isfinite().all() for v in saved.tensors.values() if v.is_floating_point())
 
 
-def test_resume_with_other_settings_is_refused(whole: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "checkpoints").symlink_to(whole / "checkpoints")
-    (other / "config.toml").write_text(config(mlp_hidden=(11,)).to_toml())
-    with pytest.raises(CheckpointError, match=r"\[11, 64\] in the model and \[10, 64\]"):
-        run.resume(other, show_progress=False)
-    (other / "config.toml").write_text(config(tasks=2).to_toml())
-    with pytest.raises(CheckpointError, match="put back the settings of the run"):
-        run.resume(other, show_progress=False)
+def test_a_run_that_failed_before_its_first_checkpoint_blocks_none(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(TrainingError, match="not finite"):
+        run.train(config(lr=1e30, checkpoint_every=1e9), path, show_progress=False)
+    assert read(path / "metrics.jsonl")  # tells how it went
+    run.train(config(), path, show_progress=False)
+    assert_same_run(whole, path)
 
 
 def test_a_used_folder_is_refused(whole: Path) -> None:

@@ -317,6 +317,8 @@ def test_sparsity_below_one_warns_at_the_caller() -> None:
             id="absent",
         ),
         pytest.param(lambda: _config(lr=float("inf")), "lr=inf is not finite", id="infinite"),
+        pytest.param(lambda: _config(data_dir="a\udcff"), "is not Unicode", id="not-unicode"),
+        pytest.param(lambda: _config(lr=10**400), "lr=1000", id="more-than-a-float"),
         pytest.param(lambda: _config(seed=2**64), "seed=18446744073709551616 is out", id="seed"),
         pytest.param(
             lambda: _config(warmup_steps=11), "warmup_steps=11 is more than steps=10", id="warm-up"

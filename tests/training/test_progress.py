@@ -46,8 +46,7 @@ def test_plain_line_shows_place_rate_time_and_losses() -> None:
     progress.update(20, 1, {"loss": 0.12345, "reg": 3e-7})
     # 120 of 200 steps in 10 s: 12 a second, and 80 / 12 = 6.7 s remain.
     assert stream.getvalue() == (
-        "task 2/2 split 2/3 · step 20/100 · 60 % · 12.0 steps/s · ETA 0:07 · "
-        "loss 0.1235 reg 3e-07\n"
+        "task 2/2 split 2/3, step 20/100, 60 %, 12.0 steps/s, ETA 0:07, loss 0.1235 reg 3e-07\n"
     )
 
 
@@ -59,7 +58,7 @@ def test_plain_lines_come_at_the_interval_and_at_the_end() -> None:
                 clock.now += 0.125
                 progress.update(step, task)
     # 25 s with a line each 5 s; the last of them is the last step, and is not repeated.
-    steps = [line.split(" · ")[1] for line in stream.getvalue().splitlines()]
+    steps = [line.split(", ")[1] for line in stream.getvalue().splitlines()]
     assert steps == ["step 40/100", "step 80/100", "step 20/100", "step 60/100", "step 100/100"]
 
 
@@ -74,7 +73,7 @@ def test_last_state_is_shown_on_close_and_once() -> None:
     progress.update(100, 1)
     progress.message("late")
     assert stream.getvalue().splitlines() == [
-        "task 2/2 split 2/3 · step 100/100 · 100 % · 200.0 steps/s · ETA 0:00"
+        "task 2/2 split 2/3, step 100/100, 100 %, 200.0 steps/s, ETA 0:00"
     ]
 
 
@@ -83,7 +82,7 @@ def test_steps_of_an_earlier_process_do_not_count_for_the_rate() -> None:
     progress = _progress(stream, clock, initial=100)
     clock.now += 10.0
     progress.update(50, 1)
-    assert "75 % · 5.0 steps/s · ETA 0:10" in stream.getvalue()
+    assert "75 %, 5.0 steps/s, ETA 0:10" in stream.getvalue()
 
 
 def test_tasks_may_differ_in_length() -> None:
@@ -92,7 +91,7 @@ def test_tasks_may_differ_in_length() -> None:
     clock.now += 4000.0
     progress.update(20, 1)
     # 180 steps in 4000 s, 20 remain: 444 s.
-    assert "step 20/40 · 90 % · 0.0 steps/s · ETA 7:24" in stream.getvalue()
+    assert "step 20/40, 90 %, 0.0 steps/s, ETA 7:24" in stream.getvalue()
     progress.close()
     with pytest.raises(ValueError, match="task_steps"):
         _progress(stream, clock, task_steps=[160, 41])
@@ -103,7 +102,7 @@ def test_percent_reaches_100_only_at_the_end() -> None:
     progress = Progress(1000, stream=stream, clock=clock)
     clock.now += 3600.0
     progress.update(999, 0)
-    assert stream.getvalue().startswith("task 1/1 · step 999/1000 · 99 %")
+    assert stream.getvalue().startswith("task 1/1, step 999/1000, 99 %")
 
 
 def test_losses_are_read_only_when_they_are_printed() -> None:
@@ -170,3 +169,56 @@ def test_terminal_bar_shows_the_last_state_on_close() -> None:
     with _progress(stream, clock) as progress:
         progress.update(90, 1)
     assert " 190/200 " in stream.getvalue().splitlines()[-1]
+
+
+class _Failing(io.StringIO):
+    """A stream that fails from a moment on."""
+
+    is_terminal = fails = False
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def write(self, text: str) -> int:
+        if self.fails:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_stream_that_fails_ends_the_progress_only(is_terminal: bool, is_closed: bool) -> None:
+    stream, clock = _Failing(), _Clock()
+    stream.is_terminal = is_terminal
+    progress = _progress(stream, clock)
+    progress.message("before")
+    written = stream.getvalue()
+    if is_closed:
+        stream.close()
+    stream.fails = True
+    with progress:
+        clock.now += 10.0
+        progress.update(50, 0, {"loss": 1.0})
+        progress.message("hello")
+        progress.update(60, 0)
+    assert is_closed or stream.getvalue() == written
+    assert progress._enabled is False
+
+
+def test_a_stream_that_is_closed_or_none_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _Terminal()
+    stream.close()
+    with _progress(stream, _Clock()) as progress:
+        progress.update(90, 1)
+    monkeypatch.setattr("sys.stderr", None)
+    with Progress(200) as progress:
+        progress.update(90, 0)
+        progress.message("hello")
+
+
+def test_letters_that_a_stream_lacks_are_replaced() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "ascii")
+    with Progress(10, stream=stream, clock=_Clock(), task_names=["\u00e9"]) as progress:
+        progress.update(10, 0)
+    assert raw.getvalue() == b"task 1/1 \\xe9, step 10/10, 100 %\n"

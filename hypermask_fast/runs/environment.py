@@ -1,0 +1,96 @@
+"""What the bits of a run depend on beside its settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hypermask_fast.backends import choice
+from hypermask_fast.native import library
+from hypermask_fast.settings.config import RunConfig
+
+# They choose the code of libraries that PyTorch calls.
+_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
+
+def _processor() -> str:
+    """Return the model of the CPU, which libraries of linear algebra choose their code by."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _of_cpu() -> dict[str, Any]:
+    passes = library.load()
+    return {
+        "device": "cpu",
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        # The name holds a digest of the source, the compiler and the processor.
+        "native": "off" if passes is None else Path(passes._name).stem,
+        "mkldnn": torch.backends.mkldnn.enabled,
+    }
+
+
+def _of_cuda(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Return what the bits of a run on a device depend on beside its settings, for JSON.
+
+    On a CPU the native passes do not depend on the threads; PyTorch's sums do.
+    """
+    of_device = {"cpu": _of_cpu, "cuda": lambda: _of_cuda(device)}
+    return {
+        "hypermask_fast": sys.modules[__name__.partition(".")[0]].__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        **of_device.get(device.type, lambda: {"device": str(device)})(),
+        "backend": choice.requested(),
+        "graph": config.training.graph,
+        "compile": config.training.compile,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **{name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what is not the same in two environments: by name, the values before and now."""
+    names = dict.fromkeys((*before, *now))
+    pairs = {name: (before.get(name), now.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,91 @@
+"""Short runs, whole and stopped, and what two folders of a run have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hypermask_fast.runs import checkpoint, run
+from hypermask_fast.settings.config import RunConfig
+
+SHORT = {
+    "tasks": 2,
+    "steps": 6,
+    "mlp_hidden": (6,),
+    "embedding_dim": 3,
+    "hidden": (4,),
+    "capacity": 2,
+    "log_every": 2,
+    "checkpoint_every": 0.0,
+    "device": "cpu",
+}
+STOP = 9
+"""The step of both tasks that `stopped` ends after: the third of the second one."""
+
+
+def short(**changes: object) -> RunConfig:
+    return RunConfig.from_preset("split-digits", **{**SHORT, **changes})
+
+
+def stopped(config: RunConfig, path: Path, after: int = STOP) -> None:
+    """Train until the checkpoint of a step is written, and no further."""
+    original = checkpoint.save
+
+    def save(folder: Path, step: int, *args: Any, **options: Any) -> Path:
+        saved = original(folder, step, *args, **options)
+        if step == after:
+            raise SystemExit
+        return saved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(SystemExit):
+            run.train(config, path, show_progress=False)
+
+
+def final(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_latest(path / "checkpoints").tensors
+
+
+def assert_same_run(a: Path, b: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Every bit of two runs' last checkpoints and results is the same."""
+    left, right = final(a), final(b)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+    for name in {"metrics.jsonl", "accuracy.csv", "config.toml"} - {*but}:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    with np.load(a / "accuracy.npz") as x, np.load(b / "accuracy.npz") as y:
+        np.testing.assert_array_equal(x["accuracy"], y["accuracy"])
+
+
+def contents(path: Path) -> dict[str, bytes | None]:
+    """Every file of a folder but its lock, which tells who used it last; None of a folder."""
+    return {
+        str(file.relative_to(path)): file.read_bytes() if file.is_file() else None
+        for file in sorted(path.rglob("*"))
+        if file.name != ".lock"
+    }
+
+
+def edit_state(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change the state of a run's newest checkpoint, with a digest that fits."""
+    newest = checkpoint.latest(path / "checkpoints")
+    assert newest is not None
+    stored = json.loads((newest / "state.json").read_bytes())
+    edit(stored)
+    text = json.dumps(stored).encode()
+    (newest / "state.json").write_bytes(text)
+    index = json.loads((newest / "index.json").read_bytes())
+    index["files"]["state.json"] = {
+        "bytes": len(text),
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }
+    (newest / "index.json").write_text(json.dumps(index))
