@@ -73,22 +73,21 @@ def campaign(run: Run, options: argparse.Namespace, folder: Path) -> list[str]:
         def kill(case: kills.Case, folder: Path) -> tuple[list[str], str]:
             return kills.kill(processes, run, whole, case, options.seed, folder)
 
-        def fail(fault: faults.Fault, folder: Path) -> tuple[str, str]:
-            wrong = faults.fail(processes, run, whole, fault, folder)
-            return f"{fault.operation.kind}: {fault.name}", wrong
+        def fail(fault: faults.Fault, folder: Path) -> tuple[faults.Fault, str]:
+            return fault, faults.fail(processes, run, whole, fault, folder)
 
         cases = kills.cases(options.kills, compiles=whole.uses_library)
         killed: Iterable[list[str]] = done.all("kill", cases, kill)
         killed_in = Counter(phase for phases in killed for phase in phases)
-        failed = Counter(
-            done.all("fault", faults.faults(whole, options.faults, options.seed), fail)
-        )
+        planned = faults.faults(whole, options.faults, options.seed)
+        failed: list[faults.Fault] = done.all("fault", planned, fail)
     possible = sum(o.kind in faults.KINDS for o in (*whole.trace, *whole.resume_trace))
     if options.kills:
         print(_table(killed_in, f"{killed_in.total()} kills, by what the run was doing:"))
     if options.faults:
-        title = f"{failed.total()} faults, in {possible} operations that change files:"
-        print(_table(failed, title))
+        title = f"{len(failed)} faults, in {possible} operations that change files:"
+        print(_table(Counter(fault.name for fault in failed), title))
+        print(_table(Counter(fault.operation.kind for fault in failed), "of which the operation:"))
     print(
         f"method {run.method}, seed {options.seed}, {time.monotonic() - begun:.0f} s: "
         f"{len(done.failures)} failed"
