@@ -154,7 +154,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_blocks_none(
 ) -> None:
     path = tmp_path / "run"
     with pytest.raises(TrainingError, match="not finite"):
-        run.train(config(lr=1e30, checkpoint_every=1e9), path, show_progress=False)
+        run.train(config(lr=1e30, checkpoint_every=1e9, log_every=1), path, show_progress=False)
     assert read(path / "metrics.jsonl")  # tells how it went
     run.train(config(), path, show_progress=False)
     assert_same_run(whole, path)
