@@ -255,7 +255,8 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
         raise ConfigError(
             f"{name}={shown(value)} is of type {type(value).__name__}; give {kind.wanted}"
         ) from None
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    is_text = isinstance(value, str) and not rules.get("path")
+    if is_text and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{name}={value!r} is not Unicode, which settings are kept in; rename it")
     choices = rules.get("choices")
     if choices and value not in choices:

@@ -88,6 +88,6 @@ def check_fits(weights: Mapping[str, Any], own: Mapping[str, Any], rows: tuple[i
         grown = (saved, *shape[1:]) if shape[:1] == (present,) and saved > present else shape
         if given not in (shape, grown):
             raise CheckpointError(
-                f"the state has {name} of shape {given} and the learner of {shape}, with rows for "
-                f"{saved} and {present} tasks; load it into a new learner of the same settings"
+                f"the state has {name} of shape {given} and the learner of {shape}; load it into a "
+                "new learner of the same settings, capacity included"
             )

@@ -117,7 +117,7 @@ def train(
         TrainingError: The loss is not finite; the last checkpoint stays.
         Stopped: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
-    check_value("out", str, out)
+    check_value("out", str, out, path=True)
     plan(config, memory=memory).require()
     # The folder comes second: a run that cannot start leaves none behind.
     scenario, trainer = build(config)
@@ -149,7 +149,7 @@ def resume(
             were changed. The folder is then left as it is.
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
-    check_value("path", str, path)
+    check_value("path", str, path, path=True)
     with RunFolder.open(path) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
@@ -170,7 +170,7 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
         CheckpointError: There is no checkpoint, it is damaged, or settings were changed since.
         ConfigError, DataError: As in :func:`train`.
     """
-    check_value("path", str, path)
+    check_value("path", str, path, path=True)
     folder = RunFolder.open(path, lock=False)
     config = settings_of(folder)
     changes_since(folder, config, allowed=False)

@@ -156,7 +156,7 @@ def test_an_allowed_change_takes_effect_and_is_recorded(
         pytest.param({"moments": "bfloat16"}, "within the task", id="moments"),
         pytest.param({"train_target": False}, "within the task", id="target"),
         pytest.param({"mlp_hidden": (7,)}, r"\[7, 64\] in the model and \[6, 64\]", id="width"),
-        pytest.param({"capacity": 3}, "does not fit the learner", id="capacity"),
+        pytest.param({"capacity": 3}, "capacity included", id="capacity"),
         pytest.param({"tasks": 1}, "made with the tasks", id="tasks"),
         pytest.param({"targets": "bfloat16"}, "targets", id="targets"),
         pytest.param({"network": "lenet-300-100"}, "takes inputs", id="network"),
