@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.hypernetworks.full import Hypernetwork, check_sizes
-from hypermask_fast.optim.rows import take_rows
 
 
 class ChunkedHypernetwork(Hypernetwork):
@@ -67,7 +66,7 @@ class ChunkedHypernetwork(Hypernetwork):
         return False
 
     def _logits(self, ids: Tensor) -> Tensor:
-        tasks, chunks = take_rows(self.embeddings, ids), self.chunk_embeddings
+        tasks, chunks = self._embedded(ids), self.chunk_embeddings
         shape = (len(tasks), len(chunks), -1)
         inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)
         return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]

@@ -67,10 +67,14 @@ class Hypernetwork(nn.Module):
         activation: "elu" (default), "relu" or "tanh", after each hidden layer.
         device, dtype: As in ``nn.Linear``.
 
+    Attributes:
+        trains_earlier: Whether embeddings of earlier tasks get gradients in a step. Default True.
+
     Raises:
         ConfigError: A size is below 1 or the activation is unknown.
     """
 
+    trains_earlier: bool = True
     _compiled_trunk: CompiledModule | None = None
 
     def __init__(
@@ -130,12 +134,16 @@ class Hypernetwork(nn.Module):
         if compiler is not None:
             self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
 
+    def _embedded(self, ids: Tensor) -> Tensor:
+        rows = take_rows(self.embeddings, ids)
+        return rows if self.trains_earlier else torch.cat((rows[:1], rows[1:].detach()))
+
     def _hidden(self, ids: Tensor) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(take_rows(self.embeddings, ids))
+            return self.trunk(self._embedded(ids))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(take_rows(self.embeddings, ids))
+            hidden = self._compiled_trunk(self._embedded(ids))
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def logits(self, ids: Tensor) -> Tensor:

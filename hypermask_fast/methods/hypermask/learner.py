@@ -17,7 +17,7 @@ from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import sum_of
-from hypermask_fast.methods.evaluating import evaluating, modes_of
+from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import GeneratedLearner, fans
 from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
@@ -127,22 +127,8 @@ class HyperMask(GeneratedLearner):
     def _prepare(self, x: Tensor) -> None:
         """Find the bias to exempt, that of the masked layer which runs last, in a dry forward."""
         super()._prepare(x)
-        if self._network.traced:
-            return
-
-        def run() -> None:
-            with evaluating(self, self.net):
-                self.net(x[:2])
-
-        try:
-            self._network.find_exempt(run)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
-                f"{type(self.net).__name__}: {error}"
-            ) from error
+        if not self._network.traced:
+            self._dry_run(x, self._network.find_exempt)
 
     def _require_trace(self) -> None:
         if not self._network.traced:

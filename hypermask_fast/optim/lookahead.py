@@ -1,0 +1,138 @@
+"""Parameters as the next step of Adam would make them, for a while and without a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from hypermask_fast.backends.precision import full_precision
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.head.tiles import tiles_of
+from hypermask_fast.optim.factored_adam import FactoredAdam
+from hypermask_fast.optim.factored_grad import FactoredGrad
+from hypermask_fast.optim.groups import takes_factors
+
+_ADAMS = (FactoredAdam, torch.optim.Adam, torch.optim.AdamW)
+
+
+class _Rule(NamedTuple):
+    """What a look-ahead multiplies and adds; numbers, or tensors that nothing reads back."""
+
+    lr: Any
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+    size: Any
+
+
+def check_lookahead(optimizer: Optimizer) -> None:
+    """Raise ConfigError where the look-ahead of an optimizer is not known."""
+    usable = isinstance(optimizer, _ADAMS)
+    if usable and not any(group.get("amsgrad") for group in optimizer.param_groups):
+        return
+    kind = f"{type(optimizer).__name__} with amsgrad=True" if usable else type(optimizer).__name__
+    raise ConfigError(
+        f"the look-ahead of a {kind} is not known; use FactoredAdam, torch.optim.Adam or AdamW, or "
+        "lookahead=False"
+    )
+
+
+def _rule(group: dict[str, Any], step: Any) -> _Rule:
+    beta1, beta2 = group["betas"]
+    lr = group["lr"]
+    return _Rule(
+        lr,
+        beta1,
+        beta2,
+        group["eps"],
+        group["weight_decay"],
+        bool(group.get("decoupled_weight_decay")),
+        bool(group["maximize"]),
+        lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step),
+    )
+
+
+def _shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], rule: _Rule) -> Tensor:
+    grad = -grad if rule.maximize else grad
+    if rule.weight_decay and not rule.decoupled:
+        grad = grad.add(p, alpha=rule.weight_decay)
+    exp_avg, exp_avg_sq = grad * (1 - rule.beta1), grad.square() * (1 - rule.beta2)
+    if moments:
+        exp_avg.add_(moments[0].to(p.dtype), alpha=rule.beta1)
+        exp_avg_sq.add_(moments[1].to(p.dtype), alpha=rule.beta2)
+    change = exp_avg.div_(exp_avg_sq.sqrt_().add_(rule.eps)).mul_(rule.size)
+    if rule.weight_decay and rule.decoupled:
+        change.add_(p * (rule.lr * rule.weight_decay))
+    return p - change
+
+
+@torch.no_grad()
+def lookahead(optimizer: Optimizer, p: Tensor) -> Tensor:
+    """Return a parameter as the next step would nearly make it, from its gradient and state.
+
+    The step is Adam's but for epsilon, which is added to the root of the second moment before its
+    bias is corrected (von Oswald et al. 2020, as published):
+    ``p - lr sqrt(1 - beta2^n) / (1 - beta1^n) m / (sqrt(v) + eps)``. Nothing is changed. The
+    gradient of a factored head is formed a tile at a time.
+
+    Args:
+        optimizer: FactoredAdam, or PyTorch's Adam or AdamW, that holds ``p``.
+        p: A parameter; without a gradient it stays where it is.
+
+    Raises:
+        ConfigError: It is another optimizer, or does not hold ``p``.
+    """
+    check_lookahead(optimizer)
+    group = next((g for g in optimizer.param_groups if any(q is p for q in g["params"])), None)
+    if group is None:
+        raise ConfigError(
+            f"a parameter of shape {tuple(p.shape)} is none of the optimizer's, so its step is not "
+            "known; give the optimizer that was made for it"
+        )
+    grad = p.grad
+    if grad is None:
+        return p.detach().clone()
+    state = optimizer.state.get(p, {})
+    step = state["step"] + 1 if state else 1
+    if isinstance(step, Tensor) and p.device.type == "cpu":
+        step = float(step)
+    moments = [state[name] for name in ("exp_avg", "exp_avg_sq")] if state else []
+    rule = _rule(group, step)
+    if not isinstance(grad, FactoredGrad):
+        return _shifted(p, grad, moments, rule)
+    if not takes_factors(p, {"row_sparse": False, **group}):
+        return _shifted(p, grad.to_dense(), moments, rule)
+    ahead = torch.empty_like(p)
+    with full_precision(p.device):
+        for rows in tiles_of(p):
+            tile = grad.dz[:, rows].t() @ grad.hidden
+            ahead[rows] = _shifted(p[rows], tile, [m[rows] for m in moments], rule)
+    return ahead
+
+
+@contextmanager
+def ahead(optimizer: Optimizer, params: Sequence[Tensor]) -> Iterator[None]:
+    """Set parameters to their :func:`lookahead` inside a ``with`` block, and back, to the bit.
+
+    What is computed there adds its gradients, taken at the shifted point, to ``.grad``.
+    """
+    shifted = [lookahead(optimizer, p) for p in params]
+    before = [p.detach().clone() for p in params]
+    try:
+        with torch.no_grad():
+            for p, value in zip(params, shifted, strict=True):
+                p.copy_(value)
+        del shifted
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(params, before, strict=True):
+                p.copy_(value)
