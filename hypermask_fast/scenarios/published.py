@@ -271,7 +271,8 @@ def make_scenario(
         name: One of :data:`SCENARIO_NAMES`.
         root: Folder of the data sets; not needed for the digits.
         tasks, validation, augment, normalize, identity_first: As for the scenario's own function,
-            "permuted-mnist" being :func:`permuted_mnist` and so on. Default: None, that function's default.
+            "permuted-mnist" being :func:`permuted_mnist` and so on. Default: None, that function's
+            default.
         seed: Selects the permutations; split scenarios have a fixed class order. Default 0.
 
     Raises:
