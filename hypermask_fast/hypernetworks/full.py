@@ -108,6 +108,11 @@ class Hypernetwork(nn.Module):
         return self.num_outputs
 
     @property
+    def chunks(self) -> int:
+        """Passes of the trunk and head that a task's outputs take."""
+        return -(-self.num_outputs // self.head.out_features)
+
+    @property
     def capacity(self) -> int:
         """Rows of the embedding table."""
         return self.embeddings.shape[0]
@@ -134,16 +139,28 @@ class Hypernetwork(nn.Module):
         if compiler is not None:
             self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
 
-    def _embedded(self, ids: Tensor) -> Tensor:
+    def _embedded(self, ids: Tensor, trains: bool = True) -> Tensor:
         rows = take_rows(self.embeddings, ids)
+        if not trains:
+            return rows.detach()
         return rows if self.trains_earlier else torch.cat((rows[:1], rows[1:].detach()))
 
-    def _hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, *, trains: bool = True) -> Tensor:
+        """Return what the head reads for the tasks ``ids``, int64 (k,): (k * chunks, H).
+
+        Args:
+            ids: The tasks.
+            trains: Whether the first one's embedding gets a gradient. Default True.
+        """
+        with full_precision(self.embeddings.device):
+            return self._hidden(ids, trains)
+
+    def _hidden(self, ids: Tensor, trains: bool = True) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(self._embedded(ids))
+            return self.trunk(self._embedded(ids, trains))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(self._embedded(ids))
+            hidden = self._compiled_trunk(self._embedded(ids, trains))
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class KeptOutputs(HoldsTensors):
             f"hypernetwork.{name}": part.view_as(p)
             for (name, p), part in zip(shared.items(), parts, strict=True)
         }
-        return functional_call(_LogitsOf(hypernetwork), copies, (ids,))[1:]
+        return functional_call(_LogitsOf(hypernetwork), copies, (ids,))[1:].contiguous()
 
     def at(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +12,14 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.ahead import shifted
 from hypermask_fast.head.tiles import tiles_of
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.groups import takes_factors
 
 _ADAMS = (FactoredAdam, torch.optim.Adam, torch.optim.AdamW)
-
-
-class _Rule(NamedTuple):
-    """What a look-ahead multiplies and adds; numbers, or tensors that nothing reads back."""
-
-    lr: Any
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    decoupled: bool
-    maximize: bool
-    size: Any
 
 
 def check_lookahead(optimizer: Optimizer) -> None:
@@ -45,43 +34,25 @@ def check_lookahead(optimizer: Optimizer) -> None:
     )
 
 
-def _rule(group: dict[str, Any], step: Any) -> _Rule:
-    beta1, beta2 = group["betas"]
-    lr = group["lr"]
-    return _Rule(
-        lr,
-        beta1,
-        beta2,
-        group["eps"],
-        group["weight_decay"],
-        bool(group.get("decoupled_weight_decay")),
-        bool(group["maximize"]),
-        lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step),
+def _options(group: dict[str, Any], step: Any) -> AdamOptions:
+    return AdamOptions(
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        decoupled=bool(group.get("decoupled_weight_decay")),
+        step=step,
+        maximize=bool(group["maximize"]),
     )
-
-
-def _shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], rule: _Rule) -> Tensor:
-    grad = -grad if rule.maximize else grad
-    if rule.weight_decay and not rule.decoupled:
-        grad = grad.add(p, alpha=rule.weight_decay)
-    exp_avg, exp_avg_sq = grad * (1 - rule.beta1), grad.square() * (1 - rule.beta2)
-    if moments:
-        exp_avg.add_(moments[0].to(p.dtype), alpha=rule.beta1)
-        exp_avg_sq.add_(moments[1].to(p.dtype), alpha=rule.beta2)
-    change = exp_avg.div_(exp_avg_sq.sqrt_().add_(rule.eps)).mul_(rule.size)
-    if rule.weight_decay and rule.decoupled:
-        change.add_(p * (rule.lr * rule.weight_decay))
-    return p - change
 
 
 @torch.no_grad()
 def lookahead(optimizer: Optimizer, p: Tensor) -> Tensor:
     """Return a parameter as the next step would nearly make it, from its gradient and state.
 
-    The step is Adam's but for epsilon, which is added to the root of the second moment before its
-    bias is corrected (von Oswald et al. 2020, as published):
-    ``p - lr sqrt(1 - beta2^n) / (1 - beta1^n) m / (sqrt(v) + eps)``. Nothing is changed. The
-    gradient of a factored head is formed a tile at a time.
+    The step is :func:`hypermask_fast.head.ahead.shifted`; nothing is changed. The gradient of a
+    factored head is formed a tile at a time.
 
     Args:
         optimizer: FactoredAdam, or PyTorch's Adam or AdamW, that holds ``p``.
@@ -105,17 +76,17 @@ def lookahead(optimizer: Optimizer, p: Tensor) -> Tensor:
     if isinstance(step, Tensor) and p.device.type == "cpu":
         step = float(step)
     moments = [state[name] for name in ("exp_avg", "exp_avg_sq")] if state else []
-    rule = _rule(group, step)
+    options = _options(group, step)
     if not isinstance(grad, FactoredGrad):
-        return _shifted(p, grad, moments, rule)
+        return shifted(p, grad, moments, options)
     if not takes_factors(p, {"row_sparse": False, **group}):
-        return _shifted(p, grad.to_dense(), moments, rule)
-    ahead = torch.empty_like(p)
+        return shifted(p, grad.to_dense(), moments, options)
+    found = torch.empty_like(p)
     with full_precision(p.device):
         for rows in tiles_of(p):
             tile = grad.dz[:, rows].t() @ grad.hidden
-            ahead[rows] = _shifted(p[rows], tile, [m[rows] for m in moments], rule)
-    return ahead
+            found[rows] = shifted(p[rows], tile, [m[rows] for m in moments], options)
+    return found
 
 
 @contextmanager
@@ -124,13 +95,13 @@ def ahead(optimizer: Optimizer, params: Sequence[Tensor]) -> Iterator[None]:
 
     What is computed there adds its gradients, taken at the shifted point, to ``.grad``.
     """
-    shifted = [lookahead(optimizer, p) for p in params]
+    there = [lookahead(optimizer, p) for p in params]
     before = [p.detach().clone() for p in params]
     try:
         with torch.no_grad():
-            for p, value in zip(params, shifted, strict=True):
+            for p, value in zip(params, there, strict=True):
                 p.copy_(value)
-        del shifted
+        del there
         yield
     finally:
         with torch.no_grad():

@@ -21,10 +21,11 @@ from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import sum_of
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import GeneratedLearner
+from hypermask_fast.methods.hnet.ahead import Update
 from hypermask_fast.methods.hnet.heads import check_classes, rows_of, shrink, with_rows
 from hypermask_fast.methods.hnet.settings import HNETSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
-from hypermask_fast.optim.lookahead import ahead, check_lookahead
+from hypermask_fast.optim.lookahead import check_lookahead
 
 MAIN, EMBEDDING = "main", "embedding"
 """The optimizers of a step: of all that the tasks share, and of the current task's embedding."""
@@ -337,30 +338,17 @@ class HNET(GeneratedLearner):
         check_lookahead(optimizers[MAIN])
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        step = self._steps.next()
-        logits = self.hypernetwork.logits(self._ids([task]))[0]
+        taken = Update(self.hypernetwork, self._kept, self.beta, optimizers[MAIN])
+        logits = taken.logits(task)
         task_loss, outputs = self._learned_from(x, y, task, logits)
         if before_update is not None:
             before_update()
-        task_loss.backward()
-        output_reg = task_loss.new_zeros(())
-        if self._kept.earlier and self.beta:
-            output_reg = self._regularize(optimizers[MAIN], step)
+        output_reg = taken.backward(task_loss, self._steps.next())
         for optimizer in optimizers.values():
             optimizer.step()
         self._steps.count()
         total = task_loss + self.beta * output_reg
         return Losses(total, task_loss, outputs, {"output_reg": output_reg})
-
-    def _regularize(self, optimizer: Optimizer, step: int | Tensor) -> Tensor:
-        """Add the regularizer's gradients to those of the loss; return the regularizer."""
-        ids, kept, rows = self._kept.at(step, self.hypernetwork, alone=True)
-        shared = [p for p in self.hypernetwork.parameters() if p.requires_grad]
-        shared = [p for p in shared if p is not self.hypernetwork.embeddings]
-        with ahead(optimizer, shared):
-            _, output_reg = self.hypernetwork(ids, kept, rows)
-            (self.beta * output_reg).backward()
-        return output_reg.detach()
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         return *super().fixed_in_graph(), self.beta, self.lookahead, self.task_heads
