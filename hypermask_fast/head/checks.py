@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, shown
-from hypermask_fast.head.types import FrozenHead, KeptSample, Moments
+from hypermask_fast.head.types import FrozenHead, KeptChunks, KeptSample, Moments
 
 
 def check(
@@ -65,6 +65,19 @@ def check_kept(kept: Tensor, count: int, like: Tensor) -> None:
     narrow = kept.dtype == torch.bfloat16
     check("kept", kept, (count, len(like)), like, kept.dtype if narrow else None)
     check_contiguous("kept", kept)
+
+
+def check_chunks(kept: KeptChunks, count: int, like: Tensor) -> None:
+    """Check the logits to keep of ``count`` embeddings, a chunk of a task each."""
+    narrow = kept.logits.dtype == torch.bfloat16
+    check("kept", kept.logits, ("t", "M"), like, kept.logits.dtype if narrow else None)
+    check_contiguous("kept", kept.logits)
+    tasks, size = kept.logits.shape
+    if tasks * kept.chunks != count or -(-size // len(like)) != kept.chunks:
+        raise ValueError(
+            f"kept has shape {(tasks, size)} in {kept.chunks} chunks of {len(like)} for {count} "
+            "embeddings; give a row for each task, and an embedding for each chunk of it"
+        )
 
 
 def check_sample(sample: KeptSample, count: int, like: Tensor) -> None:

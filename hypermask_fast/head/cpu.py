@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hypermask_fast.head.adam import AdamStep
-from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample
+from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptChunks, KeptSample
 from hypermask_fast.modes import is_followed
 from hypermask_fast.native import library
 from hypermask_fast.native.calls import call, is_readable
@@ -84,12 +84,24 @@ def adam_rows(step: HeadStep) -> None:
     )
 
 
+def _spread(step: HeadStep) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return where each embedding's logits to keep begin, and how many there are, of chunks."""
+    kept, rows = step.kept, len(step.head.weight)
+    if not isinstance(kept, KeptChunks):
+        return None, None
+    count, size = kept.logits.shape
+    firsts = torch.arange(kept.chunks) * rows
+    places = torch.arange(count)[:, None] * size + firsts
+    return places.flatten(), (size - firsts).clamp_max(rows).repeat(count)
+
+
 def step_rows(step: HeadStep) -> HeadGrads:
     """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
     head, dz, kept = step.head, step.taken_dz, step.kept_logits
     assert head.moments is not None
     parts = _sums(head, len(step.hidden))
     squares = parts.new_empty(len(parts), LANES)
+    places, limits = _spread(step)
     _run(
         *("update", head, len(step.hidden)),
         (head.weight, *head.moments, head.bias, *(head.bias_moments or ()), step.bias_grad),
@@ -102,6 +114,10 @@ def step_rows(step: HeadStep) -> HeadGrads:
         hidden_grad=parts,
         regularizer=squares,
         bias_grad=step.bias_grad,
+        places=places,
+        limits=limits,
+        looks_ahead=step.looks_ahead,
+        ahead_eps=step.options.eps,
         **_numbers(step.scalars()),
     )
     return HeadGrads(_added(parts).to(head.weight.dtype), _added(squares).sum())

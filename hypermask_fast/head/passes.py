@@ -22,9 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermask_fast.head import cpu, cuda, frozen, tiles
+from hypermask_fast.head import ahead, cpu, cuda, frozen, tiles
 from hypermask_fast.head.checks import (
     check,
+    check_chunks,
     check_contiguous,
     check_frozen,
     check_kept,
@@ -38,6 +39,7 @@ from hypermask_fast.head.types import (
     HeadEngine,
     HeadGrads,
     HeadStep,
+    KeptChunks,
     KeptSample,
 )
 
@@ -124,8 +126,10 @@ def step_rows(step: HeadStep) -> HeadGrads:
     that a logit rounds to leaves no residual.
 
     Args:
-        step: Of a head with all moments; dz (1, N) of the current embedding, hidden (t + 1, H) with
-            the current one first, and what is kept of the t earlier ones; t may be 0.
+        step: Of a head with all moments; dz (r, N) of the current embedding, hidden (r + t, H) with
+            the current one first, and what is kept of the t earlier ones; t may be 0. r is 1, and
+            in a step that looks ahead, or has a head in chunks, any number; the head is not frozen
+            there, nor what is kept a sample.
     """
     weight, bias, moments, bias_moments = step.head
     rows, width = check_weight(weight)
@@ -141,16 +145,27 @@ def step_rows(step: HeadStep) -> HeadGrads:
         check("bias_grad", step.bias_grad, (rows,), weight)
         check_contiguous("bias_grad", step.bias_grad)
         step = step._replace(head=step.head._replace(bias_moments=None))
-    check("dz", step.dz, (1, rows), weight)
-    check("hidden", step.hidden, ("t + 1", width), weight)
-    count, kept = len(step.hidden) - 1, step.kept_logits
-    if isinstance(step.kept, FrozenHead):
+    chunked = isinstance(step.kept, KeptChunks)
+    given = "r" if step.looks_ahead or chunked or step.kept is None else 1
+    check("dz", step.dz, (given, rows), weight)
+    check("hidden", step.hidden, ("r + t", width), weight)
+    count, kept = len(step.hidden) - len(step.dz), step.kept_logits
+    if step.looks_ahead and step.bias_grad is not None:
+        raise ValueError(
+            "bias_grad is given and the step looks ahead, for which A and b are updated together; "
+            "give the moments of b instead"
+        )
+    if isinstance(step.kept, KeptChunks):
+        check_chunks(step.kept, count, weight)
+    elif isinstance(step.kept, FrozenHead):
         check_frozen(step.kept, count, weight)
     elif kept is not None or count:
         if step.sample is not None:
             check_sample(step.sample, len(step.hidden), weight)
         check_kept(weight.new_empty(0, rows) if kept is None else kept, count, weight)
     whole = step._replace(dz=step.dz.contiguous(), hidden=step.hidden.contiguous())
+    if step.looks_ahead or chunked or len(step.dz) > 1:
+        return (cpu if cpu.takes(weight) else ahead).step_rows(whole)
     if isinstance(step.kept, FrozenHead):
         return frozen.step_rows(whole)
     return _engine(weight, step.sample).step_rows(whole)

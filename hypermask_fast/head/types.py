@@ -63,6 +63,19 @@ class FrozenHead(NamedTuple):
     gram: Tensor
 
 
+class KeptChunks(NamedTuple):
+    """Logits to keep of a head that emits a task's logits in chunks.
+
+    Attributes:
+        logits: (t, M), the logits to keep, of A's dtype or bfloat16. Chunk k of a task has those
+            from k N on; the last chunk may have fewer than N.
+        chunks: K, the embeddings of each task, those of a task one after the other.
+    """
+
+    logits: Tensor
+    chunks: int
+
+
 Kept = Tensor | KeptSample | FrozenHead
 """What the output regularizer keeps the earlier embeddings' logits near: those logits (t, N), of
 A's dtype or bfloat16, with the batch that they are sampled from, or what gave them."""
@@ -81,15 +94,18 @@ class HeadStep(NamedTuple):
         adam: The step that A and b take; None before an optimizer filled it in.
         bias_grad: (N,), to be filled with the gradient of b, which is left alone then and needs no
             moments.
+        looks_ahead: Residuals and their hidden gradients are those of the head as the look-ahead of
+            the given gradients makes it: :func:`hypermask_fast.head.ahead.shifted`. Default False.
     """
 
     head: Head
     dz: Tensor
     hidden: Tensor
-    kept: Kept | None = None
+    kept: Kept | KeptChunks | None = None
     coefficient: float | Tensor = 0.0
     adam: AdamOptions | None = None
     bias_grad: Tensor | None = None
+    looks_ahead: bool = False
 
     @property
     def options(self) -> AdamOptions:
@@ -110,7 +126,8 @@ class HeadStep(NamedTuple):
     @property
     def kept_logits(self) -> Tensor | None:
         """The logits to keep, where they are kept as such."""
-        return self.kept.logits if isinstance(self.kept, KeptSample) else _tensor(self.kept)
+        kept = self.kept
+        return kept.logits if isinstance(kept, (KeptSample, KeptChunks)) else _tensor(kept)
 
     @property
     def sample(self) -> KeptSample | None:
@@ -118,7 +135,7 @@ class HeadStep(NamedTuple):
         return self.kept if isinstance(self.kept, KeptSample) else None
 
 
-def _tensor(kept: Kept | None) -> Tensor | None:
+def _tensor(kept: Kept | KeptChunks | None) -> Tensor | None:
     return kept if isinstance(kept, Tensor) else None
 
 
@@ -126,7 +143,8 @@ class HeadGrads(NamedTuple):
     """What an update returns.
 
     Attributes:
-        hidden: (k, H), the gradient to ``HeadStep.hidden``, with A as it was before the step.
+        hidden: (k, H), the gradient to ``HeadStep.hidden``, with A as it was before the step. Of a
+            step that looks ahead, 0 for the first r rows, and for the others with A as it looked.
         squares: 0-d float64, the sum of all squared residuals.
     """
 

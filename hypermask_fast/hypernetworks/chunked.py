@@ -65,11 +65,14 @@ class ChunkedHypernetwork(Hypernetwork):
     def can_update(self) -> bool:
         return False
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        tasks, chunks = self._embedded(ids), self.chunk_embeddings
+    def _hidden(self, ids: Tensor, trains: bool = True) -> Tensor:
+        tasks, chunks = self._embedded(ids, trains), self.chunk_embeddings
         shape = (len(tasks), len(chunks), -1)
         inputs = torch.cat((tasks[:, None].expand(shape), chunks[None].expand(shape)), dim=-1)
-        return self.head(self.trunk(inputs)).flatten(1)[:, : self.num_outputs]
+        return self.trunk(inputs).flatten(0, 1)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        return self.head(self._hidden(ids)).view(len(ids), -1)[:, : self.num_outputs]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, chunks={len(self.chunk_embeddings)}x{self._chunk_size}"

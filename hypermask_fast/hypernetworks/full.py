@@ -63,10 +63,14 @@ class Hypernetwork(nn.Module):
         activation: "elu" (default), "relu" or "tanh", after each hidden layer.
         device, dtype: As in ``nn.Linear``.
 
+    Attributes:
+        trains_earlier: Whether embeddings of earlier tasks get gradients in a step. Default True.
+
     Raises:
         ConfigError: A size is below 1 or the activation is unknown.
     """
 
+    trains_earlier: bool = True
     _compiled_trunk: CompiledModule | None = None
 
     def __init__(
@@ -99,6 +103,11 @@ class Hypernetwork(nn.Module):
         return self.num_outputs
 
     @property
+    def chunks(self) -> int:
+        """Passes of the trunk and head that a task's outputs take."""
+        return -(-self.num_outputs // self.head.out_features)
+
+    @property
     def capacity(self) -> int:
         """Rows of the embedding table."""
         return self.embeddings.shape[0]
@@ -129,7 +138,7 @@ class Hypernetwork(nn.Module):
         if compiler is not None:
             self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
 
-    def _embedded(self, ids: Tensor) -> Tensor:
+    def _embedded(self, ids: Tensor, trains: bool = True) -> Tensor:
         """Return the embeddings (k, embedding_dim) of tasks.
 
         Raises:
@@ -147,14 +156,27 @@ class Hypernetwork(nn.Module):
             raise ValueError(f"ids have shape {tuple(ids.shape)}; {wanted}")
         if has_values(ids) and not 0 <= min(ids.tolist()) <= max(ids.tolist()) < self.capacity:
             raise ValueError(f"ids are {ids.tolist()}; {wanted}")
-        return take_rows(self.embeddings, ids)
+        rows = take_rows(self.embeddings, ids)
+        if not trains:
+            return rows.detach()
+        return rows if self.trains_earlier else torch.cat((rows[:1], rows[1:].detach()))
 
-    def _hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, *, trains: bool = True) -> Tensor:
+        """Return what the head reads for the tasks ``ids``, int64 (k,): (k * chunks, H).
+
+        Args:
+            ids: The tasks.
+            trains: Whether the first one's embedding gets a gradient. Default True.
+        """
+        with full_precision(self.embeddings.device):
+            return self._hidden(ids, trains)
+
+    def _hidden(self, ids: Tensor, trains: bool = True) -> Tensor:
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
-            return self.trunk(self._embedded(ids))
+            return self.trunk(self._embedded(ids, trains))
         # Always with gradients, for targets of the same bits by the same code.
         with torch.enable_grad():
-            hidden = self._compiled_trunk(self._embedded(ids))
+            hidden = self._compiled_trunk(self._embedded(ids, trains))
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def _check_kept(self, kept: object, ids: Tensor) -> None:

@@ -24,6 +24,27 @@ class Fan(NamedTuple):
 
 
 @torch.no_grad()
+def xavier_(
+    hypernetwork: Hypernetwork, *, embedding_std: float = 1.0, chunk_embedding_std: float = 1.0
+) -> None:
+    """Initialise in place as HNET (von Oswald et al. 2020) does.
+
+    Matrices are Xavier-uniform, vectors 0, and embeddings of tasks and chunks normal.
+
+    Args:
+        hypernetwork: With any head.
+        embedding_std, chunk_embedding_std: Standard deviations of the embeddings. Default 1.
+    """
+    for layer in (*hypernetwork.trunk, hypernetwork.head):
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    nn.init.normal_(hypernetwork.embeddings, std=embedding_std)
+    if isinstance(hypernetwork, ChunkedHypernetwork):
+        nn.init.normal_(hypernetwork.chunk_embeddings, std=chunk_embedding_std)
+
+
+@torch.no_grad()
 def hyperfan_(hypernetwork: Hypernetwork, fans: Sequence[Fan]) -> None:
     """Initialise in place with hyperfan-in (Chang et al. 2020): the logits get a fan-in scale.
 

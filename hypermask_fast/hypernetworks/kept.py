@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from hypermask_fast.backends.choice import backend
 from hypermask_fast.counters import REGULARIZED, counter_permutation
@@ -18,6 +19,24 @@ from hypermask_fast.held import HoldsTensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
 
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
+_COPY = "frozen_hypernetwork"
+
+
+class _LogitsOf(nn.Module):
+    """A hypernetwork whose call gives its logits."""
+
+    def __init__(self, hypernetwork: Hypernetwork) -> None:
+        super().__init__()
+        self.hypernetwork = hypernetwork
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.hypernetwork.logits(ids)
+
+
+def _shared_parameters(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
+    """Return all parameters but the tasks' embeddings, by name."""
+    named = hypernetwork.named_parameters()
+    return {name: p.detach() for name, p in named if p is not hypernetwork.embeddings}
 
 
 class KeptOutputs(HoldsTensors):
@@ -29,7 +48,8 @@ class KeptOutputs(HoldsTensors):
             residual.
             "frozen_head": a copy of the head (N, H), from which residuals are computed by products
             of sizes that do not depend on t; smaller than the logits where t > H, and faster where
-            t is more than about 2 H.
+            t is more than about 2 H. "recomputed": a copy of the hypernetwork but for the tasks'
+            embeddings, which must not change; it gives the logits anew in each step.
         count: Earlier tasks in each step's regularizer, drawn without replacement, the same ones
             for the same seed, task and step: their mean is an unbiased estimate of the mean over
             all. None: all.
@@ -38,9 +58,10 @@ class KeptOutputs(HoldsTensors):
         ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
     """
 
-    held = ("ids", "logits", *_FROZEN)
+    held = ("ids", "logits", *_FROZEN, _COPY)
     ids: Tensor | None
     logits: Tensor | None
+    frozen_hypernetwork: Tensor | None
 
     def __init__(self, form: str = "full", count: int | None = None) -> None:
         super().__init__()
@@ -71,6 +92,10 @@ class KeptOutputs(HoldsTensors):
         if self.form == "frozen_head":
             for name, value in zip(_FROZEN, hypernetwork.frozen(self.ids) or (), strict=False):
                 setattr(self, name, value)
+        elif self.form == "recomputed":
+            if earlier:
+                shared = _shared_parameters(hypernetwork).values()
+                self.frozen_hypernetwork = torch.cat([p.flatten() for p in shared])
         else:
             dtype = torch.bfloat16 if self.form == "bfloat16" else None
             # Steps with a sample run in PyTorch, whose logits a kernel's do not equal to the bit.
@@ -99,11 +124,32 @@ class KeptOutputs(HoldsTensors):
         order = counter_permutation(self.earlier, *words, device=self.ids.device)
         return order[: self.count].sort().values + 1
 
-    def at(self, step: int | Tensor) -> tuple[Tensor, Tensor | FrozenHead | None, Tensor | None]:
+    @torch.no_grad()
+    def _recomputed(self, hypernetwork: Hypernetwork, ids: Tensor) -> Tensor:
+        """Return what the copy gives, (t, N), for the earlier tasks in ``ids`` (1 + t,)."""
+        assert self.frozen_hypernetwork is not None
+        shared = _shared_parameters(hypernetwork)
+        parts = self.frozen_hypernetwork.split([p.numel() for p in shared.values()])
+        copies = {
+            f"hypernetwork.{name}": part.view_as(p)
+            for (name, p), part in zip(shared.items(), parts, strict=True)
+        }
+        return functional_call(_LogitsOf(hypernetwork), copies, (ids,))[1:].contiguous()
+
+    def at(
+        self,
+        step: int | Tensor,
+        hypernetwork: Hypernetwork | None = None,
+        *,
+        alone: bool = False,
+    ) -> tuple[Tensor, Tensor | FrozenHead | None, Tensor | None]:
         """Return what :meth:`Hypernetwork.forward` takes in a step: ids, what is kept, and rows.
 
         Args:
             step: Its number; an integer tensor is not read back to the host.
+            hypernetwork: For the form "recomputed": the one that was recorded.
+            alone: Of a sample, return the tasks of it as all ids, and no rows: less is computed,
+                and the logits may not have the bits of those that were kept. Default False.
 
         Raises:
             RuntimeError: Nothing was recorded.
@@ -114,15 +160,22 @@ class KeptOutputs(HoldsTensors):
                 "state_dict does not hold it; call abandon_task(restore=False) and begin_task(), "
                 "or continue from what Trainer.state() returned"
             )
-        kept = self._frozen() if self.logits is None else self.logits
         sample = self._sample(step)
+        rows = None if sample is None else F.pad(sample, (1, 0))
+        ids = self.ids if rows is None or not alone else self.ids[rows]
+        kept = self._frozen() if self.logits is None else self.logits
+        if self.frozen_hypernetwork is not None:
+            assert hypernetwork is not None
+            kept = self._recomputed(hypernetwork, ids)
+            if sample is None or alone:
+                return ids, kept, None
         if sample is None or kept is None:
-            return self.ids, kept, None
+            return ids, kept, None
         if isinstance(kept, FrozenHead):
             kept = kept._replace(hidden=kept.hidden[sample - 1])
         else:
             kept = kept[sample - 1]
-        return self.ids, kept, F.pad(sample, (1, 0))
+        return ids, kept, None if alone else rows
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move everything, but keep the dtype of what has one of its own."""
@@ -145,6 +198,10 @@ class KeptOutputs(HoldsTensors):
                 size * (width + 1) * each + 8 * width**2,
                 "for a frozen head, whatever the number of earlier tasks",
             ),
+            "recomputed": (
+                sum(p.nbytes for p in _shared_parameters(hypernetwork).values()),
+                "for a copy of the hypernetwork, whatever the number of earlier tasks",
+            ),
         }[self.form]
         line = f"targets while training: {bytes_of / 2**20:,.1f} MiB {per}"
         return line if self.count is None else f"{line}; {self.count} of them in each step"
@@ -154,7 +211,7 @@ class KeptOutputs(HoldsTensors):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON values for :meth:`load`."""
-        names = {"targets": "logits", **dict(zip(_FROZEN, _FROZEN, strict=True))}
+        names = {"targets": "logits", **{name: name for name in (*_FROZEN, _COPY)}}
         tensors = {key: getattr(self, name) for key, name in names.items()}
         ids = None if self.ids is None else self._host_ids
         state = {"ids": ids, "targets": self.form, "sampling_seed": self._seed}
@@ -175,7 +232,7 @@ class KeptOutputs(HoldsTensors):
                 f"the checkpoint keeps its targets as {form!r} and the learner as {self.form!r}; "
                 f"build it with targets={form!r}"
             )
-        needed = _FROZEN if form == "frozen_head" else ("targets",)
+        needed = {"frozen_head": _FROZEN, "recomputed": (_COPY,)}.get(form, ("targets",))
         missing = [name for name in needed if name not in tensors]
         if missing and len(state["ids"] or ()) > 1:
             raise CheckpointError(
@@ -186,6 +243,6 @@ class KeptOutputs(HoldsTensors):
         self._seed = state.get("sampling_seed", self._seed)
         if state["ids"] is not None:
             self._set_ids(state["ids"], device)
-        for key in ("targets", *_FROZEN):
+        for key in ("targets", *_FROZEN, _COPY):
             if key in tensors:
                 setattr(self, "logits" if key == "targets" else key, tensors[key].to(device))

@@ -29,6 +29,10 @@ _METHODS = {
         "hypermask_fast.methods.hypermask.settings:HyperMaskSettings",
         "hypermask_fast.methods.hypermask.learner:HyperMask",
     ),
+    "hnet": Method(
+        "hypermask_fast.methods.hnet.settings:HNETSettings",
+        "hypermask_fast.methods.hnet.learner:HNET",
+    ),
 }
 
 

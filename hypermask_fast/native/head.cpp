@@ -17,12 +17,13 @@ namespace {
 
 // Mirrored by hypermask_fast.native.head.HeadPass.
 struct Pass {
-  int64_t rows, width, count, given, bfloat16_targets, block_rows, blocks, next;
+  int64_t rows, width, count, given, bfloat16_targets, looks_ahead, block_rows, blocks, next;
   void *weight, *bias, *exp_avg, *exp_avg_sq, *bias_exp_avg, *bias_exp_avg_sq;
   const void *hidden, *dz, *targets;
   void *logits, *bias_grad;
   double *hidden_grad, *regularizer;
-  double coefficient, scale, decay, l2, lerp, lerp_square, eps, step_size;
+  const int64_t *places, *limits;  // of each target's first number, and how many there are
+  double coefficient, scale, decay, l2, lerp, lerp_square, eps, step_size, ahead_eps;
 };
 
 // Logits of four rows and up to W embeddings, packed (H, W): z[j * kTile + r].
@@ -221,6 +222,17 @@ struct Adam {
     }
   }
 
+  // What the step would nearly make of p: eps is not multiplied with the bias correction.
+  void ahead(const T *__restrict grad, const T *__restrict p, const M *__restrict exp_avg,
+             const M *__restrict exp_avg_sq, T ahead_eps, T *__restrict out, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const T g = grad[i] * scale + l2 * p[i], old = T(widen(exp_avg[i]));
+      const T m = old + weight * (g - old);
+      const T v = beta2 * T(widen(exp_avg_sq[i])) + square * g * g;
+      out[i] = p[i] * decay + step * m / (std::sqrt(v) + ahead_eps);
+    }
+  }
+
   void operator()(const T *grad, T *p, M *exp_avg, M *exp_avg_sq, int64_t count) const {
     const bool from_start = weight < T(0.5);
     if (l2 == 0 && from_start) loop<false, true>(grad, p, exp_avg, exp_avg_sq, count);
@@ -272,13 +284,15 @@ void logits(Pass &pass) {
 
 // Residuals of the tile's logits in place, times the coefficient; squares go to sums[lane].
 template <typename T, typename S>
-void residuals(const Pass &pass, int64_t row, int tile, T *z, double *sums) {
-  const T *bias = static_cast<const T *>(pass.bias) + row;
+void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, double *sums) {
   const T coefficient = T(pass.coefficient);
   for (int64_t j = 0; j < pass.count - pass.given; ++j, z += kTile) {
-    const S *target = static_cast<const S *>(pass.targets) + j * pass.rows + row;
+    const int64_t place = pass.places ? pass.places[j] : j * pass.rows;
+    const S *target = static_cast<const S *>(pass.targets) + place + row;
+    const int64_t left = pass.limits ? std::max<int64_t>(pass.limits[j] - row, 0) : tile;
+    const int used = int(std::min<int64_t>(tile, left));
     T residual[kTile] = {};
-    for (int r = 0; r < tile; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     for (int r = 0; r < kTile; r += kLanes)
       for (int l = 0; l < kLanes; ++l) sums[l] += double(residual[r + l]) * double(residual[r + l]);
     for (int r = 0; r < kTile; ++r) z[r] = coefficient * residual[r];
@@ -302,6 +316,8 @@ void update(Pass &pass) {
   T *a = allocate<T>(kTile * stride), *dz = allocate<T>(int64_t(count) * kTile);
   T *grad = allocate<T>((kTile + 1) * stride);
   const Adam<T, M> adam(pass);
+  const int reduced = pass.looks_ahead ? given : 0;  // the first embedding with a hidden gradient
+  T *shifted = pass.looks_ahead ? allocate<T>((kTile + 1) * stride) : nullptr;
   int whole = kGroup;  // the fewest rows that are whole vectors to Adam
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
   const int64_t tile_lines = kTile * width * sizeof(T) / 64;
@@ -323,14 +339,32 @@ void update(Pass &pass) {
       }
       for (int j = 0; j < given; ++j)
         std::memcpy(dz + j * kTile, current + j * rows + row, tile * sizeof(T));
+      T shifted_bias[kTile];
+      if (pass.looks_ahead) {
+        for (int r = 0; r < tile; r += whole) {
+          const int batch = std::min(whole, tile - r);
+          for (int q = 0; q < batch; q += kGroup)
+            gradient(h, stride, dz + r + q, given, grad + q * width, width);
+          const int64_t at = (row + r) * width;
+          adam.ahead(grad, weight + at, exp_avg + at, exp_avg_sq + at, T(pass.ahead_eps),
+                     shifted + r * width, batch * width);
+        }
+        for (int r = 0; r < kTile; ++r) {
+          grad[r] = dz[r];
+          for (int j = 1; j < given; ++j) grad[r] += dz[j * kTile + r];
+        }
+        adam.ahead(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, T(pass.ahead_eps),
+                   shifted_bias, tile);
+      }
       if (pass.hidden_grad) {
-        copy_rows(weight + row * width, width, tile, a, stride);
+        copy_rows(shifted ? shifted : weight + row * width, width, tile, a, stride);
         if (given < count) {
           packed.logits(a, stride, tile, dz + given * kTile, ahead);
           const auto form = pass.bfloat16_targets ? residuals<T, BFloat16> : residuals<T, T>;
-          form(pass, row, tile, dz + given * kTile, squares);
+          form(pass, row, tile, shifted ? shifted_bias : bias + row, dz + given * kTile, squares);
         }
-        reduce(a, stride, dz, count, tile, sum, ahead, exp_avg ? 0 : tile_lines * 4 / count + 1);
+        reduce(a, stride, dz + reduced * kTile, count - reduced, tile, sum + reduced * stride,
+               ahead, exp_avg ? 0 : tile_lines * 4 / count + 1);
       }
       if (!exp_avg) continue;
       for (int r = 0; r < tile; r += whole) {
@@ -357,7 +391,7 @@ void update(Pass &pass) {
     if (pass.regularizer)
       for (int l = 0; l < kLanes; ++l) pass.regularizer[block * kLanes + l] = squares[l];
   }
-  for (T *buffer : {h, sum, a, dz, grad}) std::free(buffer);
+  for (T *buffer : {h, sum, a, dz, grad, shifted}) std::free(buffer);
 }
 
 }  // namespace

@@ -9,12 +9,19 @@ LANES = 8
 
 _TILE, _MIN_BLOCK_ROWS, _MAX_BLOCKS = 32, 1024, 128
 
-_SIZES = ("rows", "width", "count", "given", "bfloat16_targets", "block_rows", "blocks", "next")
+_SIZES = (
+    *("rows", "width", "count", "given", "bfloat16_targets", "looks_ahead"),
+    *("block_rows", "blocks", "next"),
+)
 _POINTERS = (
     *("weight", "bias", "exp_avg", "exp_avg_sq", "bias_exp_avg", "bias_exp_avg_sq"),
     *("hidden", "dz", "targets", "logits", "bias_grad", "hidden_grad", "regularizer"),
+    *("places", "limits"),
 )
-_NUMBERS = ("coefficient", "scale", "decay", "l2", "lerp", "lerp_square", "eps", "step_size")
+_NUMBERS = (
+    *("coefficient", "scale", "decay", "l2", "lerp", "lerp_square", "eps", "step_size"),
+    "ahead_eps",
+)
 
 
 class HeadPass(ctypes.Structure):

@@ -24,7 +24,7 @@ from hypermask_fast.methods.batches import (
     signature,
     sum_of,
 )
-from hypermask_fast.methods.evaluating import evaluating, modes_of
+from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import GeneratedLearner, fans
 from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
@@ -136,15 +136,9 @@ class HyperMask(GeneratedLearner):
     def _prepare(self, x: Tensor) -> None:
         """Find the bias to exempt, that of the masked layer which runs last, in a dry forward."""
         super()._prepare(x)
-        if self._network.traced:
-            return
-
-        def dry() -> None:
-            with evaluating(self, self.net):
-                run(self.net, x, rows=2)
-
-        self._network.find_exempt(dry)
-        self._input = signature(x)
+        if not self._network.traced:
+            self._dry_run(x, self._network.find_exempt)
+            self._input = signature(x)
 
     def _require_trace(self) -> None:
         if not self._network.traced:

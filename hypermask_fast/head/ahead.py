@@ -1,0 +1,88 @@
+"""The look-ahead of Adam, and steps of heads with it in PyTorch, where there is no native code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermask_fast.backends.precision import full_precision
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.tiles import adam_tile, tiles_of
+from hypermask_fast.head.types import HeadGrads, HeadStep, KeptChunks
+from hypermask_fast.reference import output_residuals
+
+
+def shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], options: AdamOptions) -> Tensor:
+    """Return what an Adam step would nearly make of ``p``, which stays as it is.
+
+    Epsilon is added to the root of the second moment before its bias is corrected, as in HNET's
+    published code: ``p - lr sqrt(1 - beta2^n) / (1 - beta1^n) m / (sqrt(v) + eps)``.
+
+    Args:
+        p: A parameter, or rows of one.
+        grad: Its gradient.
+        moments: As they are before the step; none before the first.
+        options: Of the step.
+    """
+    step = options.step
+    size = options.lr * (1 - options.beta2**step) ** 0.5 / (1 - options.beta1**step)
+    grad = -grad if options.maximize else grad
+    if options.weight_decay and not options.decoupled:
+        grad = grad.add(p, alpha=options.weight_decay)
+    exp_avg, exp_avg_sq = grad * (1 - options.beta1), grad.square() * (1 - options.beta2)
+    if moments:
+        exp_avg.add_(moments[0].to(p.dtype), alpha=options.beta1)
+        exp_avg_sq.add_(moments[1].to(p.dtype), alpha=options.beta2)
+    change = exp_avg.div_(exp_avg_sq.sqrt_().add_(options.eps)).mul_(size)
+    if options.weight_decay and options.decoupled:
+        change.add_(p * (options.lr * options.weight_decay))
+    return p - change
+
+
+def _by_embedding(step: HeadStep) -> tuple[Tensor | None, Tensor | None]:
+    """Return the logits to keep, (k, N), and of chunks how many of each embedding's there are."""
+    kept, rows = step.kept, len(step.head.weight)
+    if not isinstance(kept, KeptChunks):
+        return step.kept_logits, None
+    count, size = kept.logits.shape
+    padded = F.pad(kept.logits, (0, kept.chunks * rows - size)).view(-1, rows)
+    firsts = torch.arange(kept.chunks, device=padded.device) * rows
+    return padded, (size - firsts).clamp_max(rows).repeat(count)
+
+
+def step_rows(step: HeadStep) -> HeadGrads:
+    """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
+    weight, bias, moments, bias_moments = step.head
+    assert bias is not None
+    assert moments is not None
+    adam, dz, given = step.scalars(), step.taken_dz, len(step.dz)
+    kept, limits = _by_embedding(step)
+    current, earlier = step.hidden[:given], step.hidden[given:]
+    squares = torch.zeros((), dtype=torch.float64, device=weight.device)
+    sums = weight.new_zeros(step.hidden.shape, dtype=torch.float64)
+    bias_grad = torch.empty_like(bias) if step.bias_grad is None else step.bias_grad
+    first = given if step.looks_ahead else 0
+    with full_precision(weight.device):
+        for rows in tiles_of(weight):
+            factors, a, b = dz[:, rows], weight[rows], bias[rows]
+            if step.looks_ahead:
+                assert bias_moments is not None
+                of_rows, of_bias = ([m[rows] for m in both] for both in (moments, bias_moments))
+                a = shifted(a, factors.t() @ current, of_rows, step.options)
+                b = shifted(b, factors.sum(0), of_bias, step.options)
+            if kept is not None and len(kept):
+                residuals = output_residuals(torch.addmm(b, earlier, a.t()), kept[:, rows])
+                if limits is not None:
+                    numbers = torch.arange(rows.start, rows.stop, device=weight.device)
+                    residuals = residuals.masked_fill(numbers >= limits[:, None], 0)
+                squares += residuals.to(torch.float64).square().sum()
+                factors = torch.cat((factors, residuals * step.coefficient))
+            sums[first:] += factors[first:] @ a
+            adam_tile(weight, moments, factors.t() @ step.hidden, rows, adam)
+            torch.sum(factors, 0, out=bias_grad[rows])
+        if bias_moments is not None:
+            adam_tile(bias, bias_moments, bias_grad, slice(None), adam)
+    return HeadGrads(sums.to(weight.dtype), squares)

@@ -1,0 +1,1 @@
+"""HNET: a hypernetwork generates the weights of each task's network."""

@@ -1,0 +1,58 @@
+"""Which outputs of the target network belong to a task, and the output layer's rows for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from hypermask_fast.methods.tasks import TaskRecord
+
+
+def check_classes(classes: Sequence[int] | None, mode: str) -> None:
+    """Raise ValueError where a task with outputs of its own does not say how many."""
+    if mode != "shared" and classes is None:
+        raise ValueError(
+            f"classes is None and task_heads={mode!r} gives each task outputs of its own; give the "
+            "classes, or use task_heads='shared'"
+        )
+
+
+def rows_of(tasks: Sequence[TaskRecord], task: int, outputs: int, *, so_far: bool = False) -> slice:
+    """Return the rows of the output layer that belong to a task.
+
+    Args:
+        tasks: All tasks; each has as many outputs as classes, in their order.
+        task: One of them.
+        outputs: Rows of the output layer.
+        so_far: Those of the tasks before it as well.
+
+    Raises:
+        ValueError: The layer has too few rows.
+    """
+    sizes = [len(record.classes or ()) for record in tasks[: task + 1]]
+    end = sum(sizes)
+    if end > outputs:
+        raise ValueError(
+            f"tasks 0 to {task} have {end} classes together and the network {outputs} outputs; "
+            "build it with outputs for the classes of all tasks, or use task_heads='shared'"
+        )
+    return slice(0 if so_far else end - sizes[-1], end)
+
+
+def with_rows(weights: Mapping[str, Tensor], layer: str, rows: slice) -> dict[str, Tensor]:
+    """Return weights by name with only some rows of the output layer's."""
+    prefix = f"{layer}.".lstrip(".")
+    own = {f"{prefix}{key}" for key in ("weight", "bias")}
+    return {name: w[rows] if name in own else w for name, w in weights.items()}
+
+
+def shrink(net: nn.Module, layer: str, rows: slice) -> None:
+    """Leave some rows of a plain network's output layer, in place."""
+    module = net.get_submodule(layer)
+    for key in ("weight", "bias"):
+        value = getattr(module, key)
+        if value is not None:
+            setattr(module, key, nn.Parameter(value.detach()[rows].clone(), value.requires_grad))
+    name = "out_features" if isinstance(module, nn.Linear) else "out_channels"
+    setattr(module, name, rows.stop - rows.start)

@@ -1,0 +1,383 @@
+"""HNET: a hypernetwork generates all weights of each task's network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import takes_options
+from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.hypernetworks.init import xavier_
+from hypermask_fast.hypernetworks.kept import KeptOutputs
+from hypermask_fast.methods.batches import sum_of
+from hypermask_fast.methods.evaluating import modes_of
+from hypermask_fast.methods.generated import GeneratedLearner
+from hypermask_fast.methods.hnet.ahead import Update
+from hypermask_fast.methods.hnet.heads import check_classes, rows_of, shrink, with_rows
+from hypermask_fast.methods.hnet.settings import HNETSettings
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.optim.lookahead import check_lookahead
+
+MAIN, EMBEDDING = "main", "embedding"
+"""The optimizers of a step: of all that the tasks share, and of the current task's embedding."""
+_ENTRIES_AT_ONCE = 2**26
+"""Target weights that are generated for several tasks together: 256 MiB of float32."""
+
+
+@takes_options(HNETSettings)
+class HNET(GeneratedLearner):
+    """HNET (von Oswald et al. 2020), over any network of linear, conv and normalisation layers.
+
+    The weights of task t's network are what the hypernetwork emits for its embedding e_t, scale and
+    shift of normalisation layers among them; the network has none of its own. A step takes the
+    gradient of the batch's cross-entropy, then that of ``beta * output_reg``, the mean over the t
+    earlier tasks of ``||h(e_j; P + dP) - h(e_j)*||^2`` where dP is nearly what Adam would change
+    (:func:`hypermask_fast.optim.lookahead.lookahead`), and then steps two optimizers: one of what
+    all tasks share, and one of e_t, which learns from the cross-entropy alone. Earlier embeddings
+    do not move. Use new optimizers for each task.
+
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
+
+    Args:
+        net: The target network.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        example_input: A batch for the dry forward that finds the output layer, where
+            ``task_heads`` is not "shared"; default: the first batch that comes.
+        settings: The settings; default: those below, with their defaults.
+        {options}
+
+    Raises:
+        ConfigError: A setting is wrong, or the network has a part whose weights cannot be replaced;
+            the network is left as it was.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        exclude: str | Sequence[str] = (),
+        example_input: Tensor | None = None,
+        settings: HNETSettings | None = None,
+        **options: Any,
+    ) -> None:
+        chosen = HNETSettings.chosen("HNET", settings, options)
+        self._settings = chosen
+        self.beta, self.lookahead = chosen.beta, chosen.lookahead
+        self.task_heads = chosen.task_heads
+        super().__init__(
+            net,
+            capacity=chosen.capacity,
+            exclude=exclude,
+            source="generated",
+            bn=chosen.bn,
+            kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),
+            norms_too=True,
+        )
+        try:
+            if example_input is not None:
+                self._prepare(example_input)
+        except BaseException:
+            unconvert(net)
+            raise
+        freeze(net, [name for name, _ in net.named_parameters()])
+        self.hypernetwork.trains_earlier = False
+
+    def _make_hypernetwork(self, size: int, like: Tensor) -> Hypernetwork:
+        chosen = self._settings
+        shared: dict[str, Any] = {
+            name: getattr(chosen, name)
+            for name in ("embedding_dim", "hidden", "capacity", "activation")
+        }
+        shared |= {"device": like.device, "dtype": like.dtype}
+        made = (
+            Hypernetwork(size, **shared)
+            if chosen.head == "full"
+            else ChunkedHypernetwork(
+                size,
+                chunk_size=chosen.chunk_size,
+                chunk_embedding_dim=chosen.chunk_embedding_dim,
+                **shared,
+            )
+        )
+        xavier_(
+            made,
+            embedding_std=chosen.embedding_std,
+            chunk_embedding_std=chosen.chunk_embedding_std,
+        )
+        return made
+
+    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
+        """Return what all tasks share, and the embeddings, of two optimizers."""
+        table = self.hypernetwork.embeddings
+        shared = [p for p in self.parameters() if p.requires_grad and p is not table]
+        steps_in_backward = self.hypernetwork.can_update and not self.lookahead
+        head = list(self.hypernetwork.head.parameters()) if steps_in_backward else []
+        rate = self._settings.embedding_lr
+        return [
+            ParameterGroup(shared, MAIN, in_backward=head),
+            ParameterGroup([table], EMBEDDING, lr=rate, row_sparse=True),
+        ]
+
+    def _grow(self, capacity: int) -> None:
+        rows = self.hypernetwork.capacity
+        super()._grow(capacity)
+        with torch.no_grad():
+            self.hypernetwork.embeddings[rows:] *= self._settings.embedding_std
+
+    def add_task(self, name: str | None = None, classes: Sequence[int] | None = None) -> int:
+        check_classes(classes, self.task_heads)
+        return super().add_task(name, classes)
+
+    def _prepare(self, x: Tensor) -> None:
+        """Find the output layer, where tasks have rows of it, in a dry forward."""
+        super()._prepare(x)
+        if self.task_heads != "shared" and self._network.last is None:
+            self._dry_run(x, self._network.find_last)
+
+    def _rows(self, task: int, *, so_far: bool = False) -> slice | None:
+        """Return the rows of the output layer that a task has; None for all."""
+        if self.task_heads == "shared":
+            return None
+        if self._network.last is None:
+            raise RuntimeError(
+                "the output layer is still unknown; run learner(x, task) or step() once, or build "
+                "HNET with example_input="
+            )
+        layer = self.net.get_submodule(self._network.last)
+        assert isinstance(layer.weight, Tensor)
+        return rows_of(self.tasks, task, len(layer.weight), so_far=so_far)
+
+    def _weights(self, logits: Tensor, rows: slice | None) -> dict[str, Tensor]:
+        """Return what the hypernetwork emitted (N,) as the network's tensors, by name."""
+        tensors = self._network.tensors
+        parts = logits.split([entry.size for entry in tensors])
+        weights = {e.name: part.view(e.shape) for e, part in zip(tensors, parts, strict=True)}
+        if rows is None:
+            return weights
+        assert self._network.last is not None
+        return with_rows(weights, self._network.last, rows)
+
+    def _ids(self, tasks: Sequence[int]) -> Tensor:
+        return torch.tensor(list(tasks), device=self.hypernetwork.embeddings.device)
+
+    def _generated(self, task: int) -> dict[str, Tensor]:
+        rows = self._rows(self._tasks.checked(task))
+        return self._weights(self.hypernetwork.logits(self._ids([task]))[0], rows)
+
+    @contextmanager
+    def activated(
+        self, task: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        task = self._tasks.checked(task)
+        if weights is None:
+            weights = self._generated(task)
+        norms = self.norms.states(task, learning=task == self._current)
+        with self._network.applied(weights, norms) as net:
+            yield net
+
+    @torch.no_grad()
+    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+        return {name: w.detach().clone() for name, w in self._generated(task).items()}
+
+    def install_norms(self, net: nn.Module, task: int) -> None:
+        """Give a plain copy of the network a task's statistics, and the task's outputs alone."""
+        super().install_norms(net, task)
+        rows = self._rows(task)
+        if rows is not None:
+            assert self._network.last is not None
+            shrink(net, self._network.last, rows)
+
+    @contextmanager
+    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
+        """Return a context in which :attr:`net` has a blend of all tasks' weights.
+
+        Statistics of normalisation are blended alike, and so are the tasks' own outputs, in order.
+
+        Args:
+            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
+
+        Raises:
+            ValueError: There is not one factor for each task, or the tasks have different numbers
+                of outputs.
+        """
+        self._tasks.check_factors(alpha)
+        counts = {len(record.classes or ()) for record in self.tasks}
+        if self.task_heads != "shared" and len(counts) > 1:
+            raise ValueError(
+                f"the tasks have {sorted(counts)} classes, and outputs of different numbers cannot "
+                "be blended; use task_heads='shared'"
+            )
+        weights = sum_of((self._generated(task) for task in range(len(alpha))), alpha)
+        with self._network.applied(weights, self.norms.blended(alpha)) as net:
+            yield net
+
+    @property
+    def _most_outputs(self) -> int:
+        return max(len(record.classes or ()) for record in self.tasks)
+
+    def _padded(self, outputs: Tensor) -> Tensor:
+        """Return logits with -inf for the classes that other tasks have more."""
+        more = 0 if self.task_heads == "shared" else self._most_outputs - outputs.shape[-1]
+        return F.pad(outputs, (0, more), value=-torch.inf) if more > 0 else outputs
+
+    def _forward_one(self, x: Tensor, task: int) -> Tensor:
+        return self._padded(super()._forward_one(x, task))
+
+    def _outputs_at_once(
+        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
+    ) -> Tensor | None:
+        """Generate the weights of many tasks together, in one pass over the head."""
+        if len(ids) == 1 or torch.is_grad_enabled():
+            return None
+        together = max(1, _ENTRIES_AT_ONCE // self._network.size)
+        outputs: list[Tensor] = []
+        for first in range(0, len(ids), together):
+            group = ids[first : first + together]
+            for task, logits in zip(group, self.hypernetwork.logits(self._ids(group)), strict=True):
+                weights = self._weights(logits, self._rows(task))
+                rows = x if task_of_row is None else x[task_of_row == len(outputs)]
+                with self.activated(task, weights) as net:
+                    outputs.append(self._padded(net(rows)))
+        together_again = torch.cat(outputs)
+        if task_of_row is None:
+            return together_again
+        return together_again[task_of_row.argsort(stable=True).argsort()]
+
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
+        """Return the losses of a batch of the current task; call ``.total.backward()``.
+
+        Without the look-ahead only, whose regularizer has its gradient elsewhere: call :meth:`step`
+        for that.
+
+        Args:
+            x: Inputs (batch, ...), of the network's dtype.
+            y: Local labels int64 (batch,).
+            task: The id given to :meth:`begin_task`.
+            optimizer: A :class:`~hypermask_fast.FactoredAdam` with ``step_in_backward=True``, which
+                updates a full head in the backward pass of these losses.
+
+        Raises:
+            RuntimeError: The task was not begun, or the learner looks ahead.
+            ValueError: Shapes, dtypes, devices or labels do not fit.
+        """
+        task = self._checked_batch(x, y, task)
+        if self.lookahead:
+            raise RuntimeError(
+                "lookahead is True, so the regularizer's gradient is taken between the loss's "
+                "backward pass and the optimizers' steps; call step(x, y, task, optimizers), or "
+                "build HNET with lookahead=False"
+            )
+        step = self._steps.next()
+        update = self.hypernetwork.head_update(optimizer)
+        kept = self._kept.at(step, self.hypernetwork)
+        logits, output_reg = self.hypernetwork(*kept, update)
+        task_loss, outputs = self._learned_from(x, y, task, logits)
+        total = task_loss + self.beta * output_reg
+        if update is not None:
+            update.completes(total, self.beta)
+        self._steps.count()
+        return Losses(total, task_loss, outputs, {"output_reg": output_reg})
+
+    def _learned_from(
+        self, x: Tensor, y: Tensor, task: int, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of a batch and the outputs that it is of."""
+        self._prepare(x)
+        grows = self.task_heads == "growing"
+        weights = self._weights(logits, self._rows(task, so_far=grows))
+        norms = self.norms.states(task, learning=True)
+        with modes_of(self), self._network.applied(weights, norms) as net:
+            outputs = (self._compiled_net or net)(x)
+        if not grows:
+            outputs = self._tasks.own_outputs(outputs, task)
+            return self._task_loss(outputs, y, task), outputs
+        self._tasks.check_labels(y, task, outputs.shape[-1])
+        own = self._rows(task)
+        assert own is not None
+        return F.cross_entropy(outputs, y + own.start), outputs
+
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task: int,
+        optimizers: Mapping[str, Optimizer],
+        before_update: Callable[[], None] | None = None,
+    ) -> Losses:
+        """Learn from a batch: backward, look-ahead, the regularizer's backward, and updates.
+
+        Args:
+            x, y, task: As in :meth:`losses`.
+            optimizers: Over :meth:`parameter_groups`: "main" and "embedding".
+            before_update: Called after the forward, before anything is updated.
+
+        Raises:
+            ConfigError: An optimizer is missing, or its look-ahead is not known.
+            RuntimeError, ValueError: As in :meth:`losses`.
+        """
+        if not self.lookahead:
+            return super().step(x, y, task, optimizers, before_update)
+        task = self._checked_batch(x, y, task)
+        if optimizers.keys() != {MAIN, EMBEDDING}:
+            raise ConfigError(
+                f"optimizers are {sorted(optimizers)}; give 'main' over what the tasks share and "
+                "'embedding' over hypernetwork.embeddings, as parameter_groups() names them"
+            )
+        check_lookahead(optimizers[MAIN])
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        taken = Update(self.hypernetwork, self._kept, self.beta, optimizers[MAIN])
+        logits = taken.logits(task)
+        task_loss, outputs = self._learned_from(x, y, task, logits)
+        if before_update is not None:
+            before_update()
+        output_reg = taken.backward(task_loss, self._steps.next())
+        for optimizer in optimizers.values():
+            optimizer.step()
+        self._steps.count()
+        total = task_loss + self.beta * output_reg
+        return Losses(total, task_loss, outputs, {"output_reg": output_reg})
+
+    def fixed_in_graph(self) -> tuple[object, ...]:
+        return *super().fixed_in_graph(), self.beta, self.lookahead, self.task_heads
+
+    def report(self) -> str:
+        """Return a table of the target's parameters, and the size of the hypernetwork."""
+        shared = sum(p.numel() for p in self.hypernetwork.parameters())
+        shared -= self.hypernetwork.embeddings.numel()
+        return "\n".join(
+            [
+                *self._network.table({}),
+                f"hypernetwork: {shared:,} parameters and {self._settings.embedding_dim} for each "
+                f"task, for {self._network.size:,} target weights",
+                self._kept.describe(self.hypernetwork),
+            ]
+        )
+
+    def facts(self) -> dict[str, int]:
+        head = self.hypernetwork.head
+        return {
+            "target_weights": self._network.size,
+            "head_width": head.in_features,
+            "head_parameters": sum(p.numel() for p in head.parameters()),
+        }
+
+    def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, state = super().task_state()
+        return tensors, {**state, "output_layer": self._network.last}
+
+    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super().load_task_state(tensors, state)
+        self._network.last = state["output_layer"]
