@@ -146,9 +146,9 @@ def step_rows(step: HeadStep) -> HeadGrads:
         check_contiguous("bias_grad", step.bias_grad)
         step = step._replace(head=step.head._replace(bias_moments=None))
     chunked = isinstance(step.kept, KeptChunks)
-    given = "r" if step.looks_ahead or chunked or step.kept is None else 1
-    check("dz", step.dz, (given, rows), weight)
-    check("hidden", step.hidden, ("r + t", width), weight)
+    one = step.kept is not None and not (step.looks_ahead or chunked)
+    check("dz", step.dz, (1 if one else "r", rows), weight)
+    check("hidden", step.hidden, ("t + 1" if one else "r + t", width), weight)
     count, kept = len(step.hidden) - len(step.dz), step.kept_logits
     if step.looks_ahead and step.bias_grad is not None:
         raise ValueError(

@@ -253,6 +253,14 @@ void copy_rows(const T *from, int64_t width, int rows, T *to, int64_t stride) {
       std::memcpy(to, from, width * sizeof(T));
 }
 
+// out (kTile) = the sum of the rows of dz (count, kTile).
+template <typename T>
+void sum_rows(const T *dz, int count, T *__restrict out) {
+  std::memcpy(out, dz, kTile * sizeof(T));
+  for (int j = 1; j < count; ++j)
+    for (int r = 0; r < kTile; ++r) out[r] += dz[j * kTile + r];
+}
+
 int64_t claim(Pass &pass) { return __atomic_fetch_add(&pass.next, 1, __ATOMIC_RELAXED); }
 
 template <typename T>
@@ -291,6 +299,8 @@ void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, dou
     const S *target = static_cast<const S *>(pass.targets) + place + row;
     const int64_t left = pass.limits ? std::max<int64_t>(pass.limits[j] - row, 0) : tile;
     const int used = int(std::min<int64_t>(tile, left));
+    // There may be more targets than streams that a CPU follows by itself.
+    for (int r = 0; r < kTile; r += 64 / int(sizeof(S))) __builtin_prefetch(target + kTile + r, 0, 2);
     T residual[kTile] = {};
     for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     for (int r = 0; r < kTile; r += kLanes)
@@ -349,10 +359,7 @@ void update(Pass &pass) {
           adam.ahead(grad, weight + at, exp_avg + at, exp_avg_sq + at, T(pass.ahead_eps),
                      shifted + r * width, batch * width);
         }
-        for (int r = 0; r < kTile; ++r) {
-          grad[r] = dz[r];
-          for (int j = 1; j < given; ++j) grad[r] += dz[j * kTile + r];
-        }
+        sum_rows(dz, given, grad);
         adam.ahead(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, T(pass.ahead_eps),
                    shifted_bias, tile);
       }
@@ -377,10 +384,7 @@ void update(Pass &pass) {
         adam(grad, weight + at, exp_avg + at, exp_avg_sq + at, batch * width);
       }
       if (!bias_exp_avg && !bias_grad) continue;
-      for (int r = 0; r < kTile; ++r) {
-        grad[r] = dz[r];
-        for (int j = 1; j < count; ++j) grad[r] += dz[j * kTile + r];
-      }
+      sum_rows(dz, count, grad);
       if (bias_grad) std::memcpy(bias_grad + row, grad, tile * sizeof(T));
       else adam(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, tile);
     }

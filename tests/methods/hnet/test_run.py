@@ -1,0 +1,134 @@
+"""HNET as a run: presets, the command line, and the plan of its memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hypermask_fast import cli
+from hypermask_fast.methods.hnet.settings import HNETSettings
+from hypermask_fast.planning.plan import plan
+from hypermask_fast.planning.simulation import TARGET
+from hypermask_fast.runs import run
+from hypermask_fast.settings.build import make_network
+from hypermask_fast.settings.config import RunConfig
+from tests.planning.test_plan import measured_peak
+
+SMALL: dict[str, Any] = {
+    **{"method": "hnet", "tasks": 3, "steps": 3, "device": "cpu", "mlp_hidden": (8,)},
+    **{"hidden": (5,), "chunk_size": 100, "batch_size": 8, "task_heads": "multi"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "published", "weights"),
+    [
+        pytest.param(
+            *("hnet-split-mnist", 5),
+            {
+                **{"embedding_dim": 96, "chunk_embedding_dim": 96, "hidden": (10, 10)},
+                **{"activation": "relu", "chunk_size": 42000, "beta": 0.01, "lr": 1e-3},
+                **{"steps": 2000, "augment": False, "normalize": False, "mlp_hidden": (400, 400)},
+            },
+            478_410,
+            id="split",
+        ),
+        pytest.param(
+            *("hnet-permuted-mnist-10", 10),
+            {
+                **{"embedding_dim": 24, "chunk_embedding_dim": 8, "hidden": (25, 25)},
+                **{"activation": "elu", "chunk_size": 78000, "beta": 0.1, "lr": 1e-4},
+                **{"steps": 5000, "identity_first": True, "mlp_hidden": (1000, 1000)},
+            },
+            2_126_100,
+            id="permuted",
+        ),
+    ],
+)
+def test_presets_hold_the_published_settings(
+    name: str, tasks: int, published: dict[str, Any], weights: int
+) -> None:
+    config = RunConfig.from_preset(name)
+    assert isinstance(config.method, HNETSettings)
+    assert (config.method_name, config.tasks) == ("hnet", tasks)
+    values = config.options()
+    common = {"head": "chunked", "task_heads": "multi", "lookahead": True, "batch_size": 128}
+    common |= {"embedding_lr": None, "regularized_tasks": None, "targets": "full"}
+    assert {key: values[key] for key in published | common} == published | common
+    shape, classes = ((1, 28, 28), 2) if tasks == 5 else ((1, 32, 32), 10)
+    with torch.device("meta"):
+        network = make_network(config, shape, classes)
+    assert sum(p.numel() for p in network.parameters()) == weights
+
+
+def test_the_command_line_has_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--method", "hnet", "--help"])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert "--lookahead" in text
+    assert "--task-heads" in text
+    assert "--sparsity" not in text
+    assert cli.main(["plan", "--method", "hnet", "--beta", "-1"]) == 2
+    assert "beta=-1.0 is out of range" in capsys.readouterr().err
+
+
+def test_a_run_in_a_folder(tmp_path: Path) -> None:
+    config = RunConfig.from_options(**{**SMALL, "steps": 40, "log_every": 1})
+    result = run.train(config, tmp_path / "run", show_progress=False)
+    again = run.resume(tmp_path / "run", show_progress=False)
+    assert str(again.accuracy) == str(result.accuracy)
+    assert RunConfig.from_toml(tmp_path / "run" / "config.toml") == config
+    learner = run.load(tmp_path / "run").learner
+    assert learner.eval()(torch.zeros(2, 1, 8, 8), 2).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="chunked"),
+        pytest.param({"head": "full"}, id="full"),
+        pytest.param({"targets": "bfloat16"}, id="bfloat16"),
+        pytest.param({"targets": "recomputed", "regularized_tasks": 1}, id="recomputed"),
+        pytest.param({"lookahead": False, "head": "full"}, id="no-look-ahead"),
+        pytest.param({"network": "resnet", "resnet_n": 1, "resnet_k": 1}, id="norms"),
+    ],
+)
+def test_the_plan_knows_checkpoint_and_learner(options: dict[str, Any]) -> None:
+    values = {**SMALL, **options}
+    if "network" in options:
+        del values["mlp_hidden"]
+    config = RunConfig.from_options(**values)
+    found = plan(config).found
+    scenario, trainer = run.build(config)
+    for task in scenario.tasks[:-1]:
+        trainer.fit(task)
+    tensors: dict[str, torch.Tensor] = {}
+    trainer.hooks.append(lambda t: tensors.update(t.state()[0]))
+    trainer.fit(scenario.tasks[-1])
+    del tensors["rng/cpu"]
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    # The plan counts ids and counters that are saved as JSON.
+    assert 0 <= found.checkpoint - sum(sizes.values()) <= 100
+    assert found.learner == sum(v for k, v in sizes.items() if k.startswith("learner/"))
+    weights = sum(p.numel() for p in trainer.learner.net.parameters())
+    assert found.facts["target_weights"] == weights
+    assert found.peaks["training step"][TARGET] >= 4 * weights
+
+
+@pytest.mark.long
+def test_the_planned_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> None:
+    big = {"tasks": 3, "steps": 2, "mlp_hidden": (1300, 1400), "batch_size": 128}
+    settings = {**SMALL, **big, "head": "full", "hidden": (25,)}
+    found = plan(RunConfig.from_options(**settings))
+    assert found.found.facts["head_parameters"] > 48e6
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
+    if not found.available or found.available < 3 * found.peak:
+        pytest.skip(f"{found.available} bytes of memory are available, and it takes {found.peak}")
+    measured = measured_peak(settings, tmp_path)
+    assert found.peak == pytest.approx(measured, rel=0.1)
