@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "head_vectors.h"
+#include "head_products.h"
 
 namespace {
 
@@ -24,96 +24,6 @@ struct Pass {
   double *hidden_grad, *regularizer;
   const int64_t *places, *limits;  // of each target's first number, and how many there are
   double coefficient, scale, decay, l2, lerp, lerp_square, eps, step_size, ahead_eps;
-};
-
-// Logits of four rows and up to W embeddings, packed (H, W): z[j * kTile + r].
-template <typename T, int W>
-void dots(const T *a, int64_t stride, const T *packed, int64_t width, int count, T *z) {
-  using V = typename VectorOf<T, W>::type;
-  V sum[kGroup][kChains] = {};
-  int64_t i = 0;
-  for (; i + kChains <= width; i += kChains)
-    UNROLL for (int c = 0; c < kChains; ++c) {
-      const V h = load<V>(packed + (i + c) * W);
-      UNROLL for (int r = 0; r < kGroup; ++r) sum[r][c] += a[r * stride + i + c] * h;
-    }
-  UNROLL for (int c = 0; c < kChains - 1; ++c)
-    if (i + c < width) {
-      const V h = load<V>(packed + (i + c) * W);
-      UNROLL for (int r = 0; r < kGroup; ++r) sum[r][c] += a[r * stride + i + c] * h;
-    }
-  T out[kGroup][W];
-  UNROLL for (int r = 0; r < kGroup; ++r)
-    store(out[r], (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
-  for (int j = 0; j < count; ++j)
-    UNROLL for (int r = 0; r < kGroup; ++r) z[j * kTile + r] = out[r][j];
-}
-
-// The same sums for one embedding: a vector holds the four chains.
-template <typename T>
-void single_dots(const T *a, int64_t stride, const T *h, int64_t width, T *z) {
-  using V = typename VectorOf<T, kChains>::type;
-  V sum[kGroup] = {};
-  int64_t i = 0;
-  for (; i + kChains <= width; i += kChains)
-    UNROLL for (int r = 0; r < kGroup; ++r) sum[r] += load<V>(a + r * stride + i) * load<V>(h + i);
-  UNROLL for (int r = 0; r < kGroup; ++r) {
-    UNROLL for (int c = 0; c < kChains - 1; ++c)
-      if (i + c < width) sum[r][c] += a[r * stride + i + c] * h[i + c];
-    z[r] = (sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]);
-  }
-}
-
-// The embeddings in groups of W, W / 2, ... columns, each packed (H, W); the last may be half full.
-template <typename T>
-struct Packed {
-  int64_t width;
-  int count;
-  T *data;
-
-  static constexpr int kWide = kWidth<T> > 4 ? kWidth<T> : 4;
-
-  static int columns(int left) {
-    if (left == 1) return 1;
-    int w = 4;
-    while (w < left && w < kWide) w *= 2;
-    return w;
-  }
-
-  Packed(const T *hidden, int64_t width, int count, int first) : width(width), count(count - first) {
-    data = allocate<T>(width * (this->count + kWide));
-    T *out = data;
-    for (int j = first; j < count; j += columns(count - j)) {
-      const int w = columns(count - j), used = std::min(w, count - j);
-      for (int64_t i = 0; i < width; ++i)
-        for (int l = 0; l < used; ++l) out[i * w + l] = hidden[(j + l) * width + i];
-      out += width * w;
-    }
-  }
-  ~Packed() { std::free(data); }
-
-  // z[j * kTile + r] for kTile rows at most; `a` has readable rows up to a multiple of kGroup.
-  void logits(const T *a, int64_t stride, int rows, T *z, Ahead &ahead) const {
-    const int lines = int(kGroup * width * sizeof(T) / 64) + 1;
-    for (int r = 0; r < rows; r += kGroup) {
-      ahead.fetch(lines);
-      const T *h = data, *row = a + r * stride;
-      for (int j = 0; j < count;) {
-        const int w = columns(count - j), used = std::min(w, count - j);
-        T *out = z + j * kTile + r;
-        if (w == 1)
-          single_dots(row, stride, h, width, out);
-        else if (w == 4)
-          dots<T, 4>(row, stride, h, width, used, out);
-        else if (w == 8 && kWide >= 8)
-          dots<T, kWide >= 8 ? 8 : 4>(row, stride, h, width, used, out);
-        else
-          dots<T, kWide>(row, stride, h, width, used, out);
-        h += width * w;
-        j += used;
-      }
-    }
-  }
 };
 
 // out (J, H) += dz (J, rows) a (rows, H), for J embeddings and C vectors of columns.

@@ -31,7 +31,7 @@ from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
-_HEADERS = (Path(__file__).with_name("head_vectors.h"),)
+_HEADERS = tuple(map(Path(__file__).with_name, ("head_products.h", "head_vectors.h")))
 _NATIVE = "HYPERMASK_FAST_NATIVE"
 _FOLDERS = (cache.chosen_folder, cache.temporary_folder)
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
