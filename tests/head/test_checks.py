@@ -31,7 +31,7 @@ WRONG = [
     ),
     pytest.param(
         {"hidden": torch.zeros(3, 5, **DOUBLES)},
-        r"hidden has shape \(3, 5\); expected \(r \+ t, 4\)",
+        r"hidden has shape \(3, 5\); expected \(t \+ 1, 4\)",
         id="hidden-shape",
     ),
     pytest.param(
