@@ -29,6 +29,14 @@ _METHODS = {
         "hypermask_fast.methods.hypermask.settings:HyperMaskSettings",
         "hypermask_fast.methods.hypermask.learner:HyperMask",
     ),
+    "supsup": Method(
+        "hypermask_fast.methods.supsup.settings:SupSupSettings",
+        "hypermask_fast.methods.supsup.learner:SupSup",
+    ),
+    "exssnet": Method(
+        "hypermask_fast.methods.exssnet.settings:ExSSNeTSettings",
+        "hypermask_fast.methods.exssnet.learner:ExSSNeT",
+    ),
 }
 
 

@@ -31,6 +31,11 @@ class MethodSettings(Settings):
         """Whether batch norm in the target network keeps running statistics for evaluation."""
         return True
 
+    @property
+    def superfluous_outputs(self) -> int:
+        """Outputs of the target network beyond its classes."""
+        return 0
+
     def cheaper(self) -> list[dict[str, Any]]:
         """Return changes of these settings that may take less memory."""
         return []

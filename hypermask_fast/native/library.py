@@ -27,9 +27,13 @@ import numpy as np
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
+from hypermask_fast.native.packed import PackedPass
+from hypermask_fast.native.top_k import TopKPass
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
-_HEADERS = (Path(__file__).with_name("head_vectors.h"),)
+_SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.cpp") for name in ("head", "masks", "top_k", "packed")
+)
+_HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("head_vectors", "phases"))
 _NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 _FLAGS = (
@@ -49,6 +53,8 @@ class _Loaded(NamedTuple):
 _PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
     HeadPass: ("logits_{}", "update_{}", "update_{}_bfloat16"),
     MaskPass: ("mask_forward_{}", "mask_backward_{}"),
+    TopKPass: ("top_k_forward_{}", "top_k_backward_{}"),
+    PackedPass: ("packed_sum_{}", "packed_dots_{}"),
 }
 
 _lock = threading.Lock()

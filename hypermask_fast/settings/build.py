@@ -48,7 +48,8 @@ def make_network(config: RunConfig, input_shape: Sequence[int], num_classes: int
     options: dict[str, Any] = config.network.values()
     if config.network.normalized:
         options["track_running_stats"] = config.method.running_statistics
-    return networks.make_network(config.network.name, input_shape, num_classes, **options)
+    outputs = num_classes + config.method.superfluous_outputs
+    return networks.make_network(config.network.name, input_shape, outputs, **options)
 
 
 def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int) -> Learner:
