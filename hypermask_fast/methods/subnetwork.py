@@ -37,6 +37,29 @@ def _biases(net: nn.Module) -> list[str]:
     ]
 
 
+class TaskRows(nn.Module):
+    """A table with a row for each task, which no optimizer changes.
+
+    A module of its own: a ``state_dict`` gives a learner its tasks, and so the rows, before what is
+    in its parts.
+
+    Args:
+        width: Entries of a row.
+        dtype, device: Of the table, which begins without rows.
+    """
+
+    rows: Tensor
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.empty(0, width, dtype=dtype, device=device))
+
+    def grow(self, count: int) -> None:
+        """Add rows of 0 until there are ``count``."""
+        more = self.rows.new_zeros(count - len(self.rows), self.rows.shape[1])
+        self.rows = torch.cat((self.rows, more))
+
+
 class _Blend(torch.autograd.Function):
     """``W * sum_j alpha_j M_j`` of packed masks, and the gradient of alpha."""
 
@@ -88,8 +111,6 @@ class SubnetworkLearner(ConvertedLearner):
         ConfigError: The network has a part that cannot be masked; it is left as it was.
     """
 
-    bits: Tensor
-
     def __init__(
         self,
         net: nn.Module,
@@ -118,10 +139,12 @@ class SubnetworkLearner(ConvertedLearner):
         first = self._network.weights()[0]
         self.scores = nn.Parameter(torch.empty_like(first.new_empty(self._network.size)))
         self._draw_scores(0, self.scores)
-        bits = torch.empty(
-            0, packed_bytes(self._network.size), dtype=torch.uint8, device=first.device
-        )
-        self.register_buffer("bits", bits)
+        width = packed_bytes(self._network.size)
+        self.packed = TaskRows(width, torch.uint8, first.device)
+
+    @property
+    def bits(self) -> Tensor:
+        return self.packed.rows
 
     @torch.no_grad()
     def _set_weights(self, biases: Sequence[str]) -> None:
@@ -154,7 +177,7 @@ class SubnetworkLearner(ConvertedLearner):
 
     def _grow(self, capacity: int) -> None:
         self.norms.grow(capacity)
-        self.bits = with_rows(self.bits, capacity)
+        self.packed.grow(capacity)
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         return [ParameterGroup([self.scores])]
@@ -314,9 +337,3 @@ class SubnetworkLearner(ConvertedLearner):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._seed = state["score_seed"]
         super().load_task_state(tensors, state)
-
-
-def with_rows(table: Tensor, count: int) -> Tensor:
-    """Return a table with rows of 0 after its own."""
-    more = table.new_zeros(count - len(table), *table.shape[1:])
-    return torch.cat((table, more))

@@ -16,7 +16,7 @@ from hypermask_fast.methods.exssnet import transfer
 from hypermask_fast.methods.exssnet.editable import EditableWeights
 from hypermask_fast.methods.exssnet.settings import ExSSNeTSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
-from hypermask_fast.methods.subnetwork import SubnetworkLearner, with_rows
+from hypermask_fast.methods.subnetwork import SubnetworkLearner, TaskRows
 
 MASK, WEIGHTS = "mask", "weights"
 
@@ -49,7 +49,7 @@ class ExSSNeT(SubnetworkLearner):
             network is left as it was.
     """
 
-    kept_scores: Tensor | None
+    earlier_scores: TaskRows | None
     edited: EditableWeights | None
 
     def __init__(
@@ -64,14 +64,20 @@ class ExSSNeT(SubnetworkLearner):
         super().__init__(net, exclude=exclude, settings=chosen, source="bits(top_k)")
         self._own_settings = chosen
         self.edited = None
-        kept = None if chosen.kkt == "off" else self.scores.detach().new_empty(0, len(self.scores))
-        self.register_buffer("kept_scores", kept)
+        self.earlier_scores = None
+        if chosen.kkt != "off":
+            self.earlier_scores = TaskRows(len(self.scores), self.scores.dtype, self.scores.device)
         self.register_state_dict_pre_hook(lambda *_: self._write_back())
 
     def _grow(self, capacity: int) -> None:
         super()._grow(capacity)
-        if self.kept_scores is not None:
-            self.kept_scores = with_rows(self.kept_scores, capacity)
+        if self.earlier_scores is not None:
+            self.earlier_scores.grow(capacity)
+
+    @property
+    def kept_scores(self) -> Tensor | None:
+        """The scores of the tasks that were learned, (tasks, N); None without ``kkt``."""
+        return None if self.earlier_scores is None else self.earlier_scores.rows
 
     def phases(self, task: int, steps: int) -> Sequence[Phase]:
         of_mask = min(steps, max(1, round(steps * self._own_settings.mask_share)))
