@@ -21,6 +21,21 @@ struct Work {
   int64_t next[kPhases], done[kPhases];
 };
 
+constexpr int kLanes = 4;  // bytes whose products are summed apart
+constexpr int kRows = 4;   // masks that are added at once
+
+// The bits of every byte as numbers.
+template <typename T>
+struct Table {
+  alignas(64) T bits[256][8];
+  constexpr Table() : bits() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int l = 0; l < 8; ++l) bits[byte][l] = T((byte >> l) & 1);
+  }
+};
+template <typename T>
+constexpr Table<T> kTable{};
+
 template <typename F>
 void each_block(Work &work, F item) {
   phase(work, 0, work.blocks, [&](int64_t block) {
@@ -32,17 +47,29 @@ void each_block(Work &work, F item) {
 template <typename T>
 void weighted_sum(Work &work) {
   each_block(work, [&](int64_t, int64_t start, int64_t count) {
-    T *out = static_cast<T *>(work.sum) + start;
+    T *__restrict out = static_cast<T *>(work.sum) + start;
     std::fill_n(out, count, T(0));
-    for (int64_t row = 0; row < work.rows; ++row) {
-      const uint8_t *bits = work.bits[row] + start / 8;
-      const T factor = T(work.factors[row]);
+    for (int64_t row = 0; row < work.rows; row += kRows) {
+      // Rows after the last one count 0 times.
+      const uint8_t *bits[kRows];
+      T factors[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        const bool is = row + r < work.rows;
+        bits[r] = work.bits[is ? row + r : row] + start / 8;
+        factors[r] = is ? T(work.factors[row + r]) : T(0);
+      }
       for (int64_t b = 0; b < count / 8; ++b) {
-        const uint32_t byte = bits[b];
-        for (int l = 0; l < 8; ++l) out[8 * b + l] += T((byte >> l) & 1) * factor;
+        T sums[8];
+        for (int l = 0; l < 8; ++l) sums[l] = out[8 * b + l];
+        for (int r = 0; r < kRows; ++r) {
+          const T *mask = kTable<T>.bits[bits[r][b]];
+          for (int l = 0; l < 8; ++l) sums[l] += mask[l] * factors[r];
+        }
+        for (int l = 0; l < 8; ++l) out[8 * b + l] = sums[l];
       }
       for (int64_t i = count / 8 * 8; i < count; ++i)
-        out[i] += T((bits[i / 8] >> (i % 8)) & 1) * factor;
+        for (int r = 0; r < kRows; ++r)
+          out[i] += T((bits[r][i / 8] >> (i % 8)) & 1) * factors[r];
     }
   });
 }
@@ -53,15 +80,18 @@ void dots(Work &work) {
     const T *values = static_cast<const T *>(work.values) + start;
     for (int64_t row = 0; row < work.rows; ++row) {
       const uint8_t *bits = work.bits[row] + start / 8;
-      T sums[8] = {};
-      for (int64_t b = 0; b < count / 8; ++b) {
-        const uint32_t byte = bits[b];
-        for (int l = 0; l < 8; ++l) sums[l] += ((byte >> l) & 1) ? values[8 * b + l] : T(0);
-      }
+      T sums[kLanes][8] = {};
+      int64_t b = 0;
+      for (; b + kLanes <= count / 8; b += kLanes)
+        for (int k = 0; k < kLanes; ++k) {
+          const T *mask = kTable<T>.bits[bits[b + k]];
+          for (int l = 0; l < 8; ++l) sums[k][l] += mask[l] * values[8 * (b + k) + l];
+        }
       double sum = 0;
-      for (int64_t i = count / 8 * 8; i < count; ++i)
-        sum += ((bits[i / 8] >> (i % 8)) & 1) ? double(values[i]) : 0;
-      for (T lane : sums) sum += double(lane);
+      for (int64_t i = 8 * b; i < count; ++i)
+        sum += double(T((bits[i / 8] >> (i % 8)) & 1) * values[i]);
+      for (const auto &lane : sums)
+        for (T part : lane) sum += double(part);
       work.products[block * work.rows + row] = sum;
     }
   });
