@@ -168,6 +168,47 @@ def binary(
     return _search(learner, x, base, objective, rows, classes, tasks)
 
 
+def recognized(
+    learner: Learner,
+    x: Tensor,
+    *,
+    objective: str = "g",
+    factor: float = 1.125,
+    least: int = 5,
+    classes: int | None = None,
+) -> int | None:
+    """Return which task a batch of a stream without boundaries is of, or None for a new one.
+
+    With a share of 1 / k for each of k tasks, nu = softmax(-gradient); a batch whose largest nu is
+    below ``factor / k`` is of a new task. The k tasks are those that were learned, the current one,
+    and, until there are ``least``, others that were added, whose masks are random. To be asked
+    every 100 batches as published (NNs): where it returns None, end the current task and begin one
+    that was not begun.
+
+    Args:
+        learner: The learner.
+        x: Inputs (batch, ...).
+        objective, classes: As for :func:`one_shot`. Default "g".
+        factor: Above 1: how far the best task must stand out. Default 1.125.
+        least: Tasks that are compared at least, of those that were added. Default 5.
+
+    Raises:
+        ValueError: No task was begun, fewer than two were added, or as for :func:`one_shot`.
+    """
+    known = sorted({*learner.learned, *([] if learner.current is None else [learner.current])})
+    others = [task for task in range(len(learner.tasks)) if task not in known]
+    compared = sorted([*known, *others[: max(0, least - len(known))]])
+    if not known or len(compared) < 2:
+        raise ValueError(
+            f"{len(known)} tasks were begun and {len(learner.tasks)} were added; begin one and add "
+            "another, so that there is something to compare"
+        )
+    found = one_shot(learner, x, objective=objective, classes=classes, tasks=compared)
+    shares = (-found.grad[0][compared]).softmax(0)
+    best = compared[int(shares.argmax())]
+    return best if float(shares.max()) >= factor / len(compared) and best in known else None
+
+
 def _search(
     learner: Learner,
     x: Tensor,

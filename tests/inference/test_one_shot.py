@@ -151,3 +151,40 @@ def test_what_is_refused() -> None:
         one_shot.binary(learner, x)
     with pytest.raises(ValueError, match="not finite"):
         one_shot.one_shot(learner, torch.full((2, 12), torch.nan))
+
+
+def test_a_batch_without_a_task_is_of_the_one_that_stands_out_or_of_a_new_one() -> None:
+    torch.manual_seed(0)
+    learner = SupSup(MLP(20, (64, 64), 24, bias=False), rule="threshold", superfluous=20)
+    for task in range(6):
+        learner.add_task(str(task), classes=range(4))
+    centres = torch.randn(4, 20)
+    permutations = [torch.randperm(20) for _ in range(3)]
+
+    def batch(task: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.randint(4, (32,))
+        return (centres[y] + 0.3 * torch.randn(32, 20))[:, permutations[task]], y
+
+    for task in range(3):
+        learner.begin_task(task)
+        optimizer = torch.optim.RMSprop([learner.scores], lr=1e-3)
+        for _ in range(200):
+            learner.step(*batch(task), task, {"main": optimizer})
+        if task < 2:
+            learner.end_task()
+    # The current task is known too; of the others two are compared, to make five.
+    assert learner.current == 2
+    for task in range(3):
+        x = batch(task)[0]
+        assert one_shot.recognized(learner, x) == task
+        grad = one_shot.one_shot(learner, x, objective="g", tasks=range(5)).grad[0][:5]
+        nu = float((-grad).softmax(0).max())
+        assert one_shot.recognized(learner, x, factor=5 * nu * 0.999) == task
+        assert one_shot.recognized(learner, x, factor=5 * nu * 1.001) is None
+
+
+def test_what_a_stream_needs() -> None:
+    learner = SupSup(MLP(12, (8,), 3, bias=False))
+    learner.add_task()
+    with pytest.raises(ValueError, match="0 tasks were begun and 1 were added"):
+        one_shot.recognized(learner, torch.randn(4, 12))
