@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # What a draw is for; part of the hash, so that draws of one sample do not depend on each other.
-ORDER, AUGMENT, PERMUTATION, REGULARIZED = 1, 2, 3, 4
+ORDER, AUGMENT, PERMUTATION, REGULARIZED, SCORES = 1, 2, 3, 4, 5
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -236,3 +236,21 @@ def l1_drift(
     if masks is not None:
         drifts = [drift * m for drift, m in zip(drifts, masks, strict=True)]
     return torch.stack([drift.abs().sum() for drift in drifts]).sum()
+
+
+def top_k_mask(scores: Tensor, sizes: Sequence[int], dropped: Sequence[int]) -> Tensor:
+    """Return which scores of each tensor are kept, its largest by magnitude, by a stable sort.
+
+    Args:
+        scores: (N,), those of all tensors, one after the other.
+        sizes: Number of entries of each tensor.
+        dropped: For each tensor how many are not kept; of equal ones those of the lowest indices.
+
+    Returns:
+        bool (N,).
+    """
+    masks = []
+    for part, count in zip(scores.split([*sizes]), dropped, strict=True):
+        order = part.abs().argsort(stable=True)
+        masks.append(torch.ones_like(part, dtype=torch.bool).index_fill(0, order[:count], False))
+    return torch.cat(masks)

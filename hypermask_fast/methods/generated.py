@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from hypermask_fast.backends.compiled import CompiledModule, Compiler
+from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.fields import strings
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.masked import MaskedLayer
-from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.batches import run
-from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.steps import Steps
 
@@ -33,7 +30,7 @@ def fans(network: ConvertedNetwork) -> list[Fan]:
     return found
 
 
-class GeneratedLearner(Learner):
+class GeneratedLearner(ConvertedLearner):
     """A learner whose hypernetwork emits a number for each entry of a converted target network.
 
     The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
@@ -54,7 +51,6 @@ class GeneratedLearner(Learner):
     """
 
     hypernetwork: Hypernetwork
-    _compiled_net: CompiledModule | None = None
 
     def __init__(
         self,
@@ -67,11 +63,10 @@ class GeneratedLearner(Learner):
         kept: KeptOutputs,
         norms_too: bool = False,
     ) -> None:
-        super().__init__(net, capacity)
-        self.bn = bn
+        super().__init__(
+            net, capacity=capacity, exclude=exclude, source=source, bn=bn, norms_too=norms_too
+        )
         self._kept = kept
-        patterns = strings("exclude", exclude)
-        self._network = ConvertedNetwork(net, patterns, source, generated=norms_too)
         try:
             first = self._network.weights()[0]
             self._steps = Steps(first.device)
@@ -85,34 +80,6 @@ class GeneratedLearner(Learner):
     def _make_hypernetwork(self, size: int, like: Tensor) -> Hypernetwork:
         """Return a new hypernetwork with ``size`` outputs, of the device and dtype of a tensor."""
         raise NotImplementedError
-
-    def _check_mixing(self) -> None:
-        if self.norms.mixes_rows:
-            raise ValueError(
-                f"rows of several tasks in a batch, in training mode with bn={self.bn!r}: each "
-                "task's few rows would be their own batch statistics; give one task at a time, or "
-                "call eval() first"
-            )
-
-    def _prepare(self, x: Tensor) -> None:
-        if self.net is not self._network.net:
-            raise RuntimeError(
-                f"learner.net is another {type(self.net).__name__} than the one that was converted "
-                "when the learner was built; build a new learner for another network"
-            )
-
-    def _dry_run(self, x: Tensor, see: Callable[[Callable[[], object]], object]) -> None:
-        """Let ``see`` watch a forward of a part of a batch.
-
-        Raises:
-            ValueError: The batch does not run through the network.
-        """
-
-        def dry() -> None:
-            with evaluating(self, self.net):
-                run(self.net, x, rows=2)
-
-        see(dry)
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return all but the tables, with the head, and the tables of embeddings and norms."""
@@ -153,17 +120,8 @@ class GeneratedLearner(Learner):
         self._steps.taken = count
 
     def compile_steps(self, compiler: Compiler) -> None:
-        enabled = compiler.enabled(self.hypernetwork.embeddings.device)
-        before = None if self._compiled_net is None else self._compiled_net.compiler
-        if before is not (compiler if enabled else None):
-            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
-            self.hypernetwork.compile_trunk(compiler if enabled else None)
-
-    def install_norms(self, net: nn.Module, task: int) -> None:
-        self.norms.install(net, task)
-
-    def manifest(self) -> list[dict[str, Any]]:
-        return self._network.manifest()
+        if self._compile_net(compiler):
+            self.hypernetwork.compile_trunk(None if self._compiled_net is None else compiler)
 
     def memory_parts(self) -> dict[str, Sequence[Tensor]]:
         head: list[Tensor] = list(self.hypernetwork.head.parameters())

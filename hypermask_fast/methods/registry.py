@@ -33,6 +33,14 @@ _METHODS = {
         "hypermask_fast.methods.hnet.settings:HNETSettings",
         "hypermask_fast.methods.hnet.learner:HNET",
     ),
+    "supsup": Method(
+        "hypermask_fast.methods.supsup.settings:SupSupSettings",
+        "hypermask_fast.methods.supsup.learner:SupSup",
+    ),
+    "exssnet": Method(
+        "hypermask_fast.methods.exssnet.settings:ExSSNeTSettings",
+        "hypermask_fast.methods.exssnet.learner:ExSSNeT",
+    ),
 }
 
 

@@ -14,6 +14,10 @@ from hypermask_fast.modes import is_plain
 from hypermask_fast.native import library, threads
 from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
+from hypermask_fast.native.packed import PackedPass
+from hypermask_fast.native.top_k import TopKPass
+
+Pass = HeadPass | MaskPass | TopKPass | PackedPass
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -51,7 +55,7 @@ def _field(value: Any) -> Any:
     return ctypes.addressof(value) if isinstance(value, ctypes.Array) else value
 
 
-def call(name: str, dtype: torch.dtype, work: HeadPass | MaskPass, **fields: Any) -> None:
+def call(name: str, dtype: torch.dtype, work: Pass, **fields: Any) -> None:
     """Run a pass of the library, which :func:`hypermask_fast.native.library.load` must have loaded.
 
     Args:

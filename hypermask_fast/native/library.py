@@ -29,9 +29,15 @@ from hypermask_fast.errors import ConfigError
 from hypermask_fast.native import cache
 from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
+from hypermask_fast.native.packed import PackedPass
+from hypermask_fast.native.top_k import TopKPass
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
-_HEADERS = tuple(map(Path(__file__).with_name, ("head_products.h", "head_vectors.h")))
+_SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.cpp") for name in ("head", "masks", "top_k", "packed")
+)
+_HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h") for name in ("head_products", "head_vectors", "phases")
+)
 _NATIVE = "HYPERMASK_FAST_NATIVE"
 _FOLDERS = (cache.chosen_folder, cache.temporary_folder)
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
@@ -53,6 +59,8 @@ class _Loaded(NamedTuple):
 _PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
     HeadPass: ("logits_{}", "update_{}", "update_{}_bfloat16"),
     MaskPass: ("mask_forward_{}", "mask_backward_{}"),
+    TopKPass: ("top_k_forward_{}", "top_k_backward_{}"),
+    PackedPass: ("packed_sum_{}", "packed_dots_{}"),
 }
 
 _lock = threading.Lock()

@@ -10,14 +10,10 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <sched.h>
+#include "phases.h"
 
 namespace {
 
-constexpr int kBins = 2048;
 constexpr int kPhases = 5;
 constexpr int kLanes = 8;  // partial sums of the drift
 
@@ -42,28 +38,6 @@ struct Work {
   double drift_grad;
   int64_t next[kPhases], done[kPhases];
 };
-
-void wait_a_little(int &turns) {
-  if (++turns > 1000) {
-    sched_yield();
-    return;
-  }
-#if defined(__x86_64__)
-  _mm_pause();
-#endif
-}
-
-// Runs item(i) for i < count, each once over all threads; returns when all have ended.
-template <typename F>
-void phase(Work &work, int index, int64_t count, F item) {
-  int64_t i;
-  while ((i = __atomic_fetch_add(&work.next[index], 1, __ATOMIC_RELAXED)) < count) {
-    item(i);
-    __atomic_fetch_add(&work.done[index], 1, __ATOMIC_RELEASE);
-  }
-  int turns = 0;
-  while (__atomic_load_n(&work.done[index], __ATOMIC_ACQUIRE) < count) wait_a_little(turns);
-}
 
 inline double abs_tanh(double x) { return std::tanh(std::fabs(x)); }
 
@@ -92,24 +66,6 @@ inline float abs_tanh(float value) {
   std::memcpy(&power, &bits, sizeof power);
   const float large = 1 - 2 / (e * power + 1);
   return x < 0.625f ? small : large;
-}
-
-// Bins of numbers in [0, 1] by exponent and four bits of the fraction, in the order of the numbers.
-inline int bin(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return std::min(bits >> 19, kBins - 1);
-}
-inline int bin(double x) {
-  int64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return int(std::min<int64_t>(std::max<int64_t>((bits >> 48) - 0x3800, 0), kBins - 1));
-}
-
-// NaN sorts above every number, as in torch.sort.
-template <typename T>
-bool before(T a, T b) {
-  return a < b || (b != b && a == a);
 }
 
 template <typename T>
@@ -202,11 +158,6 @@ void forward(Work &work) {
     for (double lane : sums) sum += lane;
     work.drift[block] = sum;
   });
-}
-
-template <typename T>
-inline T sign(T x) {
-  return x != x ? x : T(T(0) < x) - T(x < T(0));
 }
 
 // d|tanh z| / dz. A removed entry has the mask 0, and so has a logit of 0, whose slope is 0 too.

@@ -65,9 +65,32 @@ class LeNetSettings(NetworkSettings):
     name = "lenet-300-100"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FC1024Settings(NetworkSettings):
+    """The fully connected network of two hidden layers of 1024 has no options."""
+
+    name = "fc1024"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GEMResNet18Settings(NetworkSettings):
+    """The slim ResNet-18 has no options."""
+
+    name = "gem-resnet18"
+    normalized = True
+
+
 NETWORKS: dict[str, type[NetworkSettings]] = {
     cls.name: cls
-    for cls in (MLPSettings, ZenkeNetSettings, ZenkeNet64Settings, ResNetSettings, LeNetSettings)
+    for cls in (
+        MLPSettings,
+        ZenkeNetSettings,
+        ZenkeNet64Settings,
+        ResNetSettings,
+        LeNetSettings,
+        FC1024Settings,
+        GEMResNet18Settings,
+    )
 }
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.fields import check_value, kinds_of
 from hypermask_fast.networks.catalogue import (
+    FC1024Settings,
+    GEMResNet18Settings,
     LeNetSettings,
     MLPSettings,
     NetworkSettings,
@@ -19,7 +21,8 @@ from hypermask_fast.networks.catalogue import (
     ZenkeNetSettings,
     network_settings,
 )
-from hypermask_fast.networks.mlp import MLP, LeNet300_100
+from hypermask_fast.networks.gem_resnet import GEMResNet18
+from hypermask_fast.networks.mlp import FC1024, MLP, LeNet300_100
 from hypermask_fast.networks.resnet import ResNet
 from hypermask_fast.networks.zenkenet import ZenkeNet, ZenkeNet64
 
@@ -50,6 +53,10 @@ def _lenet(shape: _Shape, num_classes: int) -> nn.Module:
     return LeNet300_100(num_classes)
 
 
+def _fc1024(shape: _Shape, num_classes: int) -> nn.Module:
+    return FC1024(math.prod(shape), num_classes)
+
+
 def _zenkenet(shape: _Shape, num_classes: int, *, dropout: bool = True) -> nn.Module:
     return ZenkeNet(num_classes, _channels("zenkenet", shape, ZenkeNet.image_size), dropout)
 
@@ -74,12 +81,22 @@ def _resnet(
     )
 
 
+def _gem_resnet18(
+    shape: _Shape, num_classes: int, *, track_running_stats: bool = True
+) -> nn.Module:
+    if len(shape) != 3:
+        raise _misfit("gem-resnet18", shape, "(channels, height, width)")
+    return GEMResNet18(num_classes, shape[0], track_running_stats=track_running_stats)
+
+
 _BUILDERS: dict[type[NetworkSettings], Callable[..., nn.Module]] = {
     MLPSettings: _mlp,
     LeNetSettings: _lenet,
     ZenkeNetSettings: _zenkenet,
     ZenkeNet64Settings: _zenkenet64,
     ResNetSettings: _resnet,
+    FC1024Settings: _fc1024,
+    GEMResNet18Settings: _gem_resnet18,
 }
 
 
@@ -89,11 +106,13 @@ def make_network(
     """Build a network by its name.
 
     Args:
-        name: "mlp", "lenet-300-100", "zenkenet", "zenkenet64" or "resnet".
+        name: "mlp", "lenet-300-100", "fc1024", "zenkenet", "zenkenet64", "resnet" or
+            "gem-resnet18".
         input_shape: Shape of one input without the batch, such as (784,) or (3, 32, 32).
         num_classes: Outputs.
         options: Those of its settings in the catalogue, and "mlp": bias = True; "zenkenet",
-            "zenkenet64": dropout = True; "resnet": bias = True, track_running_stats = False.
+            "zenkenet64": dropout = True; "resnet": bias = True, track_running_stats = False;
+            "gem-resnet18": track_running_stats = True.
 
     Raises:
         ConfigError: If the name or an option is unknown, a size is not positive, or the network

@@ -63,3 +63,10 @@ class LeNet300_100(MLP):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(self.in_features, (300, 100), num_classes, bias=False)
+
+
+class FC1024(MLP):
+    """Two hidden layers of 1024 without biases (SupSup)."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, (1024, 1024), num_classes, bias=False)

@@ -188,6 +188,8 @@ def permuted(
     validation: int = 0,
     stratified: bool = True,
     identity_first: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     name: str | None = None,
 ) -> Scenario:
     """Give each task all classes and a pixel permutation of its own.
@@ -203,6 +205,7 @@ def permuted(
         validation: Training images that are held out. Default 0.
         stratified: As in :func:`split`. Default True.
         identity_first: Leave the pixels of task 0 in place (HNET's protocol). Default False.
+        mean, std: Transforms of all images, as for :class:`Preprocess`.
         name: Name of the scenario. Default: "permuted-" and the data set's name.
 
     Raises:
@@ -223,7 +226,7 @@ def permuted(
         permutation = None
         if number or not identity_first:
             permutation = counter_permutation(channels * height * width, seed, number, PERMUTATION)
-        preprocess = Preprocess(pad=pad, permutation=permutation)
+        preprocess = Preprocess(pad=pad, permutation=permutation, mean=mean, std=std)
         result.append(
             Task(
                 f"{dataset.name} permutation {number}",

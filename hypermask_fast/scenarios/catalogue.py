@@ -48,9 +48,11 @@ SCENARIOS = {
     "permuted-digits": ScenarioEntry(_DIGITS, 5, 200),
     "split-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
     "permuted-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
+    "permuted-mnist-28": ScenarioEntry(_MNIST, 10, 0),
     "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
     "permuted-fashion-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
     "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10),
+    "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5),
     "split-cifar100-fecam": ScenarioEntry(_CIFAR100, 5, 50, classes=20, validation_per_class=True),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)

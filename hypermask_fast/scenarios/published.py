@@ -162,6 +162,28 @@ def permuted_mnist(
     )
 
 
+def permuted_mnist_28(
+    root: str | Path, tasks: int = 10, validation: int = 0, seed: int = 0
+) -> Scenario:
+    """Return Permuted MNIST as SupSup was trained on it: 28x28, normalised, nothing held out.
+
+    Args:
+        root: Folder of the data sets; what is missing is downloaded.
+        tasks: Number of tasks. Default 10; published with 250.
+        validation: Held-out training images, the first ones. Default 0.
+        seed: Selects the permutations. Default 0.
+    """
+    return permuted(
+        load_mnist(root),
+        tasks,
+        seed=seed,
+        validation=validation,
+        stratified=False,
+        mean=_MNIST_MEAN,
+        std=_MNIST_STD,
+    )
+
+
 def permuted_fashion_mnist(
     root: str | Path,
     tasks: int = 10,
@@ -211,6 +233,23 @@ def split_cifar100(
         mean=_IMAGENET_MEAN if _flag("normalize", normalize) else None,
         std=_IMAGENET_STD if normalize else None,
     )
+
+
+def split_cifar100_5(
+    root: str | Path,
+    tasks: int | None = None,
+    validation: int = 0,
+    augment: bool = True,
+    normalize: bool = True,
+) -> Scenario:
+    """Return CIFAR-100 in 20 tasks of 5 classes in natural order, nothing held out (ExSSNeT).
+
+    SupSup draws the order of the classes.
+
+    Args:
+        root, tasks, validation, augment, normalize: As for :func:`split_cifar100`.
+    """
+    return split_cifar100(root, tasks, validation, augment, normalize, classes_per_task=5)
 
 
 def split_cifar100_fecam(

@@ -9,7 +9,9 @@ from torch import nn
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.networks import (
+    FC1024,
     MLP,
+    GEMResNet18,
     LeNet300_100,
     ResNet,
     ZenkeNet,
@@ -43,6 +45,11 @@ def _count_norm(net: nn.Module) -> int:
         pytest.param(lambda: LeNet300_100(10), 266_200, id="lenet-10"),
         pytest.param(lambda: LeNet300_100(100), 275_200, id="lenet-100"),
         pytest.param(lambda: LeNet300_100(500), 315_200, id="lenet-500"),
+        pytest.param(lambda: FC1024(784, 10), 1_861_632, id="fc1024-10"),
+        pytest.param(lambda: FC1024(784, 500), 2_363_392, id="fc1024-500"),
+        pytest.param(lambda: GEMResNet18(5), 1_090_940, id="gem-resnet18-5"),
+        pytest.param(lambda: GEMResNet18(10), 1_091_740, id="gem-resnet18-10"),
+        pytest.param(lambda: GEMResNet18(20), 1_093_340, id="gem-resnet18-20"),
         pytest.param(lambda: ZenkeNet(10), 1_250_858, id="zenkenet-10"),
         pytest.param(lambda: ZenkeNet(60), 1_276_508, id="zenkenet-60"),
         pytest.param(lambda: ZenkeNet64(5), 175_301, id="zenkenet64-5"),
@@ -79,6 +86,8 @@ NETWORKS = [
     pytest.param("zenkenet", (1, 32, 32), {"dropout": False}, 512, id="zenkenet-grey"),
     pytest.param("zenkenet64", (3, 64, 64), {}, 12544, id="zenkenet64"),
     pytest.param("resnet", (3, 32, 32), {"n": 1, "k": 2}, 128, id="resnet"),
+    pytest.param("fc1024", (1, 28, 28), {}, 1024, id="fc1024"),
+    pytest.param("gem-resnet18", (3, 32, 32), {}, 160, id="gem-resnet18"),
     pytest.param("resnet", (2, 9, 7), {"n": 2, "k": 1, "bias": False}, 64, id="resnet-odd"),
 ]
 
@@ -207,6 +216,7 @@ def test_dropout_rates(build, expected):
         pytest.param("lenet-300-100", (3, 32, 32), {}, r"not \(3, 32, 32\)", id="lenet"),
         pytest.param("mlp", (), {}, r"input_shape is \(\); give", id="no-shape"),
         pytest.param("mlp", (3, 0), {}, r"input_shape=\(3, 0\)", id="empty"),
+        pytest.param("gem-resnet18", (784,), {}, r"not \(784,\)", id="gem-resnet18"),
         pytest.param("mlp", (3,), {"hiden": [4]}, r"'hiden' .*mean 'hidden'", id="option"),
         pytest.param(
             "mlp", (3,), {"hidden": [4, 0]}, r"mlp_hidden=\(4, 0\) .* at least 1", id="width"

@@ -1,0 +1,100 @@
+"""What methods share that run a network with other weights in place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypermask_fast.backends.compiled import CompiledModule, Compiler
+from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.fields import strings
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.batches import run
+from hypermask_fast.methods.evaluating import evaluating
+
+
+class ConvertedLearner(Learner):
+    """A learner over a converted network, with normalisation for each task.
+
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it. A subclass makes
+    :attr:`norms`.
+
+    Args:
+        net: The target network.
+        capacity: Tasks that there are rows for at first.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        source: What the layers' repr shows as the source of their weights.
+        bn: Mode of the normalisation layers; see :class:`TaskNorms`.
+        norms_too: Parameters of normalisation layers are replaced as weights are. Default False.
+
+    Raises:
+        ConfigError: The network has a part that cannot be converted; it is left as it was.
+    """
+
+    norms: TaskNorms
+    _compiled_net: CompiledModule | None = None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        capacity: int,
+        exclude: str | Sequence[str],
+        source: str,
+        bn: str,
+        norms_too: bool = False,
+    ) -> None:
+        super().__init__(net, capacity)
+        self.bn = bn
+        patterns = strings("exclude", exclude)
+        self._network = ConvertedNetwork(net, patterns, source, generated=norms_too)
+
+    def _check_mixing(self) -> None:
+        if self.norms.mixes_rows:
+            raise ValueError(
+                f"rows of several tasks in a batch, in training mode with bn={self.bn!r}: each "
+                "task's few rows would be their own batch statistics; give one task at a time, or "
+                "call eval() first"
+            )
+
+    def _prepare(self, x: Tensor) -> None:
+        if self.net is not self._network.net:
+            raise RuntimeError(
+                f"learner.net is another {type(self.net).__name__} than the one that was converted "
+                "when the learner was built; build a new learner for another network"
+            )
+
+    def _dry_run(self, x: Tensor, see: Callable[[Callable[[], object]], object]) -> None:
+        """Let ``see`` watch a forward of a part of a batch.
+
+        Raises:
+            ValueError: The batch does not run through the network.
+        """
+
+        def dry() -> None:
+            with evaluating(self, self.net):
+                run(self.net, x, rows=2)
+
+        see(dry)
+
+    def _compile_net(self, compiler: Compiler) -> bool:
+        """Compile the network, or leave it as it is; return whether that changed."""
+        enabled = compiler.enabled(self._device)
+        before = None if self._compiled_net is None else self._compiled_net.compiler
+        changes = before is not (compiler if enabled else None)
+        if changes:
+            self._compiled_net = CompiledModule(self.net, compiler) if enabled else None
+        return changes
+
+    def compile_steps(self, compiler: Compiler) -> None:
+        self._compile_net(compiler)
+
+    def install_norms(self, net: nn.Module, task: int) -> None:
+        self.norms.install(net, task)
+
+    def manifest(self) -> list[dict[str, Any]]:
+        return self._network.manifest()

@@ -1,0 +1,221 @@
+"""ExSSNeT: a task selects weights by a mask, then trains those that no earlier task selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from hypermask_fast.fields import takes_options
+from hypermask_fast.masks.packed import union, unpack
+from hypermask_fast.methods.exssnet import transfer
+from hypermask_fast.methods.exssnet.editable import EditableWeights
+from hypermask_fast.methods.exssnet.settings import ExSSNeTSettings
+from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
+from hypermask_fast.methods.subnetwork import SubnetworkLearner, TaskRows
+
+MASK, WEIGHTS = "mask", "weights"
+
+
+@takes_options(ExSSNeTSettings)
+class ExSSNeT(SubnetworkLearner):
+    """ExSSNeT and SSNeT (Yadav and Bansal), over linear, conv and normalisation layers.
+
+    A task has two phases with an optimizer each. In "mask" its scores learn which weights to keep,
+    the largest by magnitude, whatever the weights are by then. In "weights" the mask stays, and
+    those of its weights are trained that are in no earlier task's mask; the others are used as they
+    are. So nothing is forgotten. With ``editable="original"`` (SSNeT) all weights of the mask are
+    trained, and earlier tasks change where masks overlap.
+
+    Between :meth:`begin_phase` and the end of "weights", the parameter to train is :attr:`edited`;
+    :meth:`parameter_groups` and ``parameters()`` have it.
+
+    Args:
+        net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        settings: The settings; default: those below, with their defaults.
+        {options}
+
+    Attributes:
+        edited: The weights in training, or None.
+
+    Raises:
+        ConfigError: A setting is wrong, or the network has a part that cannot be masked; the
+            network is left as it was.
+    """
+
+    earlier_scores: TaskRows | None
+    edited: EditableWeights | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        exclude: str | Sequence[str] = (),
+        settings: ExSSNeTSettings | None = None,
+        **options: Any,
+    ) -> None:
+        chosen = ExSSNeTSettings.chosen("ExSSNeT", settings, options)
+        super().__init__(net, exclude=exclude, settings=chosen, source="bits(top_k)")
+        self._own_settings = chosen
+        self.edited = None
+        self.earlier_scores = None
+        if chosen.kkt != "off":
+            self.earlier_scores = TaskRows(len(self.scores), self.scores.dtype, self.scores.device)
+        self.register_state_dict_pre_hook(lambda *_: self._write_back())
+
+    def _grow(self, capacity: int) -> None:
+        super()._grow(capacity)
+        if self.earlier_scores is not None:
+            self.earlier_scores.grow(capacity)
+
+    @property
+    def kept_scores(self) -> Tensor | None:
+        """The scores of the tasks that were learned, (tasks, N); None without ``kkt``."""
+        return None if self.earlier_scores is None else self.earlier_scores.rows
+
+    def phases(self, task: int, steps: int) -> Sequence[Phase]:
+        of_mask = min(steps, max(1, round(steps * self._own_settings.mask_share)))
+        return [Phase(MASK, of_mask), Phase(WEIGHTS, steps - of_mask)]
+
+    def parameter_groups(self, phase: str = MASK) -> Sequence[ParameterGroup]:
+        if phase == WEIGHTS and self.edited is not None:
+            return [ParameterGroup([self.edited.values], lr=self._own_settings.weight_lr)]
+        return [ParameterGroup([self.scores])]
+
+    def begin_phase(self, name: str) -> None:
+        if name == WEIGHTS:
+            self._edit()
+        super().begin_phase(name)
+
+    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+        """Start learning a task, with new scores or, by ``kkt``, those of earlier tasks.
+
+        Args:
+            task, steps: As in :meth:`Learner.begin_task`.
+            data: What ``kkt`` looks at: a :class:`hypermask_fast.scenarios.Task`, or batches
+                (x, y).
+
+        Raises:
+            ValueError, RuntimeError: As there.
+            ConfigError: ``kkt`` is on, a task was learned, and there are no data or too few.
+        """
+        super().begin_task(task, steps=steps, data=data)
+
+    def _scores_from(self, task: int, data: object) -> Tensor:
+        earlier = [other for other in self._learned if other != task]
+        kept = self.kept_scores
+        if kept is not None and earlier and not kept.is_meta:
+            chosen = transfer.donors(self, earlier, task, data, self._own_settings, self._seed)
+            if chosen:
+                return kept[chosen].mean(0)
+        return super()._scores_from(task, data)
+
+    @torch.no_grad()
+    def _edit(self) -> None:
+        """Make the parameter of the weights that the current task may change."""
+        assert self._current is not None
+        mask = self._mask_of(self.scores)
+        editable = mask & ~self._taken(self._current)
+        self.scores.requires_grad_(False)
+        self.edited = EditableWeights(
+            self._network.weights(),
+            self._products(self.scores),
+            editable.split(self._sizes),
+            [n - d for n, d in zip(self._sizes, self._dropped, strict=True)],
+        )
+
+    def _taken(self, task: int) -> Tensor:
+        """Return the weights that must not move for the sake of other tasks, bool (N,)."""
+        others = [other for other in self._learned if other != task]
+        if self._own_settings.editable == "original":
+            others = []
+        rows = [self.bits[other] for other in others]
+        return unpack(union(rows, self.bits[task]), self._network.size)
+
+    def editable(self) -> dict[str, Tensor]:
+        """Return which weights the current task may change by its present mask, by name, bool.
+
+        Raises:
+            RuntimeError: No task was begun.
+        """
+        task = self._require_current("editable")
+        mask = self._flat_mask(task) & ~self._taken(task)
+        return self._named(self._shaped(mask))
+
+    def _write_back(self) -> None:
+        if self.edited is not None:
+            self.edited.write_back(self._network.weights())
+
+    def _training_weights(self) -> list[Tensor]:
+        return super()._training_weights() if self.edited is None else self.edited.products()
+
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        task: int,
+        optimizers: Mapping[str, Optimizer],
+        before_update: Callable[[], None] | None = None,
+    ) -> Losses:
+        losses = super().step(x, y, task, optimizers, before_update)
+        self._write_back()
+        return losses
+
+    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+        self._write_back()
+        return super().task_weights(task, in_step=in_step)
+
+    @contextmanager
+    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
+        self._write_back()
+        with super().blended(alpha) as net:
+            yield net
+
+    @torch.no_grad()
+    def end_task(self, data: object = None) -> None:
+        task = self._require_current("end_task")
+        self._write_back()
+        if self.kept_scores is not None:
+            self.kept_scores[task] = self.scores
+        super().end_task(data)
+
+    def _leave(self) -> None:
+        super()._leave()
+        self.edited = None
+        self.scores.requires_grad_(True)
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        super().restore(weights)
+        self._renew()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._renew()
+        return result
+
+    def _renew(self) -> None:
+        """Follow weights and scores that were set from outside."""
+        if self.edited is not None:
+            self._edit()
+
+    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.edited = None
+        self.scores.requires_grad_(True)
+        super().load_task_state(tensors, state)
+
+    def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
+        kept = [] if self.kept_scores is None else [self.kept_scores]
+        edited = [] if self.edited is None else [*self.edited.parameters(), *self.edited.buffers()]
+        return {
+            **super().memory_parts(),
+            "scores of the earlier tasks": kept,
+            "weights in training": edited,
+        }

@@ -1,0 +1,339 @@
+"""What SupSup and ExSSNeT share: binary masks from scores, of which a task leaves its bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import Optimizer
+
+from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.counters import SCORES, counter_randint
+from hypermask_fast.layers.masked import MASKED_LAYERS
+from hypermask_fast.masks.packed import dots, pack, packed_bytes, unpack, weighted_sum
+from hypermask_fast.masks.top_k import dropped_count, top_k_mask, top_k_weights
+from hypermask_fast.methods.converted import ConvertedLearner
+from hypermask_fast.methods.evaluating import modes_of
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.subnetwork_settings import SubnetworkSettings
+
+_UNIFORM_BITS = 24
+_DRAWN_AT_ONCE = 2**18
+
+
+def _biases(net: nn.Module) -> list[str]:
+    """Return the names of the biases of layers that are to be masked."""
+    kinds = (*MASKED_LAYERS, *MASKED_LAYERS.values())
+    return [
+        f"{name}.bias".lstrip(".")
+        for name, module in net.named_modules()
+        if isinstance(module, kinds) and module.bias is not None
+    ]
+
+
+class TaskRows(nn.Module):
+    """A table with a row for each task, which no optimizer changes.
+
+    A module of its own: a ``state_dict`` gives a learner its tasks, and so the rows, before what is
+    in its parts.
+
+    Args:
+        width: Entries of a row.
+        dtype, device: Of the table, which begins without rows.
+    """
+
+    rows: Tensor
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.empty(0, width, dtype=dtype, device=device))
+
+    def grow(self, count: int) -> None:
+        """Add rows of 0 until there are ``count``."""
+        more = self.rows.new_zeros(count - len(self.rows), self.rows.shape[1])
+        self.rows = torch.cat((self.rows, more))
+
+
+class _Blend(torch.autograd.Function):
+    """``W * sum_j alpha_j M_j`` of packed masks, and the gradient of alpha."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: Tensor, rows: Mapping[int, Tensor], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        factors = alpha.tolist()
+        sizes = [w.numel() for w in weights]
+        chosen = [factors[task] for task in rows]
+        mask = weighted_sum([*rows.values()], chosen, sum(sizes), weights[0].dtype)
+        ctx.rows = rows
+        ctx.save_for_backward(alpha, *weights)
+        parts = zip(mask.split(sizes), weights, strict=True)
+        return tuple(part.view(w.shape) * w for part, w in parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        alpha, *weights = ctx.saved_tensors
+        values = torch.cat([(g * w).flatten() for g, w in zip(grads, weights, strict=True)])
+        of_alpha = torch.zeros_like(alpha)
+        of_alpha[list(ctx.rows)] = dots([*ctx.rows.values()], values).to(alpha)
+        return of_alpha, None, *[None] * len(weights)
+
+
+class SubnetworkLearner(ConvertedLearner):
+    """A learner whose tasks each use a part of one network's weights.
+
+    Scores, one for each weight, make a binary mask; a task that was learned keeps the mask in one
+    bit a weight, and the scores of the next task take its scores' place. A task that was not begun
+    has the mask of the scores it would begin with. Linear and convolutional layers have no biases
+    here: those that the network has become 0. Normalisation layers have running statistics for each
+    task, and their scale and shift stay as they are.
+
+    Args:
+        net: The target network; it is converted in place and gets the weights of the settings.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        settings: The settings.
+        source: What the layers' repr shows as the source of their weights.
+
+    Attributes:
+        scores: (N,), those of the current or the last task, of all tensors one after the other.
+        bits: uint8 (tasks, ceil(N / 8)), the masks of the tasks that were learned.
+        capacity: The number of tasks.
+
+    Raises:
+        ConfigError: The network has a part that cannot be masked; it is left as it was.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        exclude: str | Sequence[str],
+        settings: SubnetworkSettings,
+        source: str,
+    ) -> None:
+        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        biases = _biases(net)
+        super().__init__(
+            net, capacity=0, exclude=(*patterns, *biases), source=source, bn="per_task"
+        )
+        self._settings = settings
+        try:
+            freeze(net, [name for name, _ in net.named_parameters()])
+            self.norms = TaskNorms(net, "per_task", 0)
+        except BaseException:
+            unconvert(net)
+            raise
+        self._set_weights(biases)
+        self._sizes = [entry.size for entry in self._network.tensors]
+        shares = [settings.density_of(entry.shape) for entry in self._network.tensors]
+        self._dropped = [dropped_count(n, k) for n, k in zip(self._sizes, shares, strict=True)]
+        self._seed = int(torch.randint(2**62, (), device="cpu"))
+        first = self._network.weights()[0]
+        self.scores = nn.Parameter(torch.empty_like(first.new_empty(self._network.size)))
+        self._draw_scores(0, self.scores)
+        width = packed_bytes(self._network.size)
+        self.packed = TaskRows(width, torch.uint8, first.device)
+
+    @property
+    def bits(self) -> Tensor:
+        return self.packed.rows
+
+    @torch.no_grad()
+    def _set_weights(self, biases: Sequence[str]) -> None:
+        for name in biases:
+            self.net.get_parameter(name).zero_()
+        if self._settings.weights == "signed_constant":
+            for weight in self._network.weights():
+                constant = math.sqrt(2 / weight[0].numel())
+                weight.copy_(torch.randn_like(weight).sign_().mul_(constant))
+
+    @torch.no_grad()
+    def _draw_scores(self, task: int, out: Tensor) -> None:
+        """Draw a task's scores, uniform on +-1 / sqrt(fan_in) of each layer."""
+        parts = out.split(self._sizes)
+        for layer, (part, entry) in enumerate(zip(parts, self._network.tensors, strict=True)):
+            for first in range(0, entry.size, _DRAWN_AT_ONCE):
+                piece = part[first : first + _DRAWN_AT_ONCE]
+                entries = torch.arange(first, first + len(piece), device=part.device)
+                words = (self._seed, SCORES, task, layer, entries)
+                piece.copy_(counter_randint(1 << _UNIFORM_BITS, *words))
+            bound = 1 / math.sqrt(math.prod(entry.shape[1:]))
+            part.add_(0.5).mul_(2.0**-_UNIFORM_BITS * 2 * bound).sub_(bound)
+
+    def _make_room(self, rows: int = 0) -> None:
+        # Rows are added one by one: a table of bits is small, and no optimizer has a state of it.
+        count = max(self.capacity, rows, len(self._tasks.records))
+        if count > self.capacity:
+            self._grow(count)
+            self.capacity = count
+
+    def _grow(self, capacity: int) -> None:
+        self.norms.grow(capacity)
+        self.packed.grow(capacity)
+
+    def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
+        return [ParameterGroup([self.scores])]
+
+    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+        """Start learning a task, with new scores.
+
+        Args and errors: as in :meth:`Learner.begin_task`.
+        """
+        task = self._checked_beginning(task, steps)
+        scores = self._scores_from(task, data)
+        super().begin_task(task, steps=steps, data=data)
+        with torch.no_grad():
+            self.scores.copy_(scores)
+
+    def _scores_from(self, task: int, data: object) -> Tensor:
+        """Return the scores that a task begins with, (N,), which may depend on its data."""
+        return self._first_scores(task)
+
+    def _first_scores(self, task: int) -> Tensor:
+        """Return the scores of a task that was not begun, (N,)."""
+        scores = torch.empty_like(self.scores, requires_grad=False)
+        self._draw_scores(task, scores)
+        return scores
+
+    @torch.no_grad()
+    def end_task(self, data: object = None) -> None:
+        """Finish the current task: of its scores the bits of their mask stay."""
+        task = self._require_current("end_task")
+        self.bits[task] = pack(self._mask_of(self.scores))
+        super().end_task(data)
+
+    def _mask_of(self, scores: Tensor) -> Tensor:
+        """Return the mask that scores make, bool (N,)."""
+        return top_k_mask(scores, self._sizes, self._dropped)
+
+    def _products(self, scores: Tensor) -> list[Tensor]:
+        """Return ``W * M`` of every tensor; gradients flow to the scores."""
+        return top_k_weights(self._network.weights(), scores, self._dropped)
+
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip([e.name for e in self._network.tensors], tensors, strict=True))
+
+    def _shaped(self, flat: Tensor) -> list[Tensor]:
+        shapes = [entry.shape for entry in self._network.tensors]
+        return [part.view(s) for part, s in zip(flat.split(self._sizes), shapes, strict=True)]
+
+    @torch.no_grad()
+    def _flat_mask(self, task: int) -> Tensor:
+        """Return the mask of a task that was added, bool (N,)."""
+        if task == self._current:
+            return self._mask_of(self.scores)
+        if task in self._learned:
+            return unpack(self.bits[task], self._network.size)
+        return self._mask_of(self._first_scores(task))
+
+    def masks(self, task: int) -> dict[str, Tensor]:
+        """Return the masks of a task by parameter name, bool.
+
+        Args:
+            task: A task that was added.
+
+        Raises:
+            ValueError: The task was not added.
+        """
+        return self._named(self._shaped(self._flat_mask(self._tasks.checked(task))))
+
+    @torch.no_grad()
+    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+        weights = self._network.weights()
+        masks = self._shaped(self._flat_mask(self._tasks.checked(task)))
+        return self._named([w * m for w, m in zip(weights, masks, strict=True)])
+
+    @contextmanager
+    def activated(
+        self, task: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        task = self._tasks.checked(task)
+        if weights is None:
+            weights = self.task_weights(task)
+        norms = self.norms.states(task, learning=task == self._current)
+        with self._network.applied(weights, norms) as net:
+            yield net
+
+    @contextmanager
+    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
+        """Return a context in which :attr:`net` has the weights ``W * sum_j alpha_j M_j``.
+
+        No mask of a learned task is unpacked. Those whose factor is 0 are left out, and the
+        gradient of their factor is 0. Running statistics are blended alike.
+
+        Args:
+            alpha: (tasks,), a factor for each task that was added, one at least not 0; gradients
+                flow to it.
+
+        Raises:
+            ValueError: There is not one factor for each task, or all are 0.
+        """
+        self._tasks.check_factors(alpha)
+        used = alpha.detach().nonzero().flatten().tolist()
+        if not used:
+            raise ValueError("alpha is 0 for every task; give one of them another factor")
+        rows = {
+            task: self.bits[task]
+            if task in self._learned and task != self._current
+            else pack(self._flat_mask(task))
+            for task in used
+        }
+        weights = self._named(_Blend.apply(alpha, rows, *self._network.weights()))
+        with self._network.applied(weights, self.norms.blended(alpha)) as net:
+            yield net
+
+    def _training_weights(self) -> list[Tensor]:
+        """Return the weights of a training forward."""
+        return self._products(self.scores)
+
+    def _training_outputs(self, outputs: Tensor, task: int) -> Tensor:
+        """Return what the loss of a batch is of."""
+        return self._tasks.own_outputs(outputs, task)
+
+    def losses(
+        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+    ) -> Losses:
+        task = self._checked_batch(x, y, task)
+        self._prepare(x)
+        weights = self._named(self._training_weights())
+        norms = self.norms.states(task, learning=True)
+        with modes_of(self), self._network.applied(weights, norms) as net:
+            outputs = self._training_outputs((self._compiled_net or net)(x), task)
+        loss = self._task_loss(outputs, y, task)
+        return Losses(loss, loss, outputs, {})
+
+    def report(self) -> str:
+        """Return a table of the target's parameters: which are masked, which are not and why."""
+        kept = sum(self._sizes) - sum(self._dropped)
+        return "\n".join(
+            [
+                *self._network.table({"normalisation": "normalisation: statistics of each task"}),
+                f"a task keeps {kept:,} weights and takes {self.bits.shape[1]:,} bytes",
+            ]
+        )
+
+    def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
+        return {
+            "scores": [self.scores],
+            **super().memory_parts(),
+            "masks of the tasks": [self.bits],
+        }
+
+    def facts(self) -> Mapping[str, int]:
+        return {"mask_entries": self._network.size, "mask_bytes_a_task": self.bits.shape[1]}
+
+    def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, state = super().task_state()
+        return tensors, {**state, "score_seed": self._seed}
+
+    def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self._seed = state["score_seed"]
+        super().load_task_state(tensors, state)

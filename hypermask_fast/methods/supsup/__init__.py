@@ -1,0 +1,1 @@
+"""SupSup: a binary mask over fixed random weights for each task."""

@@ -1,0 +1,79 @@
+"""SupSup: the weights stay as they were drawn, and each task learns a binary mask over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypermask_fast.fields import takes_options
+from hypermask_fast.masks.top_k import threshold_weights
+from hypermask_fast.methods.subnetwork import SubnetworkLearner
+from hypermask_fast.methods.supsup.settings import SupSupSettings
+
+
+@takes_options(SupSupSettings)
+class SupSup(SubnetworkLearner):
+    """SupSup (Wortsman et al.), over any network of linear, conv and normalisation layers.
+
+    A layer runs with ``W * M_t``, where W never changes and the scores of task t make M_t: its
+    largest by magnitude, or those of at least 0. Gradients go straight through to the scores, the
+    only thing that is trained. So nothing is forgotten: the logits of a task that was learned are
+    the same ones, bit by bit, whatever is learned later. Use a new optimizer for each task.
+
+    Args:
+        net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
+        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
+            frozen.
+        settings: The settings; default: those below, with their defaults.
+        {options}
+
+    Raises:
+        ConfigError: A setting is wrong, or the network has a part that cannot be masked; the
+            network is left as it was.
+    """
+
+    score_mean: Tensor | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        exclude: str | Sequence[str] = (),
+        settings: SupSupSettings | None = None,
+        **options: Any,
+    ) -> None:
+        chosen = SupSupSettings.chosen("SupSup", settings, options)
+        super().__init__(net, exclude=exclude, settings=chosen, source=f"bits({chosen.rule})")
+        self.rule, self.superfluous = chosen.rule, chosen.superfluous
+        mean = torch.zeros_like(self.scores.detach()) if chosen.score_init == "mean" else None
+        self.register_buffer("score_mean", mean)
+
+    def _mask_of(self, scores: Tensor) -> Tensor:
+        return scores >= 0 if self.rule == "threshold" else super()._mask_of(scores)
+
+    def _products(self, scores: Tensor) -> list[Tensor]:
+        if self.rule == "threshold":
+            return threshold_weights(self._network.weights(), scores)
+        return super()._products(scores)
+
+    def _first_scores(self, task: int) -> Tensor:
+        if self.score_mean is not None and self._learned:
+            return self.score_mean
+        return super()._first_scores(task)
+
+    @torch.no_grad()
+    def end_task(self, data: object = None) -> None:
+        super().end_task(data)
+        if self.score_mean is not None:
+            self.score_mean.lerp_(self.scores, 1 / len(self._learned))
+
+    def _training_outputs(self, outputs: Tensor, task: int) -> Tensor:
+        return outputs if self.superfluous else super()._training_outputs(outputs, task)
+
+    def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
+        mean = [] if self.score_mean is None else [self.score_mean]
+        parts = super().memory_parts()
+        return {**parts, "scores": [*parts["scores"], *mean]}
