@@ -87,6 +87,10 @@ class ConvertedNetwork:
         """N, the number of elements of :attr:`tensors`."""
         return sum(entry.size for entry in self.tensors)
 
+    def check(self) -> None:
+        """Raise RuntimeError where the network is not as the conversion left it."""
+        self._structure.check()
+
     def weights(self) -> list[Tensor]:
         """Return the present values of :attr:`tensors`.
 
@@ -95,10 +99,11 @@ class ConvertedNetwork:
         """
         weights = [getattr(module, key) for module, key in self.owners]
         for entry, weight in zip(self.tensors, weights, strict=True):
-            if weight.shape != entry.shape:
+            if weight is None or weight.shape != entry.shape:
+                now = "is None" if weight is None else f"has shape {tuple(weight.shape)}"
                 raise RuntimeError(
-                    f"{entry.name} has shape {tuple(weight.shape)} and had {entry.shape} when the "
-                    "network was converted; build a new learner for another shape"
+                    f"{entry.name} {now} and had {entry.shape} when the network was "
+                    "converted; build a new learner for another shape"
                 )
         return weights
 

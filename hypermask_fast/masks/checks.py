@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import shown
 from hypermask_fast.masks.types import Mask
+from hypermask_fast.modes import has_values
 from hypermask_fast.reference import Geometry, Size2
 
 # What most calls are given: asking the abstract classes takes longer.
@@ -93,7 +94,7 @@ def check_sparsity(sparsity: float | Tensor) -> None:
     """Raise where a sparsity is no percentage.
 
     Raises:
-        ValueError: It is a number outside [0, 100], or a tensor with dimensions.
+        ValueError: It is outside [0, 100], looked at on a CPU, or a tensor with dimensions.
         TypeError: It is neither a real number nor a tensor of numbers.
     """
     if isinstance(sparsity, Tensor):
@@ -101,6 +102,8 @@ def check_sparsity(sparsity: float | Tensor) -> None:
             raise ValueError(f"sparsity has shape {tuple(sparsity.shape)}; give a 0-d tensor")
         if sparsity.dtype == torch.bool or sparsity.is_complex():
             raise TypeError(f"sparsity is {sparsity.dtype}; give a percentage in [0, 100]")
+        if has_values(sparsity) and not 0 <= float(sparsity) <= 100:
+            raise ValueError(f"sparsity is {float(sparsity)}; give a percentage in [0, 100]")
         return
     if type(sparsity) not in _NUMBERS and (
         isinstance(sparsity, bool) or not isinstance(sparsity, Real)

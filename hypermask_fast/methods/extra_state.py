@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypermask_fast.errors import CheckpointError
+from hypermask_fast.errors import CheckpointError, shown
 
 EXTRA_STATE = "_extra_state"
 """The name that PyTorch gives it."""
@@ -37,6 +37,10 @@ def extra_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     Raises:
         CheckpointError: It says nothing, as those of earlier versions, or what is no learner's.
     """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"the state is {shown(state_dict)}; give what state_dict() of a learner returned"
+        )
     name = prefix + EXTRA_STATE
     if name not in state_dict:
         raise CheckpointError(

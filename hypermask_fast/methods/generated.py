@@ -153,6 +153,10 @@ class GeneratedLearner(ConvertedLearner):
         # Nothing is kept in the first task but its id.
         return state if len(state["ids"] or ()) < 2 else {**state, "ids": None}
 
+    def _return_to(self, state: dict[str, Any]) -> None:
+        super()._return_to(state)
+        self._steps.start(state["ramp_steps"], state["step"])
+
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
         self._kept.load(tensors, state, self.hypernetwork.embeddings.device)

@@ -252,8 +252,14 @@ class TaskLife(HoldsTensors):
         """
         given, own = decoded(state), decoded(self.get_extra_state())
         if self._current is not None and all(given[k] == own[k] for k in _SAME_TASK):
+            self._return_to(given)
             return
         self.load_task_state({}, self._without_tensors(given))
+
+    def _return_to(self, state: dict[str, Any]) -> None:
+        """Take what a state within the present task has beside what earlier tasks keep."""
+        if state.get("phase", self.phase) != self.phase:
+            self.begin_phase(state["phase"])
 
     def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON part of a task's state for a learner that has no tensors to it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 import hypermask_fast.optim.rows  # noqa: F401 - its hooks hold the rows of row_sparse groups
-from hypermask_fast.errors import CheckpointError, ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.head import passes
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments
 from hypermask_fast.optim.dense import step_dense
@@ -25,6 +25,8 @@ from hypermask_fast.optim.groups import (
 )
 from hypermask_fast.optim.in_backward import PendingUpdate
 from hypermask_fast.tables import pad_rows
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _moments(state: dict[str, Tensor]) -> Moments:
@@ -212,16 +214,16 @@ class FactoredAdam(Optimizer):
         if not state:
             double = torch.get_default_dtype() == torch.float64
             state["step"] = torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in _MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-        for name in ("exp_avg", "exp_avg_sq"):
+        for name in _MOMENTS:
             state[name] = pad_rows(state[name], p)
         return state
 
     def _factored_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         dtype = p.dtype if group["moments_dtype"] is None else torch.bfloat16
         state = self._state_of(p, dtype)
-        for name in ("exp_avg", "exp_avg_sq"):
+        for name in _MOMENTS:
             # load_state_dict gives moments the parameter's dtype.
             if state[name].dtype != dtype or not state[name].is_contiguous():
                 state[name] = state[name].to(dtype).contiguous()
@@ -365,12 +367,12 @@ class FactoredAdam(Optimizer):
                 group["lr"] = lr.fill_(group["lr"])
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
-        groups, states = state_dict.get("param_groups"), state_dict.get("state")
-        if groups is None or states is None:
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
             raise CheckpointError(
-                f"the optimizer state has {sorted(state_dict)}; give what state_dict() returned, "
+                f"the optimizer state is {shown(state_dict)}; give what state_dict() returned, "
                 "with 'state' and 'param_groups'"
             )
+        groups, states = state_dict["param_groups"], state_dict["state"]
         for group in groups:
             missing = {"betas", "eps"} - set(group)
             if missing or group.get("amsgrad"):
@@ -389,7 +391,7 @@ class FactoredAdam(Optimizer):
         parameters = (p for group in self.param_groups for p in group["params"])
         for place, p in zip(places, parameters, strict=True):
             of_one = states.get(place, {})
-            shapes = {n: tuple(of_one[n].shape) for n in ("exp_avg", "exp_avg_sq") if n in of_one}
+            shapes = {n: tuple(getattr(of_one[n], "shape", ())) for n in _MOMENTS if n in of_one}
             wrong = {name: shape for name, shape in shapes.items() if shape != tuple(p.shape)}
             if wrong or (of_one and len(shapes) < 2):
                 raise CheckpointError(

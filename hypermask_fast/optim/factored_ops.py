@@ -35,14 +35,22 @@ def _set_data(grad: FactoredTensor, data: Tensor) -> None:
         grad._value = Factors(data[:0, :].new_empty(0, len(data)), data[:0], data)
 
 
+def _read_only(array: Any) -> Any:
+    """Return an array that is a copy, so that a write, which would not reach it, is refused."""
+    array.flags.writeable = False
+    return array
+
+
 # Composite operations, and ways out of PyTorch, that never reach __torch_dispatch__ whole.
 ENTRY_POINTS: dict[Any, Callable[..., Any]] = {
     torch.isfinite: _isfinite,
     Tensor.isfinite: _isfinite,
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
-    Tensor.numpy: lambda grad, *args, **kwargs: grad.to_dense().numpy(*args, **kwargs),
+    Tensor.numpy: lambda grad, *args, **kwargs: _read_only(grad.to_dense().numpy(*args, **kwargs)),
     Tensor.tolist: lambda grad: grad.to_dense().tolist(),
-    Tensor.__array__: lambda grad, *args, **kwargs: grad.to_dense().__array__(*args, **kwargs),
+    Tensor.__array__: lambda grad, *args, **kwargs: _read_only(
+        grad.to_dense().__array__(*args, **kwargs)
+    ),
     Tensor.__dlpack__: lambda grad, *args, **kwargs: grad.to_dense().__dlpack__(*args, **kwargs),
 }
 

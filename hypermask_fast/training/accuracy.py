@@ -43,10 +43,15 @@ class AccuracyRecord:
 
         Args:
             task: Its id.
-            learned: Tasks that the learner has learned; those not recorded get rows of NaN.
+            learned: Tasks that the learner has learned; those not recorded get rows of NaN. The
+                record is cut where one of its own is not among them, after a return to an earlier
+                state.
             added: Tasks that can be evaluated.
             evaluate: Returns the accuracy of one.
         """
+        lost = next((place for place, t in enumerate(self.order) if t not in learned), None)
+        if lost is not None:
+            self._cut(lost)
         elsewhere = [other for other in learned if other not in self.order]
         if not self._rows:
             self._rows.append({} if elsewhere else {other: evaluate(other) for other in added})
@@ -61,6 +66,19 @@ class AccuracyRecord:
         ahead = [other for other in added if other not in self.order][:1]
         seen = dict.fromkeys(self.order + ahead)
         self._rows.append({other: evaluate(other) for other in seen if other in added})
+
+    def forget(self, tasks: Collection[int]) -> None:
+        """Drop what was measured of ids that other tasks have now, and all since one was learned.
+
+        Args:
+            tasks: The ids.
+        """
+        self._cut(next((i for i, t in enumerate(self.order) if t in tasks), len(self.order)))
+        self._rows = [{t: v for t, v in row.items() if t not in tasks} for row in self._rows]
+
+    def _cut(self, place: int) -> None:
+        """Go back to before the task at a place of the order was learned."""
+        del self.order[place:], self._rows[place + 1 :]
 
     def state(self) -> dict[str, Any]:
         """Return the record as JSON values."""

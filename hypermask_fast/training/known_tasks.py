@@ -29,12 +29,31 @@ class KnownTasks(dict[int, Task]):
     @property
     def names(self) -> list[str]:
         """Names of the tasks."""
-        return [self._learner.tasks[task].name for task in self]
+        return [task.name for task in self.values()]
 
     @property
     def device(self) -> torch.device:
         """Of the learner's parameters."""
         return next(self._learner.parameters()).device
+
+    def follow(self) -> set[int]:
+        """Take the ids that the learner has for the tasks' names now; forget those it has not.
+
+        A state that was loaded, or a task that was removed, gives an id to another task.
+
+        Returns:
+            The ids that are no longer those of the same task.
+        """
+        records = self._learner.tasks
+        same = [i < len(records) and records[i].name == task.name for i, task in self.items()]
+        if all(same):
+            return set()
+        changed = {i for i, is_same in zip(self, same, strict=True) if not is_same}
+        ids = {record.name: i for i, record in enumerate(records)}
+        known = {ids[task.name]: task for task in self.values() if task.name in ids}
+        self.clear()
+        self.update(sorted(known.items()))
+        return changed
 
     def admit(self, task: Task) -> int:
         """Add a task to the learner, if it is new, and return its id.
@@ -68,7 +87,7 @@ class KnownTasks(dict[int, Task]):
         self._learner.remove_task(task_id)
 
     def check_has(self, saved: Mapping[str, Any]) -> None:
-        """Raise CheckpointError where a task begun before a checkpoint is not known.
+        """Raise CheckpointError where a task begun before a checkpoint is not known, or another.
 
         Args:
             saved: The JSON part of the learner's ``task_state``.
@@ -81,6 +100,14 @@ class KnownTasks(dict[int, Task]):
                 f"the checkpoint has learned from {missing}, and this trainer has the tasks "
                 f"{self.names}; call add() for each of them before"
             )
+        classes = {record["name"]: record["classes"] for record in saved["tasks"]}
+        for task in self.values():
+            saved_classes = classes.get(task.name)
+            if saved_classes is not None and tuple(saved_classes) != tuple(task.classes):
+                raise CheckpointError(
+                    f"task {task.name!r} has the classes {tuple(task.classes)} and the checkpoint "
+                    f"was made with {tuple(saved_classes)}; add() the task that it learned from"
+                )
 
     def accuracy(
         self, task_id: int, split: str, weights: Mapping[str, Tensor] | None, batch_size: int

@@ -77,7 +77,7 @@ class Trainer:
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
-        self._tasks = KnownTasks(learner)
+        self._known = KnownTasks(learner)
         self._record = AccuracyRecord()
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
@@ -87,6 +87,14 @@ class Trainer:
         self._schedule: Schedule | None = None
         self._best: dict[str, Tensor] | None = None
         self._best_accuracy = -math.inf
+
+    @property
+    def _tasks(self) -> KnownTasks:
+        """The tasks by the ids that the learner has for them now."""
+        changed = self._known.follow()
+        if changed:
+            self._record.forget(changed)
+        return self._known
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -149,8 +157,9 @@ class Trainer:
         """
         check_trainable(task, self.settings)
         self._check_free(task)
-        added, record = len(self.learner.tasks), self._record.state()
+        added = len(self.learner.tasks)
         task_id = self.add(task)
+        record = self._record.state()
         task = self._tasks[task_id]
         total = self.steps_of(task)
         stream = task.stream(self.settings.batch_size, seed=self.seed, task_id=task_id)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from hypermask_fast import HyperMask
+from hypermask_fast.inference.export import export_subnet
 from tests.support.hypermask_cases import batch, make
 
 
@@ -66,6 +67,10 @@ def another_shape(learner: HyperMask) -> None:
     learner.net.fc1.weight = nn.Parameter(torch.ones(7, 5))
 
 
+def without_bias(learner: HyperMask) -> None:
+    learner.net.fc1.bias = None
+
+
 CHANGES = [
     (another_layer, "fc2 is a Linear that came into the Net after it was converted"),
     (no_layer, "fc2 is a Identity that came into the Net"),
@@ -76,6 +81,7 @@ CHANGES = [
     (pruned, "fc1 has the parameters bias, weight_orig and was with weight, bias"),
     (synchronised, "bn is a SyncBatchNorm that came into the Net"),
     (another_network, "learner.net is another Net than the one that was converted"),
+    (without_bias, r"fc1.bias is None and had \(6,\)"),
     (another_shape, r"fc1.weight has shape \(7, 5\) and had \(6, 5\)"),
 ]
 
@@ -91,6 +97,10 @@ def test_a_change_is_refused(change: Callable[[HyperMask], None], message: str, 
     for call in (lambda: learner(x, 1), lambda: learner.losses(x, y, 0), lambda: learner(x, 0)):
         with pytest.raises(RuntimeError, match=message):
             call()
+    if change is not another_network:
+        for call in (learner.task_weights, learner.masks, lambda t: export_subnet(learner, t)):
+            with pytest.raises(RuntimeError, match=message):
+                call(0)
 
 
 def test_a_module_without_any_state_may_be_replaced() -> None:

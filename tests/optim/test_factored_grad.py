@@ -303,3 +303,13 @@ def test_follows_its_module_to_another_dtype() -> None:
     check(grad, torch.ones(N, H, dtype=torch.float64), factored=False)
     with pytest.raises(ValueError, match="assign a new gradient"):
         grad.data = torch.ones(3)
+
+
+@pytest.mark.parametrize("to_array", [np.asarray, lambda grad: grad.numpy()])
+def test_a_write_to_its_array_is_refused_where_it_would_be_lost(
+    to_array: Callable[[FactoredGrad], Any],
+) -> None:
+    grad = FactoredGrad(torch.ones(1, 3), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="read-only"):
+        to_array(grad)[0] = 0
+    assert torch.equal(grad.to_dense(), torch.ones(3, 2))

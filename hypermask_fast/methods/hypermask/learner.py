@@ -229,7 +229,9 @@ class HyperMask(GeneratedLearner):
 
         Raises:
             ValueError: The task was not added.
+            RuntimeError: The network changed since it was converted.
         """
+        self._network.check()
         weights, _ = self._masked(task, self.step_sparsity if in_step else sparsity)
         return {name: w.detach().clone() for name, w in weights.items()}
 
@@ -265,7 +267,9 @@ class HyperMask(GeneratedLearner):
 
         Raises:
             ValueError: The task was not added.
+            RuntimeError: The network changed since it was converted.
         """
+        self._network.check()
         _, masks = self._masked(task, sparsity)
         return {name: mask for name, mask in masks.items() if name != self.exempt}
 

@@ -230,3 +230,41 @@ def test_what_is_kept_moves_with_the_learner() -> None:
     twin.seek(0)
     again = torch.load(twin, weights_only=False)
     assert torch.equal(again.losses(x, y, 1).total, learner.losses(x, y, 1).total)
+
+
+def test_a_return_within_a_task_takes_the_ramp_back_too() -> None:
+    learner = make(mixed_net(), tasks=1, sparsity=40.0)
+    learner.begin_task(0, steps=10)
+    for _ in range(2):
+        learner.losses(*batch(learner), 0)
+    state = copy.deepcopy(learner.state_dict())
+    for _ in range(3):
+        learner.losses(*batch(learner), 0)
+    assert learner.step_sparsity == 20.0
+    learner.load_state_dict(state)
+    assert learner.steps_taken == 2
+    learner.losses(*batch(learner), 0)
+    assert learner.step_sparsity == 12.0
+
+
+@pytest.mark.parametrize("state", [None, 3, []])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    learner = make()
+    optimizer = adam_of(learner)
+    for call in (learner.load_state_dict, optimizer.load_state_dict):
+        with pytest.raises(CheckpointError, match=r"state is .*; give what state_dict"):
+            call(state)
+
+
+@pytest.mark.parametrize("moment", [None, 1.0, [0.0]])
+def test_moments_that_are_no_tensors_are_refused(moment: Any) -> None:
+    learner = make(tasks=1)
+    optimizer = adam_of(learner)
+    learner.begin_task(0)
+    out = learner.losses(*batch(learner), 0, optimizer=optimizer)
+    out.total.backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    next(iter(state["state"].values()))["exp_avg"] = moment
+    with pytest.raises(CheckpointError, match="moments of shapes"):
+        optimizer.load_state_dict(state)
