@@ -15,6 +15,8 @@
 
 namespace {
 
+constexpr int kMany = 16;  // embeddings from which on A is transposed
+
 // Mirrored by hypermask_fast.native.head.HeadPass.
 struct Pass {
   int64_t rows, width, count, given, bfloat16_targets, looks_ahead, block_rows, blocks, next;
@@ -115,6 +117,38 @@ struct Packed {
     }
   }
 };
+
+// Logits of a tile and J embeddings, A being transposed (H, kTile): one chain each, over columns.
+template <typename T, int J>
+void column_dots(const T *at, const T *h, int64_t stride, int64_t width, T *z) {
+  constexpr int W = kWidth<T>, C = kTile / W;
+  using V = typename VectorOf<T, W>::type;
+  V sum[J][C] = {};
+  for (int64_t i = 0; i < width; ++i) {
+    V x[C];
+    UNROLL for (int c = 0; c < C; ++c) {
+      x[c] = load<V>(at + i * kTile + c * W);
+      KEEP(x[c]);
+    }
+    UNROLL for (int j = 0; j < J; ++j)
+      UNROLL for (int c = 0; c < C; ++c) sum[j][c] += h[j * stride + i] * x[c];
+  }
+  UNROLL for (int j = 0; j < J; ++j)
+    UNROLL for (int c = 0; c < C; ++c) store(z + j * kTile + c * W, sum[j][c]);
+}
+
+// The logits of many embeddings, for which it is worth to transpose A first.
+template <typename T>
+void many_logits(const T *a, const T *h, int64_t stride, int64_t width, int count, T *at, T *z) {
+  constexpr int vectors = kTile / kWidth<T>, most = kVectorBytes == 64 ? 16 : 8;
+  constexpr int J = most > vectors ? most / vectors : 1;
+  for (int r = 0; r < kTile; ++r)
+    for (int64_t i = 0; i < width; ++i) at[i * kTile + r] = a[r * stride + i];
+  int j = 0;
+  for (; j + J <= count; j += J)
+    column_dots<T, J>(at, h + j * stride, stride, width, z + j * kTile);
+  for (; j < count; ++j) column_dots<T, 1>(at, h + j * stride, stride, width, z + j * kTile);
+}
 
 // out (J, H) += dz (J, rows) a (rows, H), for J embeddings and C vectors of columns.
 template <typename T, int J, int C>
@@ -300,9 +334,13 @@ void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, dou
     const int64_t left = pass.limits ? std::max<int64_t>(pass.limits[j] - row, 0) : tile;
     const int used = int(std::min<int64_t>(tile, left));
     // There may be more targets than streams that a CPU follows by itself.
-    for (int r = 0; r < kTile; r += 64 / int(sizeof(S))) __builtin_prefetch(target + kTile + r, 0, 2);
+    constexpr int line = 64 / int(sizeof(S));
+    for (int r = 0; r < kTile; r += line) __builtin_prefetch(target + kTile + r, 0, 2);
     T residual[kTile] = {};
-    for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    if (used == kTile)
+      for (int r = 0; r < kTile; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    else
+      for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     for (int r = 0; r < kTile; r += kLanes)
       for (int l = 0; l < kLanes; ++l) sums[l] += double(residual[r + l]) * double(residual[r + l]);
     for (int r = 0; r < kTile; ++r) z[r] = coefficient * residual[r];
@@ -328,6 +366,9 @@ void update(Pass &pass) {
   const Adam<T, M> adam(pass);
   const int reduced = pass.looks_ahead ? given : 0;  // the first embedding with a hidden gradient
   T *shifted = pass.looks_ahead ? allocate<T>((kTile + 1) * stride) : nullptr;
+  // There is no other pass whose bits these logits must have.
+  const bool transposes = pass.looks_ahead && count - given >= kMany;
+  T *transposed = transposes ? allocate<T>(kTile * width) : nullptr;
   int whole = kGroup;  // the fewest rows that are whole vectors to Adam
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
   const int64_t tile_lines = kTile * width * sizeof(T) / 64;
@@ -366,9 +407,12 @@ void update(Pass &pass) {
       if (pass.hidden_grad) {
         copy_rows(shifted ? shifted : weight + row * width, width, tile, a, stride);
         if (given < count) {
-          packed.logits(a, stride, tile, dz + given * kTile, ahead);
+          T *z = dz + given * kTile;
+          const T *earlier = h + given * stride;
+          if (transposed) many_logits(a, earlier, stride, width, count - given, transposed, z);
+          else packed.logits(a, stride, tile, z, ahead);
           const auto form = pass.bfloat16_targets ? residuals<T, BFloat16> : residuals<T, T>;
-          form(pass, row, tile, shifted ? shifted_bias : bias + row, dz + given * kTile, squares);
+          form(pass, row, tile, shifted ? shifted_bias : bias + row, z, squares);
         }
         reduce(a, stride, dz + reduced * kTile, count - reduced, tile, sum + reduced * stride,
                ahead, exp_avg ? 0 : tile_lines * 4 / count + 1);
@@ -395,7 +439,7 @@ void update(Pass &pass) {
     if (pass.regularizer)
       for (int l = 0; l < kLanes; ++l) pass.regularizer[block * kLanes + l] = squares[l];
   }
-  for (T *buffer : {h, sum, a, dz, grad, shifted}) std::free(buffer);
+  for (T *buffer : {h, sum, a, dz, grad, shifted, transposed}) std::free(buffer);
 }
 
 }  // namespace
