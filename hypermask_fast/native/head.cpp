@@ -15,6 +15,8 @@
 
 namespace {
 
+constexpr int kMany = 16;  // embeddings from which on A is transposed
+
 // Mirrored by hypermask_fast.native.head.HeadPass.
 struct Pass {
   int64_t rows, width, count, given, bfloat16_targets, looks_ahead, block_rows, blocks, next;
@@ -210,9 +212,13 @@ void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, dou
     const int64_t left = pass.limits ? std::max<int64_t>(pass.limits[j] - row, 0) : tile;
     const int used = int(std::min<int64_t>(tile, left));
     // There may be more targets than streams that a CPU follows by itself.
-    for (int r = 0; r < kTile; r += 64 / int(sizeof(S))) __builtin_prefetch(target + kTile + r, 0, 2);
+    constexpr int line = 64 / int(sizeof(S));
+    for (int r = 0; r < kTile; r += line) __builtin_prefetch(target + kTile + r, 0, 2);
     T residual[kTile] = {};
-    for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    if (used == kTile)
+      for (int r = 0; r < kTile; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    else
+      for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     for (int r = 0; r < kTile; r += kLanes)
       for (int l = 0; l < kLanes; ++l) sums[l] += double(residual[r + l]) * double(residual[r + l]);
     for (int r = 0; r < kTile; ++r) z[r] = coefficient * residual[r];
@@ -238,6 +244,9 @@ void update(Pass &pass) {
   const Adam<T, M> adam(pass);
   const int reduced = pass.looks_ahead ? given : 0;  // the first embedding with a hidden gradient
   T *shifted = pass.looks_ahead ? allocate<T>((kTile + 1) * stride) : nullptr;
+  // There is no other pass whose bits these logits must have.
+  const bool transposes = pass.looks_ahead && count - given >= kMany;
+  T *transposed = transposes ? allocate<T>(kTile * width) : nullptr;
   int whole = kGroup;  // the fewest rows that are whole vectors to Adam
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
   const int64_t tile_lines = kTile * width * sizeof(T) / 64;
@@ -276,9 +285,12 @@ void update(Pass &pass) {
       if (pass.hidden_grad) {
         copy_rows(shifted ? shifted : weight + row * width, width, tile, a, stride);
         if (given < count) {
-          packed.logits(a, stride, tile, dz + given * kTile, ahead);
+          T *z = dz + given * kTile;
+          const T *earlier = h + given * stride;
+          if (transposed) many_logits(a, earlier, stride, width, count - given, transposed, z);
+          else packed.logits(a, stride, tile, z, ahead);
           const auto form = pass.bfloat16_targets ? residuals<T, BFloat16> : residuals<T, T>;
-          form(pass, row, tile, shifted ? shifted_bias : bias + row, dz + given * kTile, squares);
+          form(pass, row, tile, shifted ? shifted_bias : bias + row, z, squares);
         }
         reduce(a, stride, dz + reduced * kTile, count - reduced, tile, sum + reduced * stride,
                ahead, exp_avg ? 0 : tile_lines * 4 / count + 1);
@@ -305,7 +317,7 @@ void update(Pass &pass) {
     if (pass.regularizer)
       for (int l = 0; l < kLanes; ++l) pass.regularizer[block * kLanes + l] = squares[l];
   }
-  for (T *buffer : {h, sum, a, dz, grad, shifted}) std::free(buffer);
+  for (T *buffer : {h, sum, a, dz, grad, shifted, transposed}) std::free(buffer);
 }
 
 }  // namespace

@@ -99,4 +99,36 @@ struct Packed {
   }
 };
 
+// Logits of a tile and J embeddings, A being transposed (H, kTile): one chain each, over columns.
+template <typename T, int J>
+void column_dots(const T *at, const T *h, int64_t stride, int64_t width, T *z) {
+  constexpr int W = kWidth<T>, C = kTile / W;
+  using V = typename VectorOf<T, W>::type;
+  V sum[J][C] = {};
+  for (int64_t i = 0; i < width; ++i) {
+    V x[C];
+    UNROLL for (int c = 0; c < C; ++c) {
+      x[c] = load<V>(at + i * kTile + c * W);
+      KEEP(x[c]);
+    }
+    UNROLL for (int j = 0; j < J; ++j)
+      UNROLL for (int c = 0; c < C; ++c) sum[j][c] += h[j * stride + i] * x[c];
+  }
+  UNROLL for (int j = 0; j < J; ++j)
+    UNROLL for (int c = 0; c < C; ++c) store(z + j * kTile + c * W, sum[j][c]);
+}
+
+// The logits of many embeddings, for which it is worth to transpose A first.
+template <typename T>
+void many_logits(const T *a, const T *h, int64_t stride, int64_t width, int count, T *at, T *z) {
+  constexpr int vectors = kTile / kWidth<T>, most = kVectorBytes == 64 ? 16 : 8;
+  constexpr int J = most > vectors ? most / vectors : 1;
+  for (int r = 0; r < kTile; ++r)
+    for (int64_t i = 0; i < width; ++i) at[i * kTile + r] = a[r * stride + i];
+  int j = 0;
+  for (; j + J <= count; j += J)
+    column_dots<T, J>(at, h + j * stride, stride, width, z + j * kTile);
+  for (; j < count; ++j) column_dots<T, 1>(at, h + j * stride, stride, width, z + j * kTile);
+}
+
 }  // namespace
