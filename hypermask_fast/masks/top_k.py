@@ -62,6 +62,8 @@ def top_k_mask(scores: Tensor, sizes: Sequence[int], dropped: Sequence[int]) -> 
         sizes: Number of entries of each tensor.
         dropped: For each tensor how many entries are dropped.
     """
+    if scores.is_meta:
+        return _planned(scores, torch.bool)
     if _runs_natively(scores):
         kept = torch.empty_like(scores, dtype=torch.uint8)
         none: list[Tensor | None] = [None] * len(sizes)
@@ -82,6 +84,12 @@ def _runs_natively(scores: Tensor, weights: Sequence[Tensor] = ()) -> bool:
         and requested() == "auto"
         and library.load() is not None
     )
+
+
+def _planned(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a result of the native pass, having allocated what it does."""
+    candidates = torch.empty_like(scores)
+    return torch.empty_like(candidates, dtype=dtype)
 
 
 def _largest(scores: Tensor, dropped: int) -> Tensor:
@@ -144,6 +152,11 @@ class _MaskedByScores(torch.autograd.Function):
         ctx.by_magnitude = dropped is not None
         ctx.save_for_backward(scores, *weights)
         ctx.set_materialize_grads(False)
+        if dropped is not None and scores.is_meta:
+            candidates = torch.empty_like(scores)
+            products = tuple(torch.empty_like(w) for w in weights)
+            del candidates
+            return products
         if dropped is not None and _runs_natively(scores, weights):
             note("top_k_weights: native pass")
             products = tuple(torch.empty_like(w) for w in weights)
@@ -159,6 +172,8 @@ class _MaskedByScores(torch.autograd.Function):
         scores, *weights = ctx.saved_tensors
         none = (None,) * (1 + len(weights))
         given = [None if grad is None else grad.contiguous() for grad in grads]
+        if scores.is_meta:
+            return torch.empty_like(scores), *none
         if _runs_natively(scores, weights):
             out = torch.empty_like(scores)
             blocks = layout(tuple(w.numel() for w in weights))

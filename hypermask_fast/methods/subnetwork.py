@@ -249,7 +249,7 @@ class SubnetworkLearner(ConvertedLearner):
     def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
         weights = self._network.weights()
         masks = self._shaped(self._flat_mask(self._tasks.checked(task)))
-        return self._named([w * m for w, m in zip(weights, masks, strict=True)])
+        return self._named([torch.where(m, w, 0) for w, m in zip(weights, masks, strict=True)])
 
     @contextmanager
     def activated(

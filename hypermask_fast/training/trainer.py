@@ -177,6 +177,7 @@ class Trainer:
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
             for phase, begin in self._phases(task_id):
                 if self.step == begin and self.learner.phase != phase.name:
+                    self._drop_optimizers()
                     self.learner.begin_phase(phase.name)
                     self._make_optimizers(task_id)
                 if self.step < begin + phase.steps:
@@ -237,10 +238,13 @@ class Trainer:
             raise
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
 
-    def _make_optimizers(self, task_id: int) -> None:
-        # The moments of the phase before are freed first.
+    def _drop_optimizers(self) -> None:
+        """Free the moments of the phase before, where the next one begins."""
         self._graphed.end()
         self._step_fn = self._schedule = None
+
+    def _make_optimizers(self, task_id: int) -> None:
+        self._drop_optimizers()
         made = optimizers.make_optimizers(self.learner, self.settings)
         self._step_fn = TrainingStep(self.learner, made)
         steps = {phase.name: phase.steps for phase, _ in self._phases(task_id)}

@@ -106,6 +106,25 @@ def test_parts_are_those_of_the_formulas() -> None:
     assert 0 <= parts[KEPT_OUTPUTS] - 2 * 4 * n <= 100
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["supsup", "exssnet"])
+def test_the_plan_of_subnetworks_is_within_a_tenth(method: str, tmp_path: Path) -> None:
+    settings = {
+        "method": method,
+        "tasks": 2,
+        "steps": 2,
+        "mlp_hidden": (3000, 3000),
+        "batch_size": 32,
+        "device": "cpu",
+    }
+    found = plan(RunConfig.from_options(**settings))
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
+    if not found.available or found.available < 3 * found.peak:
+        pytest.skip(f"{found.available} bytes of memory are available, and it takes {found.peak}")
+    assert found.peak == pytest.approx(measured_peak(settings, tmp_path), rel=0.1)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

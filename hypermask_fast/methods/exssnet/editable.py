@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ class EditableWeights(nn.Module):
 
     Args:
         weights: Of the network, in order.
-        products: They times their mask.
-        editable: For each weight which entries may move, bool (n,), all within the mask.
+        mask: Which of their N entries the task uses, bool (N,).
+        editable: Which of these may move, bool (N,).
         most: For each weight how many entries the mask has.
 
     Attributes:
@@ -39,33 +40,36 @@ class EditableWeights(nn.Module):
     def __init__(
         self,
         weights: Sequence[Tensor],
-        products: Sequence[Tensor],
-        editable: Sequence[Tensor],
+        mask: Tensor,
+        editable: Tensor,
         most: Sequence[int],
     ) -> None:
         super().__init__()
-        own = [_places(mask, count) for mask, count in zip(editable, most, strict=True)]
-        self._counts = [len(places) for places in own]
-        self._starts = [0]
-        for weight in weights:
-            self._starts.append(self._starts[-1] + weight.numel())
-        pairs = zip(own, self._starts, strict=False)
-        self.register_buffer("places", torch.cat([p + start for p, start in pairs]))
-        self.register_buffer("base", torch.cat([p.detach().flatten() for p in products]))
         self._shapes = [w.shape for w in weights]
-        self.values = nn.Parameter(self.base[self.places])
+        self._sizes = [w.numel() for w in weights]
+        own = [_places(m, n) for m, n in zip(editable.split(self._sizes), most, strict=True)]
+        self._counts = [len(places) for places in own]
+        self._starts = [0, *accumulate(self._sizes[:-1])]
+        pairs = zip(own, self._starts, strict=True)
+        self.register_buffer("places", torch.cat([p + start for p, start in pairs]))
+        base = weights[0].new_zeros(len(mask))
+        parts = zip(base.split(self._sizes), weights, mask.split(self._sizes), strict=True)
+        for part, weight, kept in parts:
+            part.copy_(weight.detach().flatten()).masked_fill_(~kept, 0)
+        self.register_buffer("base", base)
+        self.values = nn.Parameter(base[self.places])
 
     def products(self) -> list[Tensor]:
         """Return the weights times their masks; gradients flow to :attr:`values`."""
         flat = self.base.index_copy(0, self.places, self.values)
-        parts = flat.split([shape.numel() for shape in self._shapes])
+        parts = flat.split(self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     @torch.no_grad()
     def write_back(self, weights: Sequence[Tensor]) -> None:
         """Set the entries of the weights to the present values."""
         places, values = self.places.split(self._counts), self.values.split(self._counts)
-        for weight, start, at, value in zip(weights, self._starts, places, values, strict=False):
+        for weight, start, at, value in zip(weights, self._starts, places, values, strict=True):
             flat = weight.flatten()
             flat.index_copy_(0, at - start, value)
             if flat.data_ptr() != weight.data_ptr():

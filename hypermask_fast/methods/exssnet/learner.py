@@ -121,12 +121,12 @@ class ExSSNeT(SubnetworkLearner):
         """Make the parameter of the weights that the current task may change."""
         assert self._current is not None
         mask = self._mask_of(self.scores)
-        editable = mask & ~self._taken(self._current)
         self.scores.requires_grad_(False)
+        self.scores.grad = None
         self.edited = EditableWeights(
             self._network.weights(),
-            self._products(self.scores),
-            editable.split(self._sizes),
+            mask,
+            mask & ~self._taken(self._current),
             [n - d for n, d in zip(self._sizes, self._dropped, strict=True)],
         )
 
