@@ -195,6 +195,7 @@ class ConvertedNetwork:
         norms: Iterable[tuple[TaskNorm, NormState]] = (),
         *,
         dropout: bool = True,
+        trains: bool = False,
     ) -> Iterator[nn.Module]:
         """Run the network with other weights inside a ``with`` block.
 
@@ -202,6 +203,7 @@ class ConvertedNetwork:
             weights: What stands in for each of :attr:`tensors`, by name.
             norms: What stands in for normalisation layers' states.
             dropout: False turns dropout layers off, whatever their mode.
+            trains: Refuse layers that run without gradients, for they would not learn.
 
         Raises:
             ValueError: The names are not those of the tensors.
@@ -215,7 +217,7 @@ class ConvertedNetwork:
             )
         layers = {name: _stand_in(name, layer, weights) for name, layer in self._layers}
         states = [(norm, self._generated(norm, state, weights)) for norm, state in norms]
-        with self.running(layers, states, dropout=dropout) as net:
+        with self.running(layers, states, dropout=dropout, trains=trains) as net:
             yield net
 
     def _generated(
@@ -235,12 +237,13 @@ class ConvertedNetwork:
         norms: Iterable[tuple[TaskNorm, NormState]] = (),
         *,
         dropout: bool = True,
+        trains: bool = False,
     ) -> Iterator[nn.Module]:
         """Run the network with what stands in for layers' weights inside a ``with`` block.
 
         Args:
             layers: By the name of each layer that is not to run with its own weights.
-            norms, dropout: As in :meth:`applied`.
+            norms, dropout, trains: As in :meth:`applied`.
 
         Raises:
             RuntimeError: The network was unconverted, or changed since it was converted.
@@ -253,8 +256,19 @@ class ConvertedNetwork:
         }
         if not dropout:
             stand_ins.update(dict.fromkeys(self._dropouts, True))
-        with Forward(stand_ins):
+        with Forward(stand_ins) as forward:
             yield self.net
+        if trains and forward.without_graph:
+            self._refuse_without_graph(forward.without_graph)
+
+    def _refuse_without_graph(self, without: Sequence[nn.Module]) -> None:
+        names = [name for name, layer in self._layers if any(layer is other for other in without)]
+        if names:
+            raise RuntimeError(
+                f"{names[0]} ran without gradients in a forward that is to be learned from, by "
+                "torch.no_grad() or re-entrant activation checkpointing in the network; use "
+                f"checkpoint(..., use_reentrant=False), or build the learner with exclude={names}"
+            )
 
     def manifest(self) -> list[dict[str, Any]]:
         """Return name, shape, offset, masked and reason of every parameter, for JSON."""

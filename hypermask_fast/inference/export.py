@@ -28,6 +28,7 @@ def export_subnet(learner: Learner, task: int) -> nn.Module:
         RuntimeError: The learner has seen no input, so that the unmasked bias is not known yet.
     """
     check_learner(learner)
+    learner.check_network()
     weights = learner.task_weights(task)
     net = unconvert(copy.deepcopy(learner.net))
     learner.install_norms(net, task)

@@ -36,10 +36,14 @@ class Forward:
     Args:
         stand_ins: By layer; None stands for its own state. Those of an outer context stay for
             other layers.
+
+    Attributes:
+        without_graph: Layers that ran without gradients, where the context was entered with them.
     """
 
     def __init__(self, stand_ins: Mapping[nn.Module, Any]) -> None:
         self.stand_ins = stand_ins
+        self.without_graph: list[nn.Module] = []
         self._nodes = (0, 0)
         self._with_gradients = False
 
@@ -80,6 +84,7 @@ class Forward:
             _repeatable.add(self)
         elif self._with_gradients and not torch.is_grad_enabled():
             _without_graph.add(layer)
+            self.without_graph.append(layer)
 
     def has(self, layer: nn.Module, node: int) -> bool:
         """Return whether a node of the graph was made in this forward, which has the layer."""

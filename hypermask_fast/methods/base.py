@@ -284,6 +284,9 @@ class Learner(TaskLife):
     def _check_mixing(self) -> None:
         """Raise where rows of several tasks must not share a batch."""
 
+    def check_network(self) -> None:
+        """Raise RuntimeError where :attr:`net` is not the network the learner was built over."""
+
     def _prepare(self, x: Tensor) -> None:
         """Look at the inputs of a forward, where a method has to."""
 

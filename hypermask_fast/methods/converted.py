@@ -62,6 +62,9 @@ class ConvertedLearner(Learner):
             )
 
     def _prepare(self, x: Tensor) -> None:
+        self.check_network()
+
+    def check_network(self) -> None:
         if self.net is not self._network.net:
             raise RuntimeError(
                 f"learner.net is another {type(self.net).__name__} than the one that was converted "

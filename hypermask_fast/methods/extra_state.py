@@ -17,9 +17,23 @@ EXTRA_STATE = "_extra_state"
 
 
 def weights_of(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module's ``state_dict``, without extra states."""
+    """Return the tensors of a learner's ``state_dict`` but that of its tasks."""
     state = module.state_dict(keep_vars=keep_vars)
-    return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE)}
+    return {
+        name: value
+        for name, value in state.items()
+        if name != EXTRA_STATE and isinstance(value, Tensor)
+    }
+
+
+def check_storable(module: nn.Module) -> None:
+    """Raise CheckpointError where a state is no tensor, which a checkpoint could not hold."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{name} of the network is a {type(value).__name__}, and a checkpoint holds "
+                "tensors; let its get_extra_state() return a tensor"
+            )
 
 
 def encoded(state: Mapping[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.errors import CheckpointError
 from hypermask_fast.held import HoldsTensors
 from hypermask_fast.methods.extra_state import (
     check_fits,
@@ -215,7 +216,14 @@ class TaskLife(HoldsTensors):
 
         The tasks, and rows that tables got since, stay as they are.
         """
-        for name, value in weights_of(self).items():
+        own = weights_of(self)
+        missing = sorted(own.keys() - weights.keys())
+        if missing:
+            raise CheckpointError(
+                f"the weights lack {missing[0]}; give those of an earlier state_dict() of this "
+                "learner"
+            )
+        for name, value in own.items():
             saved = weights[name]
             (value[: len(saved)] if value.dim() else value).copy_(saved)
 

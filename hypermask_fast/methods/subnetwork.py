@@ -305,7 +305,7 @@ class SubnetworkLearner(ConvertedLearner):
         self._prepare(x)
         weights = self._named(self._training_weights())
         norms = self.norms.states(task, learning=True)
-        with modes_of(self), self._network.applied(weights, norms) as net:
+        with modes_of(self), self._network.applied(weights, norms, trains=True) as net:
             outputs = self._training_outputs((self._compiled_net or net)(x), task)
         loss = self._task_loss(outputs, y, task)
         return Losses(loss, loss, outputs, {})

@@ -17,7 +17,7 @@ from hypermask_fast.errors import CheckpointError, TrainingError
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.methods.extra_state import EXTRA_STATE, weights_of
+from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.scenarios.task import check_task
@@ -314,9 +314,11 @@ class Trainer:
 
         Raises:
             TrainingError: The loss of the last step is not finite.
+            CheckpointError: A module of the network has a state of its own that is no tensor.
         """
         if self._watch is not None:
             self._watch.flush()
+        check_storable(self.learner)
         task_tensors, task_state = self.learner.task_state()
         tensors = {f"learner/{name}": value for name, value in weights_of(self.learner).items()}
         tensors |= {f"task/{name}": value for name, value in task_tensors.items()}

@@ -194,9 +194,12 @@ class TestCheckpoints:
         learner.begin_task(0)
         chosen = FactoredAdam(learner.parameters(), step_in_backward=optimizer != "none")
         before = {n: v.clone() for n, v in learner.hypernetwork.state_dict().items()}
-        losses = learner.losses(x.requires_grad_(), y, 0, optimizer=chosen)
+        for given in (x, x.clone().requires_grad_()):
+            with pytest.raises(RuntimeError, match=r"parts.0.0 ran without gradients"):
+                learner.losses(given, y, 0, optimizer=chosen)
+        logits = learner(x.requires_grad_(), 0)
         with pytest.raises(RuntimeError, match="with use_reentrant=False"):
-            losses.total.backward()
+            logits.sum().backward()
         for name, value in learner.hypernetwork.state_dict().items():
             assert torch.equal(value, before[name]), name
 

@@ -298,7 +298,7 @@ class HNET(GeneratedLearner):
         grows = self.task_heads == "growing"
         weights = self._weights(logits, self._rows(task, so_far=grows))
         norms = self.norms.states(task, learning=True)
-        with modes_of(self), self._network.applied(weights, norms) as net:
+        with modes_of(self), self._network.applied(weights, norms, trains=True) as net:
             outputs = (self._compiled_net or net)(x)
         if not grows:
             outputs = self._tasks.own_outputs(outputs, task)

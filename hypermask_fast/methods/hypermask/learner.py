@@ -304,7 +304,8 @@ class HyperMask(GeneratedLearner):
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
-        with modes_of(self), self._network.applied(weights, norms, dropout=dropout) as net:
+        applied = self._network.applied(weights, norms, dropout=dropout, trains=True)
+        with modes_of(self), applied as net:
             runner = net if is_special else self._compiled_net or net
             outputs = self._tasks.own_outputs(run(runner, x, self._input), task)
         task_loss = self._task_loss(outputs, y, task)

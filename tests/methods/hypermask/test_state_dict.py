@@ -19,7 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.methods.extra_state import EXTRA_STATE, weights_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.scenarios import split
+from hypermask_fast.training.trainer import Trainer
 from tests.support.hypermask_cases import adam_of, batch, make, mixed_net, train
+from tests.support.scenario_cases import make_dataset
 
 State = Mapping[str, Tensor]
 
@@ -268,3 +271,48 @@ def test_moments_that_are_no_tensors_are_refused(moment: Any) -> None:
     next(iter(state["state"].values()))["exp_avg"] = moment
     with pytest.raises(CheckpointError, match="moments of shapes"):
         optimizer.load_state_dict(state)
+
+
+class WithState(nn.Linear):
+    """A layer beside the masked ones that keeps a state of its own."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(16, 5)
+        self.value = value
+
+    def get_extra_state(self) -> object:
+        return self.value
+
+    def set_extra_state(self, state: object) -> None:
+        self.value = state
+
+
+def net_with_state(value: object) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), WithState(value), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+
+
+def trainer_of(value: object) -> Trainer:
+    learner = HyperMask(net_with_state(value), embedding_dim=3, hidden=(6,), exclude="1")
+    return Trainer(learner, progress=False, steps=2)
+
+
+def test_a_modules_own_state_is_saved_if_it_is_a_tensor() -> None:
+    task = split(make_dataset(classes=6, shape=(1, 4, 4)), 2)[0]
+    trainer = trainer_of(torch.tensor([7.0]))
+    trainer.fit(task)
+    other = trainer_of(torch.tensor([0.0]))
+    other.add(task)
+    other.load_state(*trainer.state())
+    assert torch.equal(other.learner.net[1].value, torch.tensor([7.0]))
+    with pytest.raises(CheckpointError, match=r"net\.1\._extra_state of the network is a dict"):
+        trainer_of({"a": 1}).state()
+
+
+def test_weights_that_lack_one_are_not_restored() -> None:
+    learner = make()
+    weights = weights_of(learner)
+    del weights["net.classifier.bias"]
+    with pytest.raises(CheckpointError, match=r"the weights lack net\.classifier\.bias"):
+        learner.restore(weights)
