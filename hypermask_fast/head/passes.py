@@ -4,7 +4,8 @@ A (N, H) is about 100 times the network it masks, so a step costs what it moves 
 moments. Each function is one pass, by one of five engines with the same functions: ``cuda`` (the
 kernels, for a float32 head), ``cpu`` (native code), ``tiles`` (PyTorch, a tile of rows at a time),
 where the earlier tasks' logits are kept as the head that gave them, ``frozen``, and in PyTorch for
-steps that look ahead or have a head in chunks, ``ahead``. Gradients come as factors, dA = dz^T hidden, which is never formed.
+steps that look ahead or have a head in chunks, ``ahead``. Gradients come as factors,
+dA = dz^T hidden, which is never formed.
 
 In the native passes a logit has the same bits in :func:`logits` and :func:`step_rows`, for any
 number of embeddings and threads. In PyTorch it has them in the same batch of embeddings: make the
