@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
+    from hypermask_fast.methods.hnet.learner import HNET
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "HNET",
     "ChunkedHypernetwork",
     "DistributedDataParallel",
     "FactoredAdam",
@@ -50,6 +52,7 @@ _MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
     "DistributedDataParallel": "training.distributed",
     "FactoredAdam": "optim.factored_adam",
+    "HNET": "methods.hnet.learner",
     "HyperMask": "methods.hypermask.learner",
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",

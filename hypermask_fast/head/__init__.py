@@ -1,1 +1,1 @@
-"""The passes over a hypernetwork's head, z = A h + b: one signature, four engines."""
+"""The passes over a hypernetwork's head, z = A h + b: one signature, five engines."""

@@ -27,7 +27,7 @@ def shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], options: AdamOpt
         moments: As they are before the step; none before the first.
         options: Of the step.
     """
-    step = options.step
+    step = options.step.double() if isinstance(options.step, Tensor) else options.step
     size = options.lr * (1 - options.beta2**step) ** 0.5 / (1 - options.beta1**step)
     grad = -grad if options.maximize else grad
     if options.weight_decay and not options.decoupled:

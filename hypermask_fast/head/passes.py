@@ -1,10 +1,11 @@
 """Passes over a hypernetwork's full head, z = A h + b, that read and write A once.
 
 A (N, H) is about 100 times the network it masks, so a step costs what it moves of A and of its
-moments. Each function is one pass, by one of four engines with the same functions: ``cuda`` (the
+moments. Each function is one pass, by one of five engines with the same functions: ``cuda`` (the
 kernels, for a float32 head), ``cpu`` (native code), ``tiles`` (PyTorch, a tile of rows at a time),
-and where the earlier tasks' logits are kept as the head that gave them, ``frozen``. Gradients come
-as factors, dA = dz^T hidden, which is never formed.
+where the earlier tasks' logits are kept as the head that gave them, ``frozen``, and in PyTorch for
+steps that look ahead or have a head in chunks, ``ahead``. Gradients come as factors,
+dA = dz^T hidden, which is never formed.
 
 In the native passes a logit has the same bits in :func:`logits` and :func:`step_rows`, for any
 number of embeddings and threads. In PyTorch it has them in the same batch of embeddings: make the

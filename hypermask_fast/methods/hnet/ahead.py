@@ -40,28 +40,26 @@ class Update:
         self.hypernetwork, self.kept, self.beta = hypernetwork, kept, beta
         self.optimizer = optimizer
         self._regularizes = kept.earlier > 0 and beta > 0
-        self._hidden: Tensor | None = None
+        self._head_optimizer = self._steps_head()
 
     def _steps_head(self) -> FactoredAdam | None:
         """Return the optimizer, where it can step the head in a pass."""
-        head, optimizer = self.hypernetwork.head, self.optimizer
+        optimizer, parts = self.optimizer, list(self.hypernetwork.head.parameters())
         if requested() == "reference" or self.kept.form == "frozen_head":
+            return None
+        usable = {torch.float32, torch.float64}
+        if not all(p.requires_grad and p.dtype in usable for p in parts):
             return None
         if not isinstance(optimizer, FactoredAdam):
             return None
-        if head.weight.dtype not in (torch.float32, torch.float64):
-            return None
-        needed = {id(head.weight), id(head.bias)}
-        if not (head.weight.requires_grad and head.bias.requires_grad):
-            return None
         groups = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
-        return optimizer if any(needed <= group for group in groups) else None
+        return optimizer if any({id(p) for p in parts} <= group for group in groups) else None
 
     def logits(self, task: int) -> Tensor:
         """Return the current task's weights (N,)."""
         hypernetwork = self.hypernetwork
         ids = torch.tensor([task], device=hypernetwork.embeddings.device)
-        if self._steps_head() is None:
+        if self._head_optimizer is None:
             return hypernetwork.logits(ids)[0]
         self._hidden = hypernetwork.hidden(ids)
         head = hypernetwork.head
@@ -78,11 +76,9 @@ class Update:
             step: Its number.
         """
         loss.backward()
-        optimizer = self._steps_head()
-        if self._hidden is not None:
-            assert optimizer is not None
+        if self._head_optimizer is not None:
             with full_precision(loss.device):
-                return self._in_a_pass(optimizer, step)
+                return self._in_a_pass(self._head_optimizer, step)
         if not self._regularizes:
             return loss.new_zeros(())
         hypernetwork = self.hypernetwork
@@ -96,7 +92,6 @@ class Update:
 
     def _in_a_pass(self, optimizer: FactoredAdam, step: int | Tensor) -> Tensor:
         hidden, dz, head = self._hidden, self._chunks.grad, self.hypernetwork.head
-        assert hidden is not None
         assert dz is not None
         given = HeadStep(Head(head.weight, head.bias), dz, hidden.detach())
         if not self._regularizes:
@@ -112,10 +107,11 @@ class Update:
         small = [p for p in others if p is not table and id(p) not in of_head and p.requires_grad]
         with ahead(optimizer, small):
             earlier = self.hypernetwork.hidden(ids[1:], trains=False)
-            chunks = self.hypernetwork.chunks
+            # A chunk may also be larger than the network.
+            is_whole = len(head.weight) == self.hypernetwork.num_outputs
             update = given._replace(
                 hidden=torch.cat((given.hidden, earlier.detach())),
-                kept=KeptChunks(kept, chunks) if chunks > 1 else kept,
+                kept=kept if is_whole else KeptChunks(kept, self.hypernetwork.chunks),
                 coefficient=2 * self.beta / len(kept),
                 looks_ahead=True,
             )

@@ -63,6 +63,20 @@ def test_steps_are_those_of_the_plain_algorithm(
         torch.testing.assert_close(embeddings, torch.stack(list(plain.embeddings)))
 
 
+@pytest.mark.parametrize("size", [7, 89, 1000], ids=lambda size: f"chunk-{size}")
+def test_chunks_of_any_size(size: int) -> None:
+    """Thirteen of them, one that is the network, and one that is larger."""
+    case = with_options(TINY["split-mnist-t4"], chunk_size=size)
+    plain = make_plain(make_learner(case, DOUBLE), case)
+    learner = make_learner(case, DOUBLE)
+    step, batch = make_ours(learner, case), make_batch(case, DOUBLE)
+    for _ in range(STEPS):
+        expected, found = plain.step(*batch), step(*batch)
+        torch.testing.assert_close(found.output_reg, expected[1], rtol=1e-8, atol=1e-12)
+    for p, q in zip(shared_of(learner), plain.shared, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["split-mnist-t4", "split-mnist-full-t4"])
 def test_a_step_does_not_depend_on_threads(name: str) -> None:
     results = []
