@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
+    from hypermask_fast.inference.one_shot import one_shot
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
+    from hypermask_fast.methods.exssnet.learner import ExSSNeT
     from hypermask_fast.methods.hnet.learner import HNET
     from hypermask_fast.methods.hypermask.learner import HyperMask
+    from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.training.distributed import DistributedDataParallel
@@ -30,11 +33,13 @@ __all__ = [
     "HNET",
     "ChunkedHypernetwork",
     "DistributedDataParallel",
+    "ExSSNeT",
     "FactoredAdam",
     "HyperMask",
     "Hypernetwork",
     "MaskedConv2d",
     "MaskedLinear",
+    "SupSup",
     "Trainer",
     "__version__",
     "backend",
@@ -42,6 +47,7 @@ __all__ = [
     "export_subnet",
     "functional",
     "networks",
+    "one_shot",
     "plan",
     "reference",
     "scenarios",
@@ -51,16 +57,19 @@ __all__ = [
 _MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
     "DistributedDataParallel": "training.distributed",
+    "ExSSNeT": "methods.exssnet.learner",
     "FactoredAdam": "optim.factored_adam",
     "HNET": "methods.hnet.learner",
     "HyperMask": "methods.hypermask.learner",
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",
     "MaskedLinear": "layers.masked",
+    "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
+    "one_shot": "inference.one_shot",
     "plan": "planning.plan",
     "unconvert": "conversion.convert",
     "functional": "functional",
