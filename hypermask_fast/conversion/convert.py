@@ -25,7 +25,9 @@ class _Conversion:
     frozen: list[tuple[nn.Module, str]]
 
 
-def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
+def convert(
+    net: nn.Module, exclude: tuple[str, ...] = (), *, generated: bool = False
+) -> list[Entry]:
     """Give every ``nn.Linear``, ``nn.Conv2d`` and normalisation layer the class whose weights or
     state can be replaced, and every dropout layer one that can be turned off, in place.
 
@@ -36,6 +38,7 @@ def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
         net: The network.
         exclude: Names or glob patterns of modules and parameters that stay plain and frozen;
             normalisation layers among them keep their statistics.
+        generated: As in :func:`hypermask_fast.conversion.entries.entries_of`.
 
     Returns:
         The parameters in the order of ``named_parameters``, with offsets of their mask logits.
@@ -48,7 +51,7 @@ def convert(net: nn.Module, exclude: tuple[str, ...] = ()) -> list[Entry]:
     check_patterns(net, exclude)
     check_parameters(net, exclude)
     check_modules(net, exclude)
-    entries = entries_of(net, exclude)
+    entries = entries_of(net, exclude, generated=generated)
     conversion = _Conversion([], [])
     for name, module in net.named_modules():
         excluded = bool(name) and matches(name, exclude)

@@ -15,6 +15,7 @@ from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.layers.norms import TASK_NORMS
 
 EXCLUDED = "excluded: frozen"
+GENERATED = "generated"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Entry:
     Attributes:
         name: As in ``named_parameters``.
         shape: Its shape.
-        offset: Where its mask logits begin in the flat vector, or -1 where it has none.
+        offset: Where its numbers begin in the flat vector that a hypernetwork emits, or -1 where it
+            has none.
         masked: Whether a mask multiplies it.
         reason: Why not, or "".
     """
@@ -46,15 +48,17 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
-def entries_of(net: nn.Module, exclude: tuple[str, ...]) -> list[Entry]:
+def entries_of(net: nn.Module, exclude: tuple[str, ...], *, generated: bool = False) -> list[Entry]:
     """Return the parameters of a network in the order of ``named_parameters``.
 
     Args:
         net: The network.
         exclude: Names or glob patterns of those that stay plain and frozen.
+        generated: All others, normalisation's too, are replaced by what a hypernetwork emits; else
+            normalisation stays and masks multiply the rest. Default False.
 
     Raises:
-        ConfigError: Nothing is left to mask.
+        ConfigError: Nothing is left to mask, or to generate.
     """
     modules = dict(net.named_modules())
     entries, offset = [], 0
@@ -62,15 +66,17 @@ def entries_of(net: nn.Module, exclude: tuple[str, ...]) -> list[Entry]:
         reason = ""
         if matches(name, exclude):
             reason = EXCLUDED
+        elif generated:
+            reason = GENERATED
         elif type(modules[name.rpartition(".")[0]]) in TASK_NORMS:
             reason = "normalisation"
-        begin = -1 if reason else offset
+        begin = offset if reason in ("", GENERATED) else -1
         entries.append(Entry(name, tuple(parameter.shape), begin, not reason, reason))
-        offset += 0 if reason else parameter.numel()
+        offset += 0 if begin < 0 else parameter.numel()
     if not offset:
         raise ConfigError(
-            f"{type(net).__name__} has nothing to mask; it needs an nn.Linear or nn.Conv2d that "
-            "exclude does not name"
+            f"{type(net).__name__} has nothing to {'generate' if generated else 'mask'}; it needs "
+            "an nn.Linear or nn.Conv2d that exclude does not name"
         )
     return entries
 

@@ -42,11 +42,13 @@ class ConvertedNetwork:
         net: The network.
         exclude: As in :func:`hypermask_fast.conversion.convert.convert`.
         source: What the layers' repr shows as the source of their masks.
+        generated: As in :func:`hypermask_fast.conversion.entries.entries_of`. Default False.
 
     Attributes:
         net: The network.
         entries: All its parameters.
         owners: For each of :attr:`tensors`, the module that has it, and its name there.
+        last: Name of the layer that runs last; None before :meth:`find_last`.
         exempt: Name of the bias that is not masked; None before it is known, or if there is none.
         traced: Whether ``exempt`` is known.
 
@@ -54,14 +56,18 @@ class ConvertedNetwork:
         ConfigError: The network cannot be converted.
     """
 
-    def __init__(self, net: nn.Module, exclude: Sequence[str], source: str) -> None:
-        self.entries = convert(net, tuple(exclude))
+    def __init__(
+        self, net: nn.Module, exclude: Sequence[str], source: str, *, generated: bool = False
+    ) -> None:
+        self.entries = convert(net, tuple(exclude), generated=generated)
         self.net = net
+        self.last: str | None = None
         self.exempt: str | None = None
         self.traced = False
         self._layers = [(name, m) for name, m in net.named_modules() if isinstance(m, MaskedLayer)]
         self._plain: dict[nn.Module, object]
         self._plain = dict.fromkeys(m for m in net.modules() if isinstance(m, TaskLayer))
+        self._norms = {m: name for name, m in net.named_modules() if isinstance(m, TaskNorm)}
         self._dropouts = [m for m in self._plain if isinstance(m, TaskDropout)]
         self._structure = Structure(net)
         for _, layer in self._layers:
@@ -128,7 +134,16 @@ class ConvertedNetwork:
         self.exempt, self.traced = name, True
 
     def find_exempt(self, run: Callable[[], object]) -> None:
-        """Exempt the bias of the masked layer that runs last in ``run()``.
+        """Exempt the bias of the masked layer that runs last in ``run()``; see :meth:`find_last`.
+
+        Raises:
+            ConfigError: None runs.
+        """
+        bias = f"{self.find_last(run)}.bias".lstrip(".")
+        self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
+
+    def find_last(self, run: Callable[[], object]) -> str:
+        """Note and return the name of the layer that runs last in ``run()``.
 
         Layers that do not run are warned of.
 
@@ -165,8 +180,8 @@ class ConvertedNetwork:
                 f"exclude={idle} to leave {'them' if len(idle) > 1 else 'it'} out",
                 stacklevel=2,
             )
-        bias = f"{order[-1]}.bias".lstrip(".")
-        self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
+        self.last = order[-1]
+        return self.last
 
     @contextmanager
     def applied(
@@ -194,8 +209,19 @@ class ConvertedNetwork:
                 f"{sorted(weights.keys() - names)} too many; give those of task_weights()"
             )
         layers = {name: _stand_in(name, layer, weights) for name, layer in self._layers}
-        with self.running(layers, norms, dropout=dropout) as net:
+        states = [(norm, self._generated(norm, state, weights)) for norm, state in norms]
+        with self.running(layers, states, dropout=dropout) as net:
             yield net
+
+    def _generated(
+        self, norm: TaskNorm, state: NormState, weights: Mapping[str, Tensor]
+    ) -> NormState:
+        """Return a normalisation layer's state with the affine parameters among ``weights``."""
+        prefix = f"{self._norms[norm]}.".lstrip(".")
+        return state._replace(
+            weight=weights.get(f"{prefix}weight", state.weight),
+            bias=weights.get(f"{prefix}bias", state.bias),
+        )
 
     @contextmanager
     def running(

@@ -28,13 +28,14 @@ class NormTable(nn.Module):
         name: Of the layer, for errors.
         layer: The layer, whose parameters and statistics are copied ``capacity`` times.
         capacity: Rows.
+        affine: Whether the rows hold parameters beside the statistics. Default True.
 
     Raises:
         ConfigError: The layer is a batch norm without running statistics, or averages them
             cumulatively (momentum None), which a row a task cannot hold.
     """
 
-    def __init__(self, name: str, layer: TaskNorm, capacity: int) -> None:
+    def __init__(self, name: str, layer: TaskNorm, capacity: int, *, affine: bool = True) -> None:
         super().__init__()
         if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.momentum is None):
             raise ConfigError(
@@ -43,7 +44,7 @@ class NormTable(nn.Module):
                 "keeps running statistics with a momentum; build it with both, or use bn='batch'"
             )
         for key, value in zip(_KEYS, _own(layer)[:4], strict=True):
-            if value is None:
+            if value is None or (isinstance(value, nn.Parameter) and not affine):
                 self.register_buffer(key, None)
                 continue
             rows = value.detach().expand(capacity, *value.shape).clone()
@@ -99,12 +100,13 @@ class TaskNorms(nn.Module):
         mode: "batch": shared parameters and the batch's statistics, in training and evaluation.
             "per_task": a row of a :class:`NormTable` for each task. "frozen": as they are.
         capacity: Rows.
+        affine: As in :class:`NormTable`.
 
     Raises:
         ConfigError: A layer cannot have rows; see :class:`NormTable`.
     """
 
-    def __init__(self, net: nn.Module, mode: str, capacity: int) -> None:
+    def __init__(self, net: nn.Module, mode: str, capacity: int, *, affine: bool = True) -> None:
         super().__init__()
         # In a dict, not registered: the layers belong to the network.
         self._layers = {name: m for name, m in net.named_modules() if isinstance(m, TaskNorm)}
@@ -112,7 +114,7 @@ class TaskNorms(nn.Module):
         self._tabled = free if mode == "per_task" else []
         self._batch = free if mode == "batch" else []
         self.tables = nn.ModuleList(
-            NormTable(name, self._layers[name], capacity) for name in self._tabled
+            NormTable(name, self._layers[name], capacity, affine=affine) for name in self._tabled
         )
 
     def parameter_names(self) -> list[str]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermask_fast.head import cpu, cuda, frozen, tiles
+from hypermask_fast.head import boxes, cpu, cuda, frozen, tiles
 from hypermask_fast.head.checks import (
     check,
     check_contiguous,
@@ -38,6 +38,7 @@ from hypermask_fast.head.types import (
     HeadEngine,
     HeadGrads,
     HeadStep,
+    KeptBoxes,
     KeptSample,
 )
 
@@ -127,6 +128,8 @@ def step_rows(step: HeadStep) -> HeadGrads:
         step: Of a head with all moments; dz (1, N) of the current embedding, hidden (t + 1, H) with
             the current one first, and what is kept of the t earlier ones; t may be 0.
     """
+    if isinstance(step.kept, KeptBoxes):
+        return boxes.step_rows(step)
     weight, bias, moments, bias_moments = step.head
     rows, width = check_weight(weight)
     assert bias is not None

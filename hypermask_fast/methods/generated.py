@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
@@ -17,6 +18,7 @@ from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.masked import MaskedLayer
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.steps import Steps
 
@@ -44,6 +46,8 @@ class GeneratedLearner(Learner):
         source: What the layers' repr shows as the source of their weights.
         bn: Mode of the normalisation layers; see :class:`TaskNorms`.
         kept: What earlier tasks keep, and how.
+        norms_too: The hypernetwork emits the parameters of normalisation layers as well, and the
+            target network has no weights of its own. Default False.
 
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
@@ -61,17 +65,19 @@ class GeneratedLearner(Learner):
         source: str,
         bn: str,
         kept: KeptOutputs,
+        norms_too: bool = False,
     ) -> None:
         super().__init__(net, capacity)
         self.bn = bn
         self._kept = kept
-        self._network = ConvertedNetwork(net, strings("exclude", exclude), source)
+        patterns = strings("exclude", exclude)
+        self._network = ConvertedNetwork(net, patterns, source, generated=norms_too)
         try:
             first = self._network.weights()[0]
             self._steps = Steps(first.device)
             self.hypernetwork = self._make_hypernetwork(self._network.size, first)
             kept.check(self.hypernetwork)
-            self.norms = TaskNorms(net, bn, capacity)
+            self.norms = TaskNorms(net, bn, capacity, affine=not norms_too)
         except BaseException:
             unconvert(net)
             raise
@@ -94,6 +100,27 @@ class GeneratedLearner(Learner):
                 f"learner.net is another {type(self.net).__name__} than the one that was converted "
                 "when the learner was built; build a new learner for another network"
             )
+
+    def _dry_run(self, x: Tensor, see: Callable[[Callable[[], object]], object]) -> None:
+        """Let ``see`` watch a forward of a part of a batch.
+
+        Raises:
+            ValueError: The batch does not run through the network.
+        """
+
+        def run() -> None:
+            with evaluating(self, self.net):
+                self.net(x[:2])
+
+        try:
+            see(run)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through "
+                f"{type(self.net).__name__}: {error}"
+            ) from error
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return all but the tables, with the head, and the tables of embeddings and norms."""

@@ -29,6 +29,10 @@ _METHODS = {
         "hypermask_fast.methods.hypermask.settings:HyperMaskSettings",
         "hypermask_fast.methods.hypermask.learner:HyperMask",
     ),
+    "hyperinterval": Method(
+        "hypermask_fast.methods.hyperinterval.settings:HyperIntervalSettings",
+        "hypermask_fast.methods.hyperinterval.learner:HyperInterval",
+    ),
 }
 
 

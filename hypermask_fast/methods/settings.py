@@ -31,6 +31,15 @@ class MethodSettings(Settings):
         """Whether batch norm in the target network keeps running statistics for evaluation."""
         return True
 
+    def outputs(self, *, tasks: int, classes: int) -> int:
+        """Return the outputs that the target network needs; default: those of one task.
+
+        Args:
+            tasks: Their number.
+            classes: Of a task, at most.
+        """
+        return classes
+
     def cheaper(self) -> list[dict[str, Any]]:
         """Return changes of these settings that may take less memory."""
         return []

@@ -31,7 +31,7 @@ from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
-_HEADERS = (Path(__file__).with_name("head_vectors.h"),)
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("head_vectors.h", "boxes.h"))
 _NATIVE = "HYPERMASK_FAST_NATIVE"
 _FOLDERS = (cache.chosen_folder, cache.temporary_folder)
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
@@ -51,7 +51,11 @@ class _Loaded(NamedTuple):
 
 
 _PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
-    HeadPass: ("logits_{}", "update_{}", "update_{}_bfloat16"),
+    HeadPass: (
+        *("logits_{}", "update_{}", "update_{}_bfloat16"),
+        *("boxes_{}", "update_boxes_{}", "update_boxes_{}_bfloat16"),
+        *("update_centers_{}", "update_centers_{}_bfloat16"),
+    ),
     MaskPass: ("mask_forward_{}", "mask_backward_{}"),
 }
 

@@ -71,3 +71,9 @@ class ScenarioSettings(Settings):
         low=0,
     )
     augment: bool | None = setting(None, "augment the training images (none: as the scenario does)")
+    normalize: bool | None = setting(
+        None, "normalize the images by mean and deviation (none: as the scenario does)"
+    )
+    identity_first: bool | None = setting(
+        None, "leave the pixels of the first task in place (none: as the scenario does)"
+    )

@@ -267,6 +267,7 @@ def make_scenario(
     validation: int | None = None,
     augment: bool | None = None,
     normalize: bool | None = None,
+    identity_first: bool | None = None,
     seed: int = 0,
 ) -> Scenario:
     """Return a ready-made scenario by name.
@@ -274,8 +275,9 @@ def make_scenario(
     Args:
         name: One of :data:`SCENARIO_NAMES`.
         root: Folder of the data sets; not needed for the digits.
-        tasks, validation, augment, normalize: As for the scenario's own function, "permuted-mnist"
-            being :func:`permuted_mnist` and so on. Default: None, that function's default.
+        tasks, validation, augment, normalize, identity_first: As for the scenario's own function,
+            "permuted-mnist" being :func:`permuted_mnist` and so on. Default: None, that function's
+            default.
         seed: Selects the permutations; split scenarios have a fixed class order. Default 0.
 
     Raises:
@@ -288,12 +290,13 @@ def make_scenario(
             f"there is no scenario {shown(name)}{nearest(name, _BUILDERS)}; use one of "
             f"{', '.join(_BUILDERS)}"
         )
-    for option, given in (("augment", augment), ("normalize", normalize)):
-        check_value(option, bool, given, None)
+    given = {"augment": augment, "normalize": normalize, "identity_first": identity_first}
+    for option, value in given.items():
+        check_value(option, bool, value, None)
     build = _BUILDERS[name]
     takes = inspect.signature(build).parameters
     options: dict[str, Any] = {"tasks": tasks, "validation": validation}
-    for option, value in (("augment", augment), ("normalize", normalize)):
+    for option, value in given.items():
         if option in takes:
             options[option] = value
         elif value:

@@ -30,6 +30,8 @@ def make_scenario(config: RunConfig) -> Scenario:
         tasks=chosen.tasks,
         validation=chosen.validation,
         augment=chosen.augment,
+        normalize=chosen.normalize,
+        identity_first=chosen.identity_first,
         seed=config.run.seed,
     )
 
@@ -40,7 +42,7 @@ def make_network(config: RunConfig, input_shape: Sequence[int], num_classes: int
     Args:
         config: The settings.
         input_shape: Of one input.
-        num_classes: Outputs.
+        num_classes: Classes of a task, at most.
 
     Raises:
         ConfigError: The network does not take such inputs.
@@ -48,7 +50,8 @@ def make_network(config: RunConfig, input_shape: Sequence[int], num_classes: int
     options: dict[str, Any] = config.network.values()
     if config.network.normalized:
         options["track_running_stats"] = config.method.running_statistics
-    return networks.make_network(config.network.name, input_shape, num_classes, **options)
+    outputs = config.method.outputs(tasks=config.tasks, classes=num_classes)
+    return networks.make_network(config.network.name, input_shape, outputs, **options)
 
 
 def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int) -> Learner:

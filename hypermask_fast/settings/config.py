@@ -69,6 +69,12 @@ class RunConfig:
         """The name of the method."""
         return registry.name_of(self.method)
 
+    @property
+    def tasks(self) -> int:
+        """The number of tasks."""
+        chosen = self.scenario
+        return SCENARIOS[chosen.name].tasks if chosen.tasks is None else chosen.tasks
+
     @classmethod
     def from_options(cls, **options: Any) -> RunConfig:
         """Return the defaults with ``options``, which have the names of the command line's.
@@ -198,8 +204,7 @@ def _check_together(config: RunConfig) -> None:
             "steps=None and epochs=None are given; give exactly one of the two, for example "
             "steps=2000"
         )
-    tasks = SCENARIOS[scenario.name].tasks if scenario.tasks is None else scenario.tasks
-    config.method.check_run(tasks=tasks, moments=training.moments)
+    config.method.check_run(tasks=config.tasks, moments=training.moments)
     if scenario.validation == 0 and training.validates:
         raise ConfigError(
             f"validation=0 leaves nothing to measure for selection={training.selection!r} and "

@@ -227,6 +227,9 @@ class Trainer:
             self.learner.abandon_task(restore=False)
             raise
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
+        if self.settings.selection == "best_published":
+            # What stays where no check is taken.
+            self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
 
     def _make_optimizers(self, task_id: int) -> None:
         # The moments of the phase before are freed first.
@@ -261,8 +264,9 @@ class Trainer:
         self._watch.see(self.step, self.losses)
         if checks:
             accuracy = self.evaluate(task_id, "validation", weights=stale or None)
-            if selects and accuracy > self._best_accuracy:
-                self._best_accuracy = accuracy
+            score = self.learner.published_score(self.losses, accuracy) if published else accuracy
+            if selects and score > self._best_accuracy:
+                self._best_accuracy = score
                 self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
             if watches:
                 self._schedule.after_epoch(accuracy)
