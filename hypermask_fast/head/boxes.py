@@ -88,7 +88,10 @@ def step_rows(step: HeadStep) -> HeadGrads:
             :func:`logits`, the current box first; kept a :class:`KeptBoxes` of the k - 1 others.
     """
     assert isinstance(step.kept, KeptBoxes)
-    step = step._replace(dz=step.dz.contiguous(), hidden=step.hidden.contiguous())
+    head = step.head
+    if step.bias_grad is not None:
+        head = head._replace(bias_moments=None)
+    step = step._replace(head=head, dz=step.dz.contiguous(), hidden=step.hidden.contiguous())
     return cpu.step_boxes(step) if _is_native(step.head.weight) else _tiles(step)
 
 
