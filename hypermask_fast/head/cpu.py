@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hypermask_fast.head.adam import AdamStep
-from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptChunks, KeptSample
+from hypermask_fast.head.types import (
+    Head,
+    HeadGrads,
+    HeadStep,
+    KeptBoxes,
+    KeptChunks,
+    KeptSample,
+)
 from hypermask_fast.modes import is_followed
 from hypermask_fast.native import library
 from hypermask_fast.native.calls import call, is_readable
@@ -118,6 +125,34 @@ def step_rows(step: HeadStep) -> HeadGrads:
         limits=limits,
         looks_ahead=step.looks_ahead,
         ahead_eps=step.options.eps,
+        **_numbers(step.scalars()),
+    )
+    return HeadGrads(_added(parts).to(head.weight.dtype), _added(squares).sum())
+
+
+def boxes(head: Head, hidden: Tensor, out: Tensor) -> None:
+    """Write the centers and radii of boxes ``hidden`` (2 k, H) to ``out`` (k, 2 N)."""
+    _run("boxes", head, len(hidden) // 2, (out,), hidden=hidden, logits=out)
+
+
+def step_boxes(step: HeadStep) -> HeadGrads:
+    """As :func:`step_rows`, for the boxes of :func:`hypermask_fast.head.boxes.step_rows`."""
+    head, kept = step.head, step.kept
+    assert isinstance(kept, KeptBoxes)
+    assert head.moments is not None
+    parts = _sums(head, len(step.hidden))
+    squares = parts.new_empty(len(parts), LANES)
+    _run(
+        *("update_boxes" if kept.radii else "update_centers", head, len(step.hidden) // 2),
+        (head.weight, *head.moments, head.bias, *(head.bias_moments or ()), step.bias_grad),
+        dz=step.taken_dz,
+        hidden=step.hidden,
+        targets=kept.logits,
+        bfloat16_targets=kept.logits is not None and kept.logits.dtype == torch.bfloat16,
+        coefficient=float(step.coefficient),
+        hidden_grad=parts,
+        regularizer=squares,
+        bias_grad=step.bias_grad,
         **_numbers(step.scalars()),
     )
     return HeadGrads(_added(parts).to(head.weight.dtype), _added(squares).sum())

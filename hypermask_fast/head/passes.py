@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermask_fast.head import ahead, cpu, cuda, frozen, tiles
+from hypermask_fast.head import ahead, boxes, cpu, cuda, frozen, tiles
 from hypermask_fast.head.checks import (
     check,
     check_chunks,
@@ -40,6 +40,7 @@ from hypermask_fast.head.types import (
     HeadEngine,
     HeadGrads,
     HeadStep,
+    KeptBoxes,
     KeptChunks,
     KeptSample,
 )
@@ -132,6 +133,8 @@ def step_rows(step: HeadStep) -> HeadGrads:
             in a step that looks ahead, or has a head in chunks, any number; the head is not frozen
             there, nor what is kept a sample.
     """
+    if isinstance(step.kept, KeptBoxes):
+        return boxes.step_rows(step)
     weight, bias, moments, bias_moments = step.head
     rows, width = check_weight(weight)
     assert bias is not None

@@ -48,6 +48,19 @@ class KeptSample(NamedTuple):
     rows: Tensor
 
 
+class KeptBoxes(NamedTuple):
+    """What earlier boxes are to stay, of a head that is given boxes.
+
+    Attributes:
+        logits: (t, 2 N), their centers and radii, or (t, N), their centers alone; of A's dtype or
+            bfloat16. None where t is 0.
+        radii: Whether radii are kept.
+    """
+
+    logits: Tensor | None
+    radii: bool
+
+
 class FrozenHead(NamedTuple):
     """A head and the hidden rows of earlier tasks as a task found them.
 
@@ -76,7 +89,7 @@ class KeptChunks(NamedTuple):
     chunks: int
 
 
-Kept = Tensor | KeptSample | FrozenHead
+Kept = Tensor | KeptSample | FrozenHead | KeptBoxes
 """What the output regularizer keeps the earlier embeddings' logits near: those logits (t, N), of
 A's dtype or bfloat16, with the batch that they are sampled from, or what gave them."""
 

@@ -14,7 +14,7 @@ from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import shown
 from hypermask_fast.head import passes
-from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptSample
+from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptBoxes, KeptSample
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
 from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -78,8 +78,7 @@ class _UpdateInBackward(torch.autograd.Function):
         ctx.backend = requested()
         ctx.versions = [p._version for p in update.watched]
         ctx.save_for_backward(hidden)
-        logits = passes.logits(Head(weight, bias), hidden[:1])
-        return logits[0], hidden.new_zeros(())
+        return update.read(Head(weight, bias), hidden), hidden.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,6 +140,16 @@ class HeadUpdate:
         self.completes(output_reg, 1.0)
         return logits, output_reg
 
+    def read(self, head: Head, hidden: Tensor) -> Tensor:
+        """Return the current task's logits (N,), without a graph."""
+        return passes.logits(head, hidden[:1])[0]
+
+    def outputs(
+        self, weight: Tensor, bias: Tensor, hidden: Tensor, kept: Kept | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the current task's logits and the regularizer, with a graph."""
+        return regularized_logits(weight, bias, hidden, kept)
+
     def completes(self, loss: Tensor, factor: float) -> None:
         """Let the backward pass add the regularizer, times a factor, to a 0-d loss in place."""
         self._awaiting.append((loss.detach(), factor))
@@ -178,7 +187,7 @@ class HeadUpdate:
         """Return the gradients of ``hidden``, weight and bias, and update nothing."""
         inputs = [t.detach().requires_grad_() for t in (hidden, head.weight, head.bias)]
         with torch.enable_grad():
-            outputs = regularized_logits(inputs[1], inputs[2], inputs[0], kept)
+            outputs = self.outputs(inputs[1], inputs[2], inputs[0], kept)
         self._complete(outputs[1].detach())
         given = [(z, grad) for z, grad in zip(outputs, grads, strict=True) if z.requires_grad]
         return torch.autograd.grad([z for z, _ in given], inputs, [grad for _, grad in given])
@@ -252,6 +261,7 @@ def regularized_logits(
     """
     if isinstance(kept, FrozenHead):
         return frozen_logits(weight, bias, hidden, kept)
+    assert not isinstance(kept, KeptBoxes), "boxes have a regularizer of their own"
     sample = kept if isinstance(kept, KeptSample) else None
     logits = head_logits(weight, bias, hidden, sample)
     return regularized(logits, kept.logits if isinstance(kept, KeptSample) else kept)

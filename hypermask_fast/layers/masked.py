@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hypermask_fast import reference
 from hypermask_fast.layers import functional, tasks
+from hypermask_fast.layers.intervals import IntervalWeights
 from hypermask_fast.layers.stand_ins import Forward, TaskLayer
 from hypermask_fast.layers.tasks import TaskMasks
 from hypermask_fast.masks.checks import check_mask, check_sparsity
@@ -27,7 +28,7 @@ class MaskedWeights(NamedTuple):
     bias: Tensor | None
 
 
-Replacement = Mask | MaskedWeights | TaskMasks
+Replacement = Mask | MaskedWeights | TaskMasks | IntervalWeights
 """What a layer runs with in place of its own weights."""
 
 
@@ -123,7 +124,7 @@ def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
         vars(twin).pop(name, None)
     if mask is None:
         return twin
-    assert not isinstance(mask, TaskMasks), "a plain layer has the weights of one task"
+    assert isinstance(mask, Mask | MaskedWeights), "a plain layer has the weights of one task"
     if isinstance(mask, Mask):
         (weight,), _ = reference.mask_weights(
             [layer.weight], [mask.weight], [mask.weight_threshold]
@@ -179,6 +180,8 @@ class MaskedLinear(_Masked, nn.Linear):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return self.ran(nn.functional.linear(x, mask.weight, mask.bias))
+        if isinstance(mask, IntervalWeights):
+            return self.ran(mask.applied(x, nn.functional.linear))
         if isinstance(mask, TaskMasks):
             return tasks.masked_linear(x, self.weight, self.bias, mask)
         check_mask(self.weight, self.bias, mask)
@@ -218,6 +221,8 @@ class MaskedConv2d(_Masked, nn.Conv2d):
             return super().forward(x)
         if isinstance(mask, MaskedWeights):
             return self.ran(self._conv_forward(x, mask.weight, mask.bias))
+        if isinstance(mask, IntervalWeights):
+            return self.ran(mask.applied(x, self._conv_forward))
         assert isinstance(mask, Mask), "masks of several tasks are for linear layers"
         padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":

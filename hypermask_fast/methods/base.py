@@ -129,6 +129,17 @@ class Learner(TaskLife):
         """
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 
+    def published_score(self, losses: Losses, accuracy: float) -> float:
+        """Return what ``selection="best_published"`` keeps the highest of; minus infinity: nothing.
+
+        Default: the validation accuracy.
+
+        Args:
+            losses: Of the step that was taken last.
+            accuracy: On validation data, in percent.
+        """
+        return accuracy
+
     def activated(
         self, task: int, weights: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[nn.Module]:

@@ -41,6 +41,10 @@ _METHODS = {
         "hypermask_fast.methods.exssnet.settings:ExSSNeTSettings",
         "hypermask_fast.methods.exssnet.learner:ExSSNeT",
     ),
+    "hyperinterval": Method(
+        "hypermask_fast.methods.hyperinterval.settings:HyperIntervalSettings",
+        "hypermask_fast.methods.hyperinterval.learner:HyperInterval",
+    ),
 }
 
 

@@ -330,3 +330,5 @@ void update_float64(Pass *pass) { update<double, double>(*pass); }
 void update_float32_bfloat16(Pass *pass) { update<float, BFloat16>(*pass); }
 void update_float64_bfloat16(Pass *pass) { update<double, BFloat16>(*pass); }
 }
+
+#include "boxes.h"

@@ -36,7 +36,8 @@ _SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp") for name in ("head", "masks", "top_k", "packed")
 )
 _HEADERS = tuple(
-    Path(__file__).with_name(f"{name}.h") for name in ("head_products", "head_vectors", "phases")
+    Path(__file__).with_name(f"{name}.h")
+    for name in ("boxes", "head_products", "head_vectors", "phases")
 )
 _NATIVE = "HYPERMASK_FAST_NATIVE"
 _FOLDERS = (cache.chosen_folder, cache.temporary_folder)
@@ -57,7 +58,11 @@ class _Loaded(NamedTuple):
 
 
 _PASSES: dict[type[ctypes.Structure], tuple[str, ...]] = {
-    HeadPass: ("logits_{}", "update_{}", "update_{}_bfloat16"),
+    HeadPass: (
+        *("logits_{}", "update_{}", "update_{}_bfloat16"),
+        *("boxes_{}", "update_boxes_{}", "update_boxes_{}_bfloat16"),
+        *("update_centers_{}", "update_centers_{}_bfloat16"),
+    ),
     MaskPass: ("mask_forward_{}", "mask_backward_{}"),
     TopKPass: ("top_k_forward_{}", "top_k_backward_{}"),
     PackedPass: ("packed_sum_{}", "packed_dots_{}"),

@@ -237,6 +237,9 @@ class Trainer:
             self.learner.abandon_task(restore=False)
             raise
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
+        if self.settings.selection == "best_published":
+            # What stays where no check is taken.
+            self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
 
     def _drop_optimizers(self) -> None:
         """Free the moments of the phase before, where the next one begins."""
@@ -274,8 +277,9 @@ class Trainer:
         self._watch.see(self.step, self.losses)
         if checks:
             accuracy = self.evaluate(task_id, "validation", weights=stale or None)
-            if selects and accuracy > self._best_accuracy:
-                self._best_accuracy = accuracy
+            score = self.learner.published_score(self.losses, accuracy) if published else accuracy
+            if selects and score > self._best_accuracy:
+                self._best_accuracy = score
                 self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
             if watches:
                 self._schedule.after_epoch(accuracy)

@@ -1,0 +1,139 @@
+"""The target network of boxes of weights: by interval arithmetic, or by three passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.layers.intervals import Interval, IntervalWeights, exchanged
+from hypermask_fast.layers.norms import TASK_NORMS, NormState, TaskNorm
+from hypermask_fast.methods.batches import run
+
+_FALLING: tuple[type[nn.Module], ...] = (
+    *(nn.GELU, nn.Hardshrink, nn.Hardswish, nn.LogSoftmax, nn.Mish, nn.SiLU, nn.Softmax),
+    *(nn.Softmin, nn.Tanhshrink, nn.MultiheadAttention, nn.Bilinear, nn.PReLU, nn.RReLU),
+    *(nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, *TASK_NORMS),
+)
+"""Layers that may fall where an input rises, or look at several rows."""
+
+
+def check_monotone(net: nn.Module, exclude: str | Sequence[str]) -> None:
+    """Raise ConfigError where bounds do not go through a layer of a network, or layers are plain.
+
+    What its forward does beside its layers is not looked at.
+    """
+    if exclude:
+        raise ConfigError(
+            f"exclude is {exclude!r} and arithmetic='interval' has no bounds for layers that stay "
+            "plain; use arithmetic='three_pass'"
+        )
+    for name, module in net.named_modules():
+        if isinstance(module, _FALLING):
+            raise ConfigError(
+                f"{name or 'the network itself'} is a {type(module).__name__}, which bounds do not "
+                "go through; use arithmetic='three_pass', or ReLU and no normalisation"
+            )
+
+
+def weights_of(network: ConvertedNetwork, flat: Tensor) -> dict[str, Tensor]:
+    """Return numbers (N,) as the network's tensors, by name."""
+    tensors = network.tensors
+    parts = flat.split([entry.size for entry in tensors])
+    return {e.name: part.view(e.shape) for e, part in zip(tensors, parts, strict=True)}
+
+
+class BoxNetwork:
+    """Runs a converted network with boxes in place of its weights.
+
+    Args:
+        network: The network.
+        by_passes: Three passes whose outputs are exchanged, in place of interval arithmetic.
+    """
+
+    def __init__(self, network: ConvertedNetwork, *, by_passes: bool) -> None:
+        self._network, self._by_passes = network, by_passes
+
+    def bounds(self, emitted: Tensor) -> dict[str, Interval]:
+        """Return the bounds of the tensors by name.
+
+        Args:
+            emitted: (2 N,), the weights' centers and radii.
+        """
+        center, radius = emitted.chunk(2)
+        ends = (weights_of(self._network, each) for each in (center - radius, center + radius))
+        low, up = ends
+        middle = weights_of(self._network, center)
+        return {name: Interval(low[name], middle[name], up[name]) for name in middle}
+
+    def outputs(
+        self,
+        x: Tensor,
+        emitted: Tensor,
+        norms: Sequence[tuple[TaskNorm, NormState]],
+        compiled: Callable[..., Any] | None = None,
+        known: tuple[Any, ...] | None = None,
+    ) -> Interval:
+        """Return low, mid and up (batch, outputs).
+
+        Args:
+            x: Inputs (batch, ...).
+            emitted: As in :meth:`bounds`.
+            norms: What stands in for normalisation layers' states; running statistics move with
+                the middle pass alone.
+            compiled: Runs the network. Default: it is called.
+            known: As in :func:`hypermask_fast.methods.batches.run`.
+        """
+        bounds = self.bounds(emitted)
+        if not self._by_passes:
+            layers = self._layers(bounds)
+            with self._network.running(layers, dropout=False) as net:
+                packed = run(compiled or net, x.repeat(3, *[1] * (x.dim() - 1)), known)
+            return Interval(*packed.chunk(3))
+        passes = []
+        for end in range(3):
+            states = norms if end == 1 else [(norm, _still(state)) for norm, state in norms]
+            weights = {name: each[end] for name, each in bounds.items()}
+            with self._network.applied(weights, states) as net:
+                passes.append(run(compiled or net, x, known))
+        return exchanged(*passes)
+
+    def _layers(self, bounds: dict[str, Interval]) -> dict[str, IntervalWeights]:
+        owners: Iterable[str] = dict.fromkeys(name.rpartition(".")[0] for name in bounds)
+        return {
+            owner: IntervalWeights(
+                bounds[f"{owner}.weight".lstrip(".")], bounds.get(f"{owner}.bias".lstrip("."))
+            )
+            for owner in owners
+        }
+
+
+def _still(state: NormState) -> NormState:
+    """Return a state whose running statistics a forward in training mode does not move."""
+    if not state.learning or state.running_mean is None or state.running_var is None:
+        return state
+    return state._replace(
+        running_mean=state.running_mean.clone(), running_var=state.running_var.clone()
+    )
+
+
+class Exchanged(nn.Module):
+    """A network whose outputs are the middle of three passes after their exchanges.
+
+    Args:
+        boxes: Of a converted network.
+        emitted: (2 N,), the weights' centers and radii.
+        norms: What stands in for normalisation layers' states.
+    """
+
+    def __init__(
+        self, boxes: BoxNetwork, emitted: Tensor, norms: Sequence[tuple[TaskNorm, NormState]]
+    ) -> None:
+        super().__init__()
+        self._boxes, self._emitted, self._norms = boxes, emitted, norms
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._boxes.outputs(x, self._emitted, self._norms).mid
