@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ from hypermask_fast.methods.batches import (
 )
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.life import TaskLife
-from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.rows import mark_table
+
+_PREDICT = "hypermask_fast.inference.predict"
 
 
 def ordinary_step(
@@ -181,20 +184,22 @@ class Learner(TaskLife):
             return read_by_last_layer(net, lambda: run(net, x, self._input))
 
     @torch.no_grad()
-    def all_outputs(self, x: Tensor) -> Tensor:
-        """Return the logits of every task that was added, (tasks, batch, outputs), in id order.
+    def all_outputs(self, x: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        """Return the logits of several tasks, (tasks, batch, outputs), in their order.
 
         Outputs that a task has no class for are -inf. One forward for all tasks where a method has
         one that was measured to be faster, else one for each.
 
         Args:
             x: Inputs (batch, ...).
+            tasks: Their ids. Default: all that were added.
 
         Raises:
-            ValueError: No task was added.
+            ValueError: No task was added, or one that is given was not.
         """
         check_devices(self._device, inputs=x)
-        ids = range(len(self.tasks))
+        given = range(len(self.tasks)) if tasks is None else tasks
+        ids = [self._tasks.checked(task) for task in given]
         if not ids:
             raise ValueError("no task was added; call add_task() first")
         self._prepare(x)
@@ -202,7 +207,24 @@ class Learner(TaskLife):
         if outputs is None:
             return torch.stack([self._forward_one(x, task) for task in ids])
         parts = outputs.unflatten(0, (len(ids), len(x)))
-        return torch.stack([self._tasks.own_outputs(parts[task], task) for task in ids])
+        own = self._tasks.own_outputs
+        return torch.stack([own(part, task) for part, task in zip(parts, ids, strict=True)])
+
+    def predict(self, x: Tensor, score: Any = "entropy", **options: Any) -> Prediction:
+        """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.
+
+        Args:
+            x: Inputs (batch, ...).
+            score: How tasks are told apart: "entropy", "margin", "energy", or a score that was
+                fitted, such as ``FeCAM().fitted(learner, data)``. Default "entropy".
+            options: Of :func:`hypermask_fast.inference.predict.predict`.
+
+        Raises:
+            ValueError, ConfigError, TypeError: As there.
+        """
+        # By its name, for what infers tasks stands above the methods.
+        made: Prediction = import_module(_PREDICT).predict(self, x, score, **options)
+        return made
 
     def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
         """Return a context in which what it gives has a blend of all tasks' weights.
