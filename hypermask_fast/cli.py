@@ -206,7 +206,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     if options.infer is None:
         for name in _OF_INFERENCE:
-            if getattr(options, name) not in (None, False):
+            value = getattr(options, name)
+            if value is not None and value is not False:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
                     f"with one of {', '.join(scores())}"
@@ -222,13 +223,14 @@ def _eval(options: argparse.Namespace) -> int:
             f"`hypermask resume {options.run}`"
         )
     if score is not None:
+        rows = options.batch_size
         report = evaluate(
             learner,
             trainer.tasks,
             score,
             calibrated=options.calibrate,
             unknown_rate=options.unknown_rate,
-            batch_size=options.batch_size or trainer.settings.eval_batch_size,
+            batch_size=trainer.settings.eval_batch_size if rows is None else rows,
             training_mode=options.training_mode,
             second_pass=options.second_pass,
         )
@@ -238,8 +240,8 @@ def _eval(options: argparse.Namespace) -> int:
     accuracies = [trainer.evaluate(task) for task in learner.learned]
     mean = sum(accuracies) / len(accuracies)
     if options.json:
-        rows = [{"name": n, "accuracy": a} for n, a in zip(names, accuracies, strict=True)]
-        print(json.dumps({"tasks": rows, "mean": mean}, indent=2))
+        each = [{"name": n, "accuracy": a} for n, a in zip(names, accuracies, strict=True)]
+        print(json.dumps({"tasks": each, "mean": mean}, indent=2))
         return 0
     for name, accuracy in zip([*names, "mean"], [*accuracies, mean], strict=True):
         print(f"{name:<24} {accuracy:6.2f} %")

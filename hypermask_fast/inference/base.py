@@ -63,7 +63,7 @@ class Score(ABC):
             tasks: Ids of the tasks that compete.
 
         Raises:
-            ValueError: The tasks cannot be told apart by this score.
+            ConfigError: The tasks cannot be told apart by this score.
         """
 
     def spread(self, scores: Tensor) -> Tensor:

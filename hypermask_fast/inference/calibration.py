@@ -12,7 +12,7 @@ from torch import Tensor
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.fields import check_value
 from hypermask_fast.inference.base import Batches, Score, check_score, highest
-from hypermask_fast.inference.predict import ROWS, gather
+from hypermask_fast.inference.evidence import ROWS, gather
 from hypermask_fast.methods.base import Learner, check_learner
 
 _RIDGE = 1e-3
@@ -149,8 +149,8 @@ def calibrate(
         batch_size, training_mode: As in :func:`hypermask_fast.inference.predict.predict`.
 
     Raises:
-        ValueError: A task has no validation rows, or as in ``predict``.
-        ConfigError: A kind is unknown, or the rate is out of range.
+        ValueError: As in ``predict``.
+        ConfigError: A task has no validation rows, a kind is unknown, or the rate is out of range.
     """
     check_learner(learner)
     check_score(score)
@@ -198,7 +198,7 @@ def _scores(
         own = [scored(x) for x, _ in validation[task]]
         rows = sum(part.shape[1] for part in own)
         if not rows:
-            raise ValueError(
+            raise ConfigError(
                 f"task {task} has no validation rows to calibrate with; hold some out, such as "
                 "validation=40 of a scenario"
             )

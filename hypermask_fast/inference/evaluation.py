@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hypermask_fast.inference.base import UNKNOWN, Score, competing
 from hypermask_fast.inference.calibration import KINDS, Calibration, calibrate
-from hypermask_fast.inference.predict import ROWS, decide, gather
+from hypermask_fast.inference.evidence import ROWS, gather
+from hypermask_fast.inference.predict import decide
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Prediction
@@ -143,7 +144,7 @@ def evaluate(
                 )
                 count += _counts(learner, prediction, task, y)
         for column, count in zip(shares, counts, strict=True):
-            column.append(Shares(*(100.0 * count / len(data[task].test)).tolist()))
+            column.append(Shares(*(100.0 * count.double() / len(data[task].test)).tolist()))
     names = [learner.tasks[task].name for task in tasks]
     return Report(score, names, shares[0], shares[1] if calibration else None, calibration)
 

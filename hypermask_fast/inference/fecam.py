@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import check_value
 from hypermask_fast.inference.base import Batches, Evidence, Score, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
@@ -90,14 +91,15 @@ class FeCAM(Score):
             data: Training data by task id.
 
         Raises:
-            ValueError: A class has fewer than two rows, a covariance cannot be normalised, or
-                features are not finite or negative under a root.
+            ConfigError: A class has fewer than two rows, a covariance cannot be normalised, or
+                features are negative under a root.
+            ValueError: Features are not finite.
         """
         models = {}
         for task, batches in data.items():
             parts = [(learner.features(x, task).flatten(1).double(), y) for x, y in batches]
             if not parts:
-                raise ValueError(f"the training data of task {task} is empty; give its batches")
+                raise ConfigError(f"the training data of task {task} is empty; give its batches")
             features = torch.cat([f for f, _ in parts])
             check_finite(features.sum(1)[None], [task], "sum of features")
             classes = learner.tasks[task].classes
@@ -119,7 +121,7 @@ class FeCAM(Score):
         for number in range(count):
             rows = features[labels == number]
             if len(rows) < 2:
-                raise ValueError(
+                raise ConfigError(
                     f"class {number} of task {task} has {len(rows)} training rows; a covariance "
                     "needs 2 at least"
                 )
@@ -150,7 +152,7 @@ class FeCAM(Score):
         deviation = covariance.diagonal().sqrt()
         constant = int((deviation == 0).sum())
         if constant:
-            raise ValueError(
+            raise ConfigError(
                 f"{constant} of {len(deviation)} features are constant in {what}, so its "
                 "covariance cannot be normalised; use shrinkage=1 or more, or "
                 "normalize_covariance=False"
@@ -163,7 +165,7 @@ class FeCAM(Score):
         if self.tukey == "none":
             return features
         if len(features) and float(features.min()) < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"features of task {task} reach down to {float(features.min()):g} and have no "
                 "root; use tukey='none'"
             )
@@ -191,7 +193,7 @@ class FeCAM(Score):
     def evidence(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Evidence:
         missing = [task for task in tasks if task not in self.models]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"the prototypes of tasks {missing} are not known; call fitted() with their "
                 "training data"
             )

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import check_value
 from hypermask_fast.inference.base import Evidence, Score, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
@@ -71,7 +72,7 @@ class _OutputScore(Score):
         for task in tasks:
             classes = learner.tasks[task].classes
             if (outputs if classes is None else len(classes)) < 2:
-                raise ValueError(
+                raise ConfigError(
                     f"task {task} has one class, of which its network is always certain; use "
                     "'energy' or 'fecam', or give the task more classes"
                 )

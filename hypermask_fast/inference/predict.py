@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.fields import check_value
 from hypermask_fast.inference.base import (
     UNKNOWN,
     Evidence,
@@ -19,17 +17,12 @@ from hypermask_fast.inference.base import (
     competing,
     highest,
 )
+from hypermask_fast.inference.calibration import Calibration
+from hypermask_fast.inference.evidence import ROWS, gather
 from hypermask_fast.inference.registry import make_score
 from hypermask_fast.methods.base import Learner, check_learner
-from hypermask_fast.methods.batches import check_devices
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Prediction
-
-if TYPE_CHECKING:
-    from hypermask_fast.inference.calibration import Calibration
-
-ROWS = 2000
-"""Rows that run together: as published for HyperMask."""
 
 
 def predict(
@@ -66,9 +59,10 @@ def predict(
         options: Of a score that is given by name.
 
     Raises:
-        ValueError: No task was learned, the score cannot tell the tasks apart or was not fitted,
-            the calibration is of other tasks, or the learner's outputs are not finite.
-        ConfigError: The score or an option is unknown or out of range.
+        ValueError: No task was learned, the calibration is of other tasks or another score, or the
+            learner's outputs are not finite.
+        ConfigError: The score or an option is unknown or out of range, or the score cannot tell the
+            tasks apart or was not fitted.
         TypeError: An argument has another type.
     """
     check_learner(learner)
@@ -85,42 +79,6 @@ def predict(
     return decide(
         learner, x, evidence, ids, calibration, batch_size=batch_size, second_pass=second_pass
     )
-
-
-def gather(
-    learner: Learner,
-    x: Tensor,
-    score: Score,
-    tasks: Sequence[int],
-    *,
-    batch_size: int = ROWS,
-    training_mode: bool = False,
-) -> Evidence:
-    """Return what a score tells of inputs; arguments as in :func:`predict`."""
-    check_value("batch_size", int, batch_size, low=1)
-    check_devices(next(learner.parameters()).device, inputs=x)
-    with _mode(learner, training_mode):
-        parts = [score.evidence(learner, rows, tasks) for rows in x.split(batch_size)]
-    outputs = [part.outputs for part in parts if part.outputs is not None]
-    return Evidence(
-        torch.cat([part.scores for part in parts], 1),
-        torch.cat(outputs, 1) if len(outputs) == len(parts) else None,
-    )
-
-
-@contextmanager
-def _mode(learner: Learner, training: bool) -> Iterator[None]:
-    with evaluating(learner):
-        if not training:
-            yield
-            return
-        learner.train()
-        before = [(buffer, buffer.clone()) for buffer in learner.buffers()]
-        try:
-            yield
-        finally:
-            for buffer, value in before:
-                buffer.copy_(value)
 
 
 def decide(
