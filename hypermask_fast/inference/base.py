@@ -51,16 +51,19 @@ class Score(ABC):
         return self
 
     @abstractmethod
-    def evidence(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Evidence:
-        """Return scores of a batch whose rows run together.
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
+        """Return scores of inputs.
 
         Called without gradients, in the mode that the learner is to run in. A score that tells one
-        task for all rows, such as that of a blend's gradient, repeats it for each row.
+        task for all rows of a batch, such as that of a blend's gradient, repeats it for each row.
 
         Args:
             learner: The learner.
             x: Inputs (batch, ...).
             tasks: Ids of the tasks that compete.
+            batch_size: Rows that run together.
 
         Raises:
             ConfigError: The tasks cannot be told apart by this score.

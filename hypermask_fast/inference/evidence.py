@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from hypermask_fast.fields import check_value
@@ -31,12 +30,7 @@ def gather(
     check_value("batch_size", int, batch_size, low=1)
     check_devices(next(learner.parameters()).device, inputs=x)
     with _mode(learner, training_mode):
-        parts = [score.evidence(learner, rows, tasks) for rows in x.split(batch_size)]
-    outputs = [part.outputs for part in parts if part.outputs is not None]
-    return Evidence(
-        torch.cat([part.scores for part in parts], 1),
-        torch.cat(outputs, 1) if len(outputs) == len(parts) else None,
-    )
+        return score.evidence(learner, x, tasks, batch_size)
 
 
 @contextmanager

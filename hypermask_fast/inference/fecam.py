@@ -190,7 +190,9 @@ class FeCAM(Score):
             ]
         )
 
-    def evidence(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Evidence:
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
         missing = [task for task in tasks if task not in self.models]
         if missing:
             raise ConfigError(
@@ -199,7 +201,7 @@ class FeCAM(Score):
             )
         best, places = [], []
         for task in tasks:
-            distances = self.distances(learner.features(x, task).flatten(1), task)
+            distances = self.distances(learner.features(x, task, batch_size).flatten(1), task)
             nearest, place = distances.min(0)
             best.append(-nearest)
             places.append(place)

@@ -59,8 +59,10 @@ class _OutputScore(Score):
 
     needs_two_classes: ClassVar[bool] = True
 
-    def evidence(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Evidence:
-        logits = learner.all_outputs(x, tasks).double()
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
+        logits = learner.all_outputs(x, tasks, batch_size).double()
         if self.needs_two_classes:
             self._check_classes(learner, tasks, logits.shape[-1])
         check_finite(logits.amax(-1), tasks, "largest output")

@@ -259,13 +259,18 @@ class BlendGradient(Score):
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
 
-    def evidence(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Evidence:
-        alpha = torch.full((len(learner.tasks),), 1 / len(tasks), dtype=x.dtype)
-        alpha.requires_grad_()
-        with torch.enable_grad(), learner.blended(alpha) as net:
-            logs = net(x[: self.rows]).log_softmax(1)
-            (grad,) = torch.autograd.grad(-(logs.exp() * logs).sum(1).mean(), alpha)
-        return Evidence(-grad[list(tasks), None].double().expand(-1, len(x)), None)
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
+        found = []
+        for batch in x.split(batch_size):
+            alpha = torch.full((len(learner.tasks),), 1 / len(tasks), dtype=x.dtype)
+            alpha.requires_grad_()
+            with torch.enable_grad(), learner.blended(alpha) as net:
+                logs = net(batch[: self.rows]).log_softmax(1)
+                (grad,) = torch.autograd.grad(-(logs.exp() * logs).sum(1).mean(), alpha)
+            found.append(-grad[list(tasks), None].double().expand(-1, len(batch)))
+        return Evidence(torch.cat(found, 1), None)
 
 
 @torch.no_grad()
