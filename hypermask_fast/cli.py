@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hypermask_fast.errors import ConfigError, HypermaskError
+from hypermask_fast.inference.registry import make_score, scores
 from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings.command_line import (
     Parser,
@@ -92,6 +93,38 @@ def _add_eval(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--data-dir", help="folder of the data files [the run's]")
     parser.add_argument("--device", help="device [the run's]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    infer = parser.add_argument_group(
+        "without task ids", "Infer the task of each test image, of those that were learned."
+    )
+    infer.add_argument("--infer", metavar="SCORE", help=f"what by: {', '.join(scores())}")
+    infer.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="put the scores of all tasks on one scale, chosen on validation data",
+    )
+    infer.add_argument(
+        "--unknown-rate",
+        type=float,
+        metavar="RATE",
+        help="answer 'unknown' below the score that this share of validation data is below",
+    )
+    infer.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="ROWS",
+        help="images that run together, which matters for statistics of a batch [the run's]",
+    )
+    infer.add_argument(
+        "--second-pass",
+        action="store_true",
+        help="take classes from another forward, of the images of each inferred task",
+    )
+    infer.add_argument(
+        "--training-mode",
+        action="store_true",
+        help="take scores in training mode, where batch norm uses statistics of the batch",
+    )
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
@@ -164,19 +197,54 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
+_OF_INFERENCE = ("calibrate", "unknown_rate", "batch_size", "second_pass", "training_mode")
+
+
 def _eval(options: argparse.Namespace) -> int:
+    from hypermask_fast.inference.evaluation import evaluate
     from hypermask_fast.runs import run
 
+    if options.infer is None:
+        for name in _OF_INFERENCE:
+            value = getattr(options, name)
+            if value is not None and value is not False:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
+                    f"with one of {', '.join(scores())}"
+                )
+        score = None
+    else:
+        score = make_score(options.infer)
     trainer = run.load(options.run, device=options.device, data_dir=options.data_dir)
-    accuracies = [trainer.evaluate(task) for task in trainer.learner.learned]
-    if not accuracies:
+    learner = trainer.learner
+    if not learner.learned:
         raise ConfigError(
             f"{options.run} has learned no task to the end yet; continue it with "
             f"`hypermask resume {options.run}`"
         )
-    for task, accuracy in zip(trainer.learner.learned, accuracies, strict=True):
-        print(f"{trainer.learner.tasks[task].name:<24} {accuracy:6.2f} %")
-    print(f"{'mean':<24} {sum(accuracies) / len(accuracies):6.2f} %")
+    if score is not None:
+        rows = options.batch_size
+        report = evaluate(
+            learner,
+            trainer.tasks,
+            score,
+            calibrated=options.calibrate,
+            unknown_rate=options.unknown_rate,
+            batch_size=trainer.settings.eval_batch_size if rows is None else rows,
+            training_mode=options.training_mode,
+            second_pass=options.second_pass,
+        )
+        print(json.dumps(report.to_json(), indent=2) if options.json else report.table())
+        return 0
+    names = [learner.tasks[task].name for task in learner.learned]
+    accuracies = [trainer.evaluate(task) for task in learner.learned]
+    mean = sum(accuracies) / len(accuracies)
+    if options.json:
+        each = [{"name": n, "accuracy": a} for n, a in zip(names, accuracies, strict=True)]
+        print(json.dumps({"tasks": each, "mean": mean}, indent=2))
+        return 0
+    for name, accuracy in zip([*names, "mean"], [*accuracies, mean], strict=True):
+        print(f"{name:<24} {accuracy:6.2f} %")
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,9 +28,11 @@ from hypermask_fast.methods.batches import (
 )
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.life import TaskLife
-from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.rows import mark_table
+
+_PREDICT = "hypermask_fast.inference.predict"
 
 
 def ordinary_step(
@@ -176,7 +180,7 @@ class Learner(TaskLife):
     def install_norms(self, net: nn.Module, task: int) -> None:
         """Give a plain copy of the target network what a task needs beside its weights."""
 
-    def features(self, x: Tensor, task: int) -> Tensor:
+    def features(self, x: Tensor, task: int, batch_size: int | None = None) -> Tensor:
         """Return what the last layer of the task's network reads, (batch, features).
 
         The last layer is the module with parameters of its own that runs last.
@@ -184,36 +188,75 @@ class Learner(TaskLife):
         Args:
             x: Inputs (batch, ...).
             task: A task that was added.
+            batch_size: Rows that run together. Default: all.
         """
         check_devices(self._device, inputs=x)
         task = self._tasks.checked(task)
         self._prepare(x)
         with self.activated(task) as net:
-            return read_by_last_layer(net, lambda: run(net, x, self._input))
+            return torch.cat(
+                [
+                    read_by_last_layer(net, partial(run, net, rows, self._input))
+                    for rows in x.split(batch_size or max(1, len(x)))
+                ]
+            )
 
     @torch.no_grad()
-    def all_outputs(self, x: Tensor) -> Tensor:
-        """Return the logits of every task that was added, (tasks, batch, outputs), in id order.
+    def all_outputs(
+        self, x: Tensor, tasks: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """Return the logits of several tasks, (tasks, batch, outputs), in their order.
 
         Outputs that a task has no class for are -inf. One forward for all tasks where a method has
         one that was measured to be faster, else one for each.
 
         Args:
             x: Inputs (batch, ...).
+            tasks: Their ids. Default: all that were added.
+            batch_size: Rows that run together; a task's weights are made once for all of them.
+                Default: all.
 
         Raises:
-            ValueError: No task was added.
+            ValueError: No task was added, or one that is given was not.
         """
         check_devices(self._device, inputs=x)
-        ids = range(len(self.tasks))
+        given = range(len(self.tasks)) if tasks is None else tasks
+        ids = [self._tasks.checked(task) for task in given]
         if not ids:
             raise ValueError("no task was added; call add_task() first")
         self._prepare(x)
-        outputs = self._outputs_at_once(x, ids)
-        if outputs is None:
-            return torch.stack([self._forward_one(x, task) for task in ids])
-        parts = outputs.unflatten(0, (len(ids), len(x)))
-        return torch.stack([self._tasks.own_outputs(parts[task], task) for task in ids])
+        batches = x.split(batch_size or max(1, len(x)))
+        found: list[Tensor] = []
+        for rows in batches:
+            outputs = self._outputs_at_once(rows, ids)
+            if outputs is None:
+                return torch.stack([self._forward_batches(batches, task) for task in ids])
+            found.append(outputs.unflatten(0, (len(ids), len(rows))))
+        own = self._tasks.own_outputs
+        return torch.stack(
+            [own(each, task) for each, task in zip(torch.cat(found, 1), ids, strict=True)]
+        )
+
+    def _forward_batches(self, batches: Sequence[Tensor], task: int) -> Tensor:
+        with self.activated(task) as net:
+            outputs = torch.cat([run(net, rows, self._input) for rows in batches])
+        return self._tasks.own_outputs(outputs, task)
+
+    def predict(self, x: Tensor, score: Any = "entropy", **options: Any) -> Prediction:
+        """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.
+
+        Args:
+            x: Inputs (batch, ...).
+            score: How tasks are told apart: "entropy", "margin", "energy", or a score that was
+                fitted, such as ``FeCAM().fitted(learner, data)``. Default "entropy".
+            options: Of :func:`hypermask_fast.inference.predict.predict`.
+
+        Raises:
+            ValueError, ConfigError, TypeError: As there.
+        """
+        # By its name, for what infers tasks stands above the methods.
+        made: Prediction = import_module(_PREDICT).predict(self, x, score, **options)
+        return made
 
     def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
         """Return a context in which what it gives has a blend of all tasks' weights.

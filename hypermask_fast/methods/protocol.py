@@ -43,6 +43,23 @@ class Losses(NamedTuple):
         return Losses(self.total.detach(), self.task.detach(), self.logits.detach(), terms)
 
 
+class Prediction(NamedTuple):
+    """Tasks and classes of inputs whose tasks were not known.
+
+    Attributes:
+        tasks: (batch,) int64, ids; -1 is unknown.
+        classes: (batch,) int64; -1 is unknown. Global ids where all competing tasks have them, else
+            places in the task.
+        scores: (tasks, batch) float64, calibrated where there is a calibration; higher is likelier.
+        competing: Ids of the tasks that the rows of ``scores`` are of, ascending.
+    """
+
+    tasks: Tensor
+    classes: Tensor
+    scores: Tensor
+    competing: tuple[int, ...]
+
+
 class Phase(NamedTuple):
     """A stretch of a task's steps with optimizers of its own."""
 

@@ -118,6 +118,11 @@ class Trainer:
         """Number of tasks that were trained to the end."""
         return len(self._record.order)
 
+    @property
+    def tasks(self) -> Mapping[int, Task]:
+        """The tasks that were added, on the learner's device, by id."""
+        return dict(self._tasks)
+
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
         check_task(task)

@@ -1,0 +1,142 @@
+"""What the inference of unknown tasks has in common: scores of tasks, and who competes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import shown
+from hypermask_fast.methods.base import Learner
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Inputs (b, ...) and local labels int64 (b,)."""
+
+UNKNOWN = -1
+"""In place of a task or class: no task's score is high enough."""
+
+
+class Evidence(NamedTuple):
+    """What a score tells of a batch.
+
+    Attributes:
+        scores: (tasks, batch) float64; the task of the highest is the one to choose.
+        outputs: (tasks, batch) int64, each task's class as its place in the task; None: what the
+            chosen task's network says, in a forward of its own.
+    """
+
+    scores: Tensor
+    outputs: Tensor | None
+
+
+class Score(ABC):
+    """A way to tell how likely a batch's rows are of each task; see `registry` for the names.
+
+    Attributes:
+        needs_training_data: Whether :meth:`fitted` has to be called before.
+    """
+
+    needs_training_data: ClassVar[bool] = False
+
+    def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
+        """Return the score with what it has to know of training data. Default: nothing.
+
+        Args:
+            learner: The learner, which has learned the tasks.
+            data: Batches by task id.
+        """
+        return self
+
+    @abstractmethod
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
+        """Return scores of inputs.
+
+        Called without gradients, in the mode that the learner is to run in. A score that tells one
+        task for all rows of a batch, such as that of a blend's gradient, repeats it for each row.
+
+        Args:
+            learner: The learner.
+            x: Inputs (batch, ...).
+            tasks: Ids of the tasks that compete.
+            batch_size: Rows that run together.
+
+        Raises:
+            ConfigError: The tasks cannot be told apart by this score.
+        """
+
+    def spread(self, scores: Tensor) -> Tensor:
+        """Return an increasing function of scores which an affine function calibrates well.
+
+        Default: themselves. What crowds at an end of its range is to be spread out.
+        """
+        return scores
+
+
+def competing(learner: Learner, tasks: Sequence[int] | None) -> tuple[int, ...]:
+    """Return ids of the tasks that compete, ascending. Default: those that were learned.
+
+    Raises:
+        ValueError: There is none, one was not added, or one is given twice.
+        TypeError: An id is no integer.
+    """
+    if tasks is None:
+        ids = sorted(learner.learned)
+        if not ids:
+            raise ValueError(
+                "no task was learned to the end, so none can be inferred; call end_task() after "
+                "training, or give tasks="
+            )
+        return tuple(ids)
+    ids = sorted(_checked(learner, task) for task in tasks)
+    if len(set(ids)) != max(1, len(ids)):
+        raise ValueError(f"tasks are {shown(tasks)}; give at least one, and each once")
+    return tuple(ids)
+
+
+def _checked(learner: Learner, task: int) -> int:
+    if isinstance(task, bool) or not isinstance(task, int):
+        raise TypeError(f"tasks has {shown(task)}; give ids, integers")
+    if not 0 <= task < len(learner.tasks):
+        raise ValueError(
+            f"task {task} was not added ({len(learner.tasks)} were); give ids that add_task() "
+            "returned"
+        )
+    return task
+
+
+def check_finite(values: Tensor, tasks: Sequence[int], what: str) -> None:
+    """Raise ValueError where a task's values, (tasks, batch), are not finite.
+
+    A comparison with NaN would choose its task.
+    """
+    wrong = ~values.isfinite()
+    if bool(wrong.any()):
+        place = int(wrong.any(1).nonzero()[0])
+        raise ValueError(
+            f"the {what} of task {tasks[place]} is not finite in {int(wrong[place].sum())} of "
+            f"{values.shape[1]} rows; the inputs or the weights are not finite"
+        )
+
+
+def minus_log(scores: Tensor) -> Tensor:
+    """Return ``-log(-s)`` of scores s of at most 0; those above the smallest float64 are as it."""
+    return -(-scores).clamp(min=torch.finfo(torch.float64).tiny).log()
+
+
+def check_score(score: object) -> Score:
+    """Return a score; raise TypeError where it is none."""
+    if not isinstance(score, Score):
+        raise TypeError(f"score is {shown(score)}; give its name or a Score, such as Entropy()")
+    return score
+
+
+def highest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest of scores (tasks, batch) and its place, the first where several are."""
+    best = scores.amax(0)
+    places = torch.arange(len(scores), device=scores.device)[:, None]
+    return best, places.where(scores == best, len(scores)).amin(0)

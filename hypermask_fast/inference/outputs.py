@@ -1,0 +1,137 @@
+"""Scores of tasks by what the task's own network puts out: entropy, margin and energy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.fields import check_value
+from hypermask_fast.inference.base import Evidence, Score, check_finite, minus_log
+from hypermask_fast.methods.base import Learner
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of softmax in nats, (...), where 0 log 0 is 0.
+
+    Args:
+        logits: (..., outputs); -inf is an output that does not exist.
+    """
+    logs = logits.log_softmax(-1)
+    p = logs.exp()
+    return -torch.where(p > 0, p * logs, 0).sum(-1)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Return the log of how much likelier the first class is than the second, (...).
+
+    The difference of the two largest logits: other than that of their probabilities, it tells
+    certain outputs apart.
+
+    Args:
+        logits: (..., outputs), two of which are finite.
+    """
+    first, second = logits.topk(2, -1).values.unbind(-1)
+    return first - second
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Return the negative free energy, the logsumexp of the logits, (...).
+
+    Args:
+        logits: (..., outputs); -inf is an output that does not exist.
+    """
+    return logits.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class _OutputScore(Score):
+    """A score of the logits of each task's outputs, in float64.
+
+    Certain outputs differ by less than float32 can tell: they would be ties, which the first task
+    wins.
+    """
+
+    needs_two_classes: ClassVar[bool] = True
+
+    def evidence(
+        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
+    ) -> Evidence:
+        logits = learner.all_outputs(x, tasks, batch_size).double()
+        if self.needs_two_classes:
+            self._check_classes(learner, tasks, logits.shape[-1])
+        check_finite(logits.amax(-1), tasks, "largest output")
+        scores = self.of_logits(logits)
+        check_finite(scores, tasks, "score")
+        return Evidence(scores, logits.argmax(-1))
+
+    def _check_classes(self, learner: Learner, tasks: Sequence[int], outputs: int) -> None:
+        for task in tasks:
+            classes = learner.tasks[task].classes
+            if (outputs if classes is None else len(classes)) < 2:
+                raise ConfigError(
+                    f"task {task} has one class, of which its network is always certain; use "
+                    "'energy' or 'fecam', or give the task more classes"
+                )
+
+    @abstractmethod
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the scores (tasks, batch) of logits (tasks, batch, outputs)."""
+
+
+@dataclass(frozen=True)
+class Entropy(_OutputScore):
+    """The negative entropy of softmax in nats, as published for HNET and HyperMask.
+
+    Attributes:
+        temperature: What the logits are divided by. Default 1.
+
+    Raises:
+        ConfigError: The temperature is not above 0.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_value("temperature", float, self.temperature, above=0.0)
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return -entropy(logits / self.temperature)
+
+    def spread(self, scores: Tensor) -> Tensor:
+        """Return minus the log of the entropies, for those of trained networks crowd at 0."""
+        return minus_log(scores)
+
+
+@dataclass(frozen=True)
+class Margin(_OutputScore):
+    """The difference of the two largest logits."""
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return margin(logits)
+
+
+@dataclass(frozen=True)
+class Energy(_OutputScore):
+    """The logsumexp of the logits.
+
+    Attributes:
+        temperature: T of ``T * logsumexp(logits / T)``. Default 1.
+
+    Raises:
+        ConfigError: The temperature is not above 0.
+    """
+
+    temperature: float = 1.0
+    needs_two_classes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_value("temperature", float, self.temperature, above=0.0)
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return self.temperature * energy(logits / self.temperature)
