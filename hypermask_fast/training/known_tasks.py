@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import CheckpointError, ConfigError, shown
+from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError, shown
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.scenarios import Task
@@ -85,6 +85,23 @@ class KnownTasks(dict[int, Task]):
         """Remove the task that was added last, from the learner too."""
         del self[task_id]
         self._learner.remove_task(task_id)
+
+    def check_free(self, task: Task, *, begun: bool) -> None:
+        """Raise TrainingError where the learner is within another task, or was not begun here.
+
+        Args:
+            task: What is to be trained, or continued.
+            begun: Whether the trainer is within a task.
+        """
+        current = self._learner.current
+        name = None if current is None else self._learner.tasks[current].name
+        if name is None or (name == task.name and begun):
+            return
+        by = "" if name != task.name else " and was not begun by this trainer"
+        raise TrainingError(
+            f"task {name!r} is being learned{by}, so {task.name!r} cannot begin; end it, or call "
+            "learner.abandon_task() to start over"
+        )
 
     def check_has(self, saved: Mapping[str, Any]) -> None:
         """Raise CheckpointError where a task begun before a checkpoint is not known, or another.

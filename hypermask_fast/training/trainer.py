@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError, TrainingError
+from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
@@ -161,7 +161,7 @@ class Trainer:
                 :meth:`add` refuses the task; nothing was changed.
         """
         check_trainable(task, self.settings)
-        self._check_free(task)
+        self._tasks.check_free(task, begun=self._step_fn is not None)
         added = len(self.learner.tasks)
         task_id = self.add(task)
         record = self._record.state()
@@ -189,20 +189,6 @@ class Trainer:
                     self._train_phase(stream, task_id, begin, phase.steps, progress)
         self._watch.flush()
         return self._finish(task_id)
-
-    def _check_free(self, task: Task) -> None:
-        """Raise where the learner is within another task, or in one that is not this trainer's."""
-        current = self.learner.current
-        if current is None or (
-            self.learner.tasks[current].name == task.name and self._step_fn is not None
-        ):
-            return
-        name = self.learner.tasks[current].name
-        by = "" if name != task.name else " and was not begun by this trainer"
-        raise TrainingError(
-            f"task {name!r} is being learned{by}, so {task.name!r} cannot begin; end it, or call "
-            "learner.abandon_task() to start over"
-        )
 
     def _phases(self, task_id: int) -> list[tuple[Phase, int]]:
         return phases_of(self.learner, task_id, self.steps_of(self._tasks[task_id]))
