@@ -29,7 +29,7 @@ from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("head.cpp", "masks.cpp"))
-_HEADERS = (Path(__file__).with_name("head_vectors.h"),)
+_HEADERS = tuple(Path(__file__).with_name(f"head_{name}.h") for name in ("products", "vectors"))
 _NATIVE, _CACHE = "HYPERMASK_FAST_NATIVE", "HYPERMASK_FAST_CACHE"
 _TARGET = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 _FLAGS = (
