@@ -111,6 +111,24 @@ class KeptOutputs(HoldsTensors):
     def _set_ids(self, ids: Sequence[int], device: torch.device) -> None:
         self.ids, self._host_ids = torch.tensor(ids, device=device), list(ids)
 
+    def _recorded_ids(self) -> Tensor:
+        if self.ids is None:
+            raise RuntimeError(
+                "what the earlier tasks keep is not known, for begin_task() records it and a "
+                "state_dict does not hold it; call abandon_task(restore=False) and begin_task(), "
+                "or continue from what Trainer.state() returned"
+            )
+        return self.ids
+
+    @property
+    def current(self) -> Tensor:
+        """The current task, int64 (1,), on the hypernetwork's device.
+
+        Raises:
+            RuntimeError: Nothing was recorded.
+        """
+        return self._recorded_ids()[:1]
+
     def _frozen(self) -> FrozenHead | None:
         frozen = FrozenHead(*(getattr(self, name) for name in _FROZEN))
         return None if frozen.gram is None else frozen
@@ -154,15 +172,9 @@ class KeptOutputs(HoldsTensors):
         Raises:
             RuntimeError: Nothing was recorded.
         """
-        if self.ids is None:
-            raise RuntimeError(
-                "what the earlier tasks keep is not known, for begin_task() records it and a "
-                "state_dict does not hold it; call abandon_task(restore=False) and begin_task(), "
-                "or continue from what Trainer.state() returned"
-            )
-        sample = self._sample(step)
+        ids, sample = self._recorded_ids(), self._sample(step)
         rows = None if sample is None else F.pad(sample, (1, 0))
-        ids = self.ids if rows is None or not alone else self.ids[rows]
+        ids = ids if rows is None or not alone else ids[rows]
         kept = self._frozen() if self.logits is None else self.logits
         if self.frozen_hypernetwork is not None:
             assert hypernetwork is not None

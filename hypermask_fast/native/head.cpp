@@ -3,7 +3,7 @@
 // Work is split into blocks of rows whose bounds the caller fixes, and every sum has one order, so
 // no result depends on the number of threads. A logit is four interleaved chains of fused
 // multiply-adds, chain c over columns c, c + 4, ..., joined as (0 + 1) + (2 + 3), plus the bias:
-// the same bits for every number of embeddings and in every pass.
+// the same bits for every number of embeddings and in every pass that does not look ahead.
 
 #include <algorithm>
 #include <cmath>

@@ -55,10 +55,9 @@ class Update:
         groups = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
         return optimizer if any({id(p) for p in parts} <= group for group in groups) else None
 
-    def logits(self, task: int) -> Tensor:
+    def logits(self) -> Tensor:
         """Return the current task's weights (N,)."""
-        hypernetwork = self.hypernetwork
-        ids = torch.tensor([task], device=hypernetwork.embeddings.device)
+        hypernetwork, ids = self.hypernetwork, self.kept.current
         if self._head_optimizer is None:
             return hypernetwork.logits(ids)[0]
         self._hidden = hypernetwork.hidden(ids)

@@ -339,7 +339,7 @@ class HNET(GeneratedLearner):
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         taken = Update(self.hypernetwork, self._kept, self.beta, optimizers[MAIN])
-        logits = taken.logits(task)
+        logits = taken.logits()
         task_loss, outputs = self._learned_from(x, y, task, logits)
         if before_update is not None:
             before_update()
