@@ -119,7 +119,7 @@ def _select(
     call(
         "top_k_forward_{}",
         scores.dtype,
-        TopKPass(tensors=len(sizes), blocks=count),
+        TopKPass(tensors=len(sizes), blocks=count, by_magnitude=True),
         **blocks._asdict(),
         dropped=np.array(dropped, np.int64),
         scores=scores,
@@ -132,6 +132,24 @@ def _select(
         bounds=np.empty((len(sizes), 2), np.int64),
         thresholds=np.empty(len(sizes)),
         first_kept=np.empty(len(sizes), np.int64),
+    )
+
+
+def _keep_positive(
+    scores: Tensor,
+    weights: Sequence[Tensor],
+    products: Sequence[Tensor],
+    sizes: tuple[int, ...],
+) -> None:
+    blocks = layout(sizes)
+    call(
+        "top_k_forward_{}",
+        scores.dtype,
+        TopKPass(tensors=len(sizes), blocks=len(blocks.block_tensor)),
+        **blocks._asdict(),
+        scores=scores,
+        weights=pointers(weights),
+        products=pointers(products),
     )
 
 
@@ -152,15 +170,18 @@ class _MaskedByScores(torch.autograd.Function):
         ctx.by_magnitude = dropped is not None
         ctx.save_for_backward(scores, *weights)
         ctx.set_materialize_grads(False)
-        if dropped is not None and scores.is_meta:
-            candidates = torch.empty_like(scores)
+        if scores.is_meta:
+            candidates = None if dropped is None else torch.empty_like(scores)
             products = tuple(torch.empty_like(w) for w in weights)
             del candidates
             return products
-        if dropped is not None and _runs_natively(scores, weights):
+        if _runs_natively(scores, weights):
             note("top_k_weights: native pass")
             products = tuple(torch.empty_like(w) for w in weights)
-            _select(scores, weights, products, sizes, dropped, None)
+            if dropped is None:
+                _keep_positive(scores, weights, products, sizes)
+            else:
+                _select(scores, weights, products, sizes, dropped, None)
             return products
         kept = scores >= 0 if dropped is None else top_k_mask(scores, sizes, dropped)
         parts = zip(kept.split(sizes), weights, strict=True)

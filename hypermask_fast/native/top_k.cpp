@@ -1,5 +1,5 @@
-// The largest scores of each tensor of a network by magnitude, and the weights that they keep; the
-// gradients of the scores. A histogram of the leading bits finds the order statistic; nothing is
+// The largest scores of each tensor of a network by magnitude, or those of at least 0, and the
+// weights that they keep; the gradients of the scores. A histogram of the leading bits finds the order statistic; nothing is
 // sorted. No result depends on the number of threads.
 
 #include <algorithm>
@@ -52,8 +52,25 @@ void multiply(const T *__restrict scores, const T *__restrict w, T *__restrict p
     for (int64_t i = 0; i < count; ++i) kept[i] = is_kept<Ties>(scores[i], threshold);
 }
 
+// Keeps the scores of at least 0.
+template <typename T>
+void forward_by_sign(Work &work) {
+  phase(work, 0, work.blocks, [&](int64_t block) {
+    const int64_t tensor = work.block_tensor[block], start = work.block_start[block];
+    const int64_t count = work.block_start[block + 1] - start, from = start - work.tensor_start[tensor];
+    const T *__restrict scores = static_cast<const T *>(work.scores) + start;
+    const T *__restrict w = static_cast<const T *>(work.weights[tensor]) + from;
+    T *__restrict product = static_cast<T *>(work.products[tensor]) + from;
+    for (int64_t i = 0; i < count; ++i) product[i] = scores[i] >= 0 ? w[i] : T(0);
+  });
+}
+
 template <typename T>
 void forward(Work &work) {
+  if (!work.by_magnitude) {
+    forward_by_sign<T>(work);
+    return;
+  }
   const T *scores = static_cast<const T *>(work.scores);
   T *candidates = static_cast<T *>(work.candidates);
   const auto selects = [&](int64_t tensor) {

@@ -66,6 +66,9 @@ def test_the_selection_is_a_stable_sort(
         products = top_k.top_k_weights(weights, scores, dropped)
         for product, w, mask in zip(products, weights, expected.split(sizes), strict=True):
             assert torch.equal(product, torch.where(mask, w, 0))
+        products = top_k.threshold_weights(weights, scores)
+        for product, w, part in zip(products, weights, scores.split(sizes), strict=True):
+            assert torch.equal(product, torch.where(part >= 0, w, 0))
 
 
 @pytest.mark.parametrize(
