@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
+    from hypermask_fast.methods.hyperinterval.learner import HyperInterval
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
@@ -29,6 +30,7 @@ __all__ = [
     "ChunkedHypernetwork",
     "DistributedDataParallel",
     "FactoredAdam",
+    "HyperInterval",
     "HyperMask",
     "Hypernetwork",
     "MaskedConv2d",
@@ -50,6 +52,7 @@ _MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
     "DistributedDataParallel": "training.distributed",
     "FactoredAdam": "optim.factored_adam",
+    "HyperInterval": "methods.hyperinterval.learner",
     "HyperMask": "methods.hypermask.learner",
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",

@@ -202,7 +202,7 @@ def test_the_published_division_is_by_the_tasks_once_more() -> None:
             learner.hypernetwork.head.bias.add_(0.1)
         out = learner.losses(torch.rand(4, 5), torch.tensor([0, 1, 2, 0]), 2)
         assert out.output_reg > 0.1
-        totals[division] = float(out.total - out.task) / float(out.output_reg)
+        totals[division] = (out.total - out.task).item() / out.output_reg.item()
     assert totals["once"] == pytest.approx(1.0, rel=1e-5)
     assert totals["twice"] == pytest.approx(0.5, rel=1e-5)
 
@@ -221,7 +221,7 @@ def test_three_passes_take_any_network(bn: str) -> None:
         bounds = learner.bounds(x, 1)
         assert (bounds.mid <= bounds.up).all()
         torch.testing.assert_close(learner(x, 1), bounds.mid)
-    assert not list(learner.net.parameters())[0].requires_grad
+    assert not next(iter(learner.net.parameters())).requires_grad
     names = [entry["name"] for entry in learner.manifest()]
     assert "1.weight" in names
     assert all(entry["reason"] == "generated" for entry in learner.manifest())
@@ -271,7 +271,7 @@ def test_what_it_refuses() -> None:
         make(center="exchanged")
     with pytest.raises(ConfigError, match="extent"):
         make(extent=-1.0)
-    with pytest.raises(ConfigError, match="mode='nestd'.*nested"):
+    with pytest.raises(ConfigError, match=r"mode='nestd'.*nested"):
         make(mode="nestd")
     with pytest.raises(RuntimeError, match="no task was learned"):
         make().universal_box()
