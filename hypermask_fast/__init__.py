@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.exssnet.learner import ExSSNeT
     from hypermask_fast.methods.hnet.learner import HNET
+    from hypermask_fast.methods.hyperinterval.learner import HyperInterval
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -35,6 +36,7 @@ __all__ = [
     "DistributedDataParallel",
     "ExSSNeT",
     "FactoredAdam",
+    "HyperInterval",
     "HyperMask",
     "Hypernetwork",
     "MaskedConv2d",
@@ -60,6 +62,7 @@ _MODULES = {
     "ExSSNeT": "methods.exssnet.learner",
     "FactoredAdam": "optim.factored_adam",
     "HNET": "methods.hnet.learner",
+    "HyperInterval": "methods.hyperinterval.learner",
     "HyperMask": "methods.hypermask.learner",
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",

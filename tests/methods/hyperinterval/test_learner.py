@@ -202,7 +202,7 @@ def test_the_published_division_is_by_the_tasks_once_more() -> None:
             learner.hypernetwork.head.bias.add_(0.1)
         out = learner.losses(torch.rand(4, 5), torch.tensor([0, 1, 2, 0]), 2)
         assert out.output_reg > 0.1
-        totals[division] = float(out.total - out.task) / float(out.output_reg)
+        totals[division] = (out.total - out.task).item() / out.output_reg.item()
     assert totals["once"] == pytest.approx(1.0, rel=1e-5)
     assert totals["twice"] == pytest.approx(0.5, rel=1e-5)
 

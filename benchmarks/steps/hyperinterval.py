@@ -1,0 +1,132 @@
+"""HyperInterval's training step: as published, in plain PyTorch, and this package's, in turn.
+
+``python -m benchmarks.steps.hyperinterval [CASE ...]`` prints milliseconds a step. The plain
+algorithm passes the boxes of all tasks through the hypernetwork with dense products of A and |A|,
+forms low, center and up of all of them for the regularizer, and steps ``torch.optim.Adam``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermask_fast.layers.intervals import Interval, IntervalWeights
+from hypermask_fast.methods.hyperinterval.learner import HyperInterval
+from hypermask_fast.methods.hyperinterval.target import weights_of
+from hypermask_fast.networks import MLP
+from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.settings import TrainingSettings
+
+SEED = 1
+CASES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    # Widths of the target, of the hypernetwork, and the batch; 4 earlier tasks.
+    "tiny": ((64, 32, 2), (16,), 16),
+    "split-mnist": ((784, 400, 400, 2), (100,), 64),
+}
+_EARLIER, _STEPS = 4, 2000
+
+
+def make(name: str) -> tuple[HyperInterval, Tensor, Tensor]:
+    """Return a learner within its fifth task, and a batch."""
+    torch.manual_seed(SEED)
+    widths, hidden, batch = CASES[name]
+    learner = HyperInterval(
+        MLP(widths[0], widths[1:-1], widths[-1]),
+        embedding_dim=24,
+        hidden=hidden,
+        extent=10.0,
+        beta=1e-3,
+        division="twice",
+        capacity=_EARLIER + 1,
+    )
+    for task in range(_EARLIER + 1):
+        learner.add_task()
+        learner.begin_task(task, steps=_STEPS)
+        if task < _EARLIER:
+            learner.end_task()
+    learner.steps_taken = _STEPS // 2
+    return learner, torch.rand(batch, widths[0]), torch.randint(widths[-1], (batch,))
+
+
+def ours(name: str) -> Callable[[], Tensor]:
+    """Return a step of this package's."""
+    learner, x, y = make(name)
+    optimizers = make_optimizers(learner, TrainingSettings())
+    return lambda: learner.step(x, y, _EARLIER, optimizers).total
+
+
+def plain(name: str) -> Callable[[], Tensor]:
+    """Return a step of the plain algorithm, from the same state."""
+    learner, x, y = make(name)
+    hypernetwork, network = learner.hypernetwork, learner._network
+    head = hypernetwork.head
+    optimizer = torch.optim.Adam(hypernetwork.parameters())
+    ids = torch.tensor([_EARLIER, *range(_EARLIER)])
+
+    def ends() -> Tensor:
+        points, spreads = hypernetwork.hidden_boxes(*hypernetwork.box(ids)).chunk(2)
+        center, radius = head(points), spreads @ head.weight.abs().t()
+        return torch.stack((center - radius, center, center + radius))
+
+    with torch.no_grad():
+        kept = ends()[:, 1:].clone()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        found = ends()
+        current = [weights_of(network, each) for each in found[:, 0]]
+        h = x.repeat(3, 1)
+        names = [entry.name.rpartition(".")[0] for entry in network.tensors[::2]]
+        for layer in names:
+            weight, bias = (
+                Interval(*(each[f"{layer}.{key}"] for each in current))
+                for key in ("weight", "bias")
+            )
+            h = IntervalWeights(weight, bias).applied(h, F.linear)
+            h = h if layer == names[-1] else F.relu(h)
+        low, mid, up = h.chunk(3)
+        worst = torch.where(F.one_hot(y, low.shape[1]).bool(), low, up)
+        loss = 0.5 * F.cross_entropy(mid, y) + 0.5 * F.cross_entropy(worst, y)
+        changes = (found[:, 1:] - kept).square().sum() / (3 * _EARLIER)
+        total = loss + 1e-3 / _EARLIER * changes
+        total.backward()
+        optimizer.step()
+        return total.detach()
+
+    return step
+
+
+def measure(name: str, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of a step of each, taken in turn."""
+    steps = {"plain": plain(name), "ours": ours(name)}
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    for i in range(rounds + 2):
+        for key, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if i >= 2:
+                times[key].append(1000 * (time.perf_counter() - start))
+    return {key: statistics.median(seen) for key, seen in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    for name in options.cases:
+        found = measure(name, options.rounds)
+        print(
+            f"{name}: plain {found['plain']:.1f} ms, ours {found['ours']:.1f} ms, "
+            f"{found['plain'] / found['ours']:.1f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    main()
