@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import nearest
-from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.base import Learner, check_learner
+from hypermask_fast.methods.batches import check_devices
 
 OBJECTIVES = ("entropy", "g")
 
@@ -218,6 +219,8 @@ def _search(
     classes: int | None,
     tasks: Sequence[int] | None,
 ) -> Inferred:
+    check_learner(learner)
+    check_devices(next(learner.parameters()).device, inputs=x)
     left = _candidates(learner, tasks)
     aim = _objective(objective, learner, classes)
     x = x if rows is None else x[:rows]

@@ -15,7 +15,9 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.norm_tables import TaskNorms
 from hypermask_fast.counters import SCORES, counter_randint
+from hypermask_fast.fields import strings
 from hypermask_fast.layers.masked import MASKED_LAYERS
+from hypermask_fast.layers.norms import check_module
 from hypermask_fast.masks.packed import dots, pack, packed_bytes, unpack, weighted_sum
 from hypermask_fast.masks.top_k import dropped_count, top_k_mask, top_k_weights
 from hypermask_fast.methods.converted import ConvertedLearner
@@ -119,7 +121,8 @@ class SubnetworkLearner(ConvertedLearner):
         settings: SubnetworkSettings,
         source: str,
     ) -> None:
-        patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        check_module(net)
+        patterns = strings("exclude", exclude)
         biases = _biases(net)
         super().__init__(
             net, capacity=0, exclude=(*patterns, *biases), source=source, bn="per_task"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermask_fast.fields import check_value
+
 _MAPS = (20, 40, 80, 160)
 
 
@@ -47,6 +49,8 @@ class GEMResNet18(nn.Module):
         self, num_classes: int, in_channels: int = 3, *, track_running_stats: bool = True
     ) -> None:
         super().__init__()
+        for name, size in (("num_classes", num_classes), ("in_channels", in_channels)):
+            check_value(name, int, size, low=1)
         maps = _MAPS[0]
         self.conv = nn.Conv2d(in_channels, maps, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(maps, affine=False, track_running_stats=track_running_stats)

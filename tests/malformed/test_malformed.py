@@ -13,11 +13,16 @@ import pytest
 import hypermask_fast
 from hypermask_fast import functional, networks, scenarios
 from hypermask_fast.errors import HypermaskError
-from tests.malformed import learners, operations, runs
+from tests.malformed import learners, methods, operations, runs
 from tests.malformed.subjects import Subject, described, equal, random_state, state
 
 PACKAGE = str(Path(hypermask_fast.__file__).parent)
-SUBJECTS = [*operations.SUBJECTS, *learners.SUBJECTS, *runs.SUBJECTS]
+SUBJECTS = [
+    *operations.SUBJECTS,
+    *learners.SUBJECTS,
+    *methods.SUBJECTS,
+    *runs.SUBJECTS,
+]
 CASES = [case for subject in SUBJECTS for case in subject.cases()]
 
 

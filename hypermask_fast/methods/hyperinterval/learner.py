@@ -16,6 +16,7 @@ from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.intervals import Interval, intersection
+from hypermask_fast.layers.norms import check_module
 from hypermask_fast.methods.batches import (
     check_devices,
     check_weights,
@@ -85,6 +86,7 @@ class HyperInterval(GeneratedLearner):
         self._settings = chosen
         self.nested = chosen.mode == "nested"
         self.extent, self.kappa, self.beta = chosen.extent, chosen.kappa, chosen.beta
+        check_module(net)
         if chosen.arithmetic == "interval":
             check_monotone(net, exclude)
         super().__init__(
