@@ -162,8 +162,8 @@ def test_extreme_logits_and_outputs_without_a_class_give_no_nan(
 
 
 def test_certain_tasks_are_ranked_beyond_float32() -> None:
-    """Softmax of a gap of 40 is 1 in float32, and so is that of 50."""
-    logits = torch.tensor([[[40.0, 0.0]], [[50.0, 0.0]]])
+    """The second class underflows in float32 at both gaps, so that both entropies would be 0."""
+    logits = torch.tensor([[[110.0, 0.0]], [[120.0, 0.0]]])
     for name in OUTPUT_SCORES:
         assert Recorded(logits).predict(torch.arange(1), name).tasks.tolist() == [1]
 
