@@ -120,9 +120,8 @@ class KeptOutputs(HoldsTensors):
             )
         return self.ids
 
-    @property
     def current(self) -> Tensor:
-        """The current task, int64 (1,), on the hypernetwork's device.
+        """Return the current task, int64 (1,), on the hypernetwork's device.
 
         Raises:
             RuntimeError: Nothing was recorded.

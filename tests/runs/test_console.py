@@ -139,6 +139,7 @@ def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path: Path) -
 
     def take_terminal() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored.
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}

@@ -57,7 +57,7 @@ class Update:
 
     def logits(self) -> Tensor:
         """Return the current task's weights (N,)."""
-        hypernetwork, ids = self.hypernetwork, self.kept.current
+        hypernetwork, ids = self.hypernetwork, self.kept.current()
         if self._head_optimizer is None:
             return hypernetwork.logits(ids)[0]
         self._hidden = hypernetwork.hidden(ids)
