@@ -7,11 +7,11 @@ from typing import Any
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import setting
-from hypermask_fast.methods.settings import MethodSettings
+from hypermask_fast.methods.generated_settings import HeadSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class HNETSettings(MethodSettings):
+class HNETSettings(HeadSettings):
     """Settings of :class:`~hypermask_fast.methods.hnet.learner.HNET`."""
 
     embedding_dim: int = setting(32, "length of a task embedding", low=1)
@@ -97,32 +97,11 @@ class HNETSettings(MethodSettings):
                 "targets='recomputed'"
             )
 
-    def check_run(self, *, tasks: int, moments: str) -> None:
-        if self.capacity < tasks:
-            raise ConfigError(
-                f"capacity={self.capacity} is less than tasks={tasks}; raise the capacity"
-            )
-        if moments != "float32" and self.head != "full":
-            raise ConfigError(
-                f"moments={moments!r} needs head='full', not {self.head!r}; use moments='float32'"
-            )
-
     def outputs(self, *, tasks: int, classes: int) -> int:
         return classes if self.task_heads == "shared" else tasks * classes
-
-    @property
-    def running_statistics(self) -> bool:
-        return self.bn != "batch"
 
     def cheaper(self) -> list[dict[str, Any]]:
         chunked = {"head": "chunked"}
         if self.targets == "frozen_head":
             chunked["targets"] = "full"
         return [{"targets": "bfloat16"}, {"targets": "recomputed"}, chunked]
-
-    @property
-    def width(self) -> int:
-        return self.hidden[-1] if self.hidden else self.embedding_dim
-
-    def narrowed(self, width: int) -> dict[str, Any]:
-        return {"hidden": (*self.hidden[:-1], width)} if self.hidden else {"embedding_dim": width}

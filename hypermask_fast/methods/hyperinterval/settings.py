@@ -7,11 +7,11 @@ from typing import Any
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import setting
-from hypermask_fast.methods.settings import MethodSettings
+from hypermask_fast.methods.generated_settings import GeneratedSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperIntervalSettings(MethodSettings):
+class HyperIntervalSettings(GeneratedSettings):
     """Settings of :class:`~hypermask_fast.methods.hyperinterval.learner.HyperInterval`."""
 
     mode: str = setting(
@@ -84,16 +84,6 @@ class HyperIntervalSettings(MethodSettings):
                 f"center='exchanged' needs arithmetic='three_pass', not {self.arithmetic!r}; use "
                 "center='network'"
             )
-
-    def check_run(self, *, tasks: int, moments: str) -> None:
-        if self.capacity < tasks:
-            raise ConfigError(
-                f"capacity={self.capacity} is less than tasks={tasks}; raise the capacity"
-            )
-
-    @property
-    def running_statistics(self) -> bool:
-        return self.bn != "batch"
 
     def cheaper(self) -> list[dict[str, Any]]:
         return [{"targets": "bfloat16"}]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, warn_caller
+from hypermask_fast.errors import warn_caller
 from hypermask_fast.fields import setting
-from hypermask_fast.methods.settings import MethodSettings
+from hypermask_fast.methods.generated_settings import HeadSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperMaskSettings(MethodSettings):
+class HyperMaskSettings(HeadSettings):
     """Settings of :class:`~hypermask_fast.methods.hypermask.learner.HyperMask`."""
 
     embedding_dim: int = setting(48, "length of a task embedding", low=1)
@@ -100,29 +100,8 @@ class HyperMaskSettings(MethodSettings):
                 f"entries; give {100 * self.sparsity:g} if a fraction was meant"
             )
 
-    def check_run(self, *, tasks: int, moments: str) -> None:
-        if self.capacity < tasks:
-            raise ConfigError(
-                f"capacity={self.capacity} is less than tasks={tasks}; raise the capacity"
-            )
-        if moments != "float32" and self.head != "full":
-            raise ConfigError(
-                f"moments={moments!r} needs head='full', not {self.head!r}; use moments='float32'"
-            )
-
-    @property
-    def running_statistics(self) -> bool:
-        return self.bn != "batch"
-
     def cheaper(self) -> list[dict[str, Any]]:
         chunked = {"head": "chunked"}
         if self.targets == "frozen_head":
             chunked["targets"] = "full"
         return [{"targets": "bfloat16"}, {"targets": "frozen_head"}, chunked]
-
-    @property
-    def width(self) -> int:
-        return self.hidden[-1] if self.hidden else self.embedding_dim
-
-    def narrowed(self, width: int) -> dict[str, Any]:
-        return {"hidden": (*self.hidden[:-1], width)} if self.hidden else {"embedding_dim": width}
