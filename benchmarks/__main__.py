@@ -10,8 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import PARTS, run_parts
 from benchmarks.report import render
-from benchmarks.steps.cases import SIZES, SUITES
-from benchmarks.steps.engines import VARIANTS
+from benchmarks.steps.case import CLOCKS, SIZES, SUITES, VARIANTS
 from benchmarks.suite import run_suite
 from benchmarks.tuning.tune import TABLE, tune
 from hypermask_fast.errors import ConfigError
@@ -21,9 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure, and write rows as JSON")
-    run.add_argument("--suite", choices=SUITES, required=True)
+    run.add_argument("--suite", choices=SUITES, default="cpu", help="(cpu)")
     run.add_argument(
-        "--case", nargs="+", metavar="NAME", help="default: all; of kernels also as linear-*"
+        "--case", nargs="+", metavar="NAME", help="or a pattern such as hnet-*; default: all"
     )
     run.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all")
     run.add_argument("--size", choices=SIZES, default="full")
@@ -34,8 +33,14 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=float, help="the run ends after it, with what it has (none; 7.5 on a GPU)"
     )
     run.add_argument("--resume", action="store_true", help="only cases that the file has not")
+    run.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="elapsed",
+        help="(elapsed); processor, of all threads, is less disturbed by other processes",
+    )
     run.add_argument("--threads", type=int, default=0, help="of a worker; 0 (default): torch's")
-    run.add_argument("--json", type=Path, required=True, metavar="FILE")
+    run.add_argument("--json", type=Path, metavar="FILE", help="for the rows; default: none")
     tuning = commands.add_parser("tune", help="time the kernels' configurations on this GPU")
     tuning.add_argument("--only", metavar="STEM", help="one module of launches, as mask_logits")
     tuning.add_argument("--json", type=Path, default=TABLE, metavar="FILE")

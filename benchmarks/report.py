@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.harness.correctness import is_correct
 from benchmarks.kernels.catalogue import find_kernel_cases
-from benchmarks.steps.cases import find_cases
+from benchmarks.steps.catalogue import find_cases
 
 _COLUMNS = (
     "case",
@@ -46,6 +46,8 @@ def _device(row: dict[str, Any]) -> str:
     machine = row["machine"]
     threads = machine["threads"]
     cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if row.get("clock") == "processor":
+        cpu += ", processor time"
     return str(machine["gpu"]).removeprefix("NVIDIA ") if "gpu" in machine else cpu
 
 

@@ -22,14 +22,19 @@ from benchmarks.kernels.case import KernelCase
 from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench, compile_ahead
 from benchmarks.steps import hypnettorch
-from benchmarks.steps.cases import Case, find_cases
-from benchmarks.steps.engines import VARIANTS
+from benchmarks.steps.case import VARIANTS, StepCase
+from benchmarks.steps.catalogue import find_cases
 from benchmarks.steps.runner import run_steps
 from benchmarks.steps.sizes import batches, room_of, start_seconds
 from hypermask_fast.errors import ConfigError
 
 _MINUTES = 7.5
-_FIRST = ("permuted-mnist-t9", "split-mnist-t4", "permuted-mnist-t99")
+_FIRST = (
+    *("permuted-mnist-t9", "split-mnist-t4", "permuted-mnist-t99"),
+    *("hnet-split-mnist-t4", "hnet-split-mnist-full-t4", "hyperinterval-split-mnist-t4"),
+)
+# Of the other methods, after the kernels and the largest target.
+_METHODS = ("hnet-*", "hyperinterval-*", "supsup-*", "exssnet-*", "inference-*")
 # The kernels that come before the largest target, in the order of their worth.
 _KERNELS = ("head-*", "masks-*", "linear-*-w4096-*", "conv-*", "linear-*-w1024-*")
 _LARGEST = ("vit-*",)
@@ -44,7 +49,7 @@ class Results:
     """Rows so far, which are in the file whenever it is read.
 
     Args:
-        file: Of rows, replaced whole after every case.
+        file: Of rows, replaced whole after every case; None: none.
         where: What every row tells of the machine and the versions.
         before: Rows to keep, such as those of an earlier run.
         minutes: After which the run is to end.
@@ -52,7 +57,7 @@ class Results:
 
     def __init__(
         self,
-        file: Path,
+        file: Path | None,
         where: dict[str, Any],
         before: Sequence[dict[str, Any]] = (),
         minutes: float = math.inf,
@@ -65,13 +70,14 @@ class Results:
         """Return whether a variant of the case was measured."""
         return any(row["case"] == name and "median_ms" in row for row in self.rows)
 
-    def add(self, case: Case | KernelCase, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, case: StepCase | KernelCase, rows: Sequence[dict[str, Any]]) -> None:
         """Take a case's rows, in place of those there are."""
         self.rows = [row for row in self.rows if row["case"] != case.name]
         self.rows += [{**row, **self._where} for row in rows]
-        write_json(self._file, self.rows)
+        if self._file is not None:
+            write_json(self._file, self.rows)
 
-    def skip(self, case: Case | KernelCase, reason: str, options: dict[str, Any]) -> None:
+    def skip(self, case: StepCase | KernelCase, reason: str, options: dict[str, Any]) -> None:
         """Tell why a case was not measured."""
         log(f"{case.name}: not measured, {reason}")
         if not self.has(case.name):
@@ -113,7 +119,7 @@ class _Suite:
 
     def steps(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[StepCase],
         before_timing: Callable[[], None] = lambda: None,
         without: str = "",
     ) -> None:
@@ -121,7 +127,7 @@ class _Suite:
         variants = [v for v in self._variants if v != without]
         for batch in batches(cases, variants, self._device) if cases else ():
 
-            def measure(batch: Sequence[Case] = batch) -> None:
+            def measure(batch: Sequence[StepCase] = batch) -> None:
                 start = max(map(start_seconds, batch)) if self._device == "cuda" else 0.0
                 self._needs(start + self._seconds)
                 log(", ".join(case.name for case in batch))
@@ -152,7 +158,9 @@ def _without(cases: Sequence[Any], others: Sequence[Any]) -> list[Any]:
     return [case for case in cases if case.name not in names]
 
 
-def _chosen(suite: str, names: list[str] | None, size: str) -> tuple[list[Case], list[KernelCase]]:
+def _chosen(
+    suite: str, names: list[str] | None, size: str
+) -> tuple[list[StepCase], list[KernelCase]]:
     """Return the step cases and kernel cases that are asked for."""
     if suite == "cpu":
         return find_cases(suite, names, size), []
@@ -173,7 +181,7 @@ def _device(args: argparse.Namespace) -> str:
         raise ConfigError("torch sees no CUDA device for the gpu suite; use --size tiny or a GPU")
     if device == "cuda" and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise ConfigError("TRITON_INTERPRET is set and would interpret the kernels; unset it")
-    if not args.json.parent.is_dir():
+    if args.json is not None and not args.json.parent.is_dir():
         raise ConfigError(f"--json is {args.json}, whose folder does not exist; make it first")
     return device
 
@@ -185,7 +193,7 @@ def run_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
         ConfigError: There is no such case, device or folder.
     """
     device = _device(args)
-    options = {key: getattr(args, key) for key in ("suite", "size", "threads")}
+    options = {key: getattr(args, key) for key in ("suite", "size", "threads", "clock")}
     options["device"] = device
     seconds = args.seconds or (3.0 if device == "cuda" else 20.0)
     # There is no native pass to switch off on a GPU, only there are steps compiled and captured,
@@ -194,7 +202,9 @@ def run_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
     absent |= set() if hypnettorch.available() else {"hypnettorch"}
     variants = args.variants or [v for v in VARIANTS if v not in absent]
     steps, kernels = _chosen(args.suite, args.case, args.size)
-    before = json.loads(args.json.read_text()) if args.resume and args.json.exists() else []
+    before = []
+    if args.resume and args.json is not None and args.json.exists():
+        before = json.loads(args.json.read_text())
     minutes = args.minutes or (_MINUTES if device == "cuda" else math.inf)
     results = Results(args.json, environment(device, args.threads), before, minutes)
     steps = [case for case in steps if not results.has(case.name)]
@@ -224,6 +234,8 @@ def run_suite(args: argparse.Namespace) -> list[dict[str, Any]]:
         # One process alone fills the memory with it: once is enough.
         suite.steps(largest, without="ours-eager")
         suite.kernels(_without(kernels, core), bench)
-    suite.steps(_without(steps, [*first, *largest]))
+    rest = _without(steps, [*first, *largest])
+    methods = _fitting(rest, _METHODS)
+    suite.steps([*methods, *_without(rest, methods)])
     log(f"{results.left():.0f} s left")
     return results.rows

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.kernels.case import KernelCase, Output, Problem
 from benchmarks.launches.launch import floats
-from benchmarks.steps.cases import find_cases
+from benchmarks.steps import hypermask_cases
 from hypermask_fast import backend
 from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.adam import AdamOptions
@@ -132,7 +132,7 @@ def _step(rows: int, width: int, earlier: int, with_logits: bool) -> Problem:
 
 def _shapes(name: str, size: str) -> list[torch.Size]:
     """Return the shapes of a network's tensors that have masks."""
-    (case,) = find_cases("gpu", [name], size)
+    case = hypermask_cases.find_case("gpu", name, size)
     with torch.device("meta"):
         modules = list(case.make_network().modules())
     norm = nn.modules.batchnorm._BatchNorm

@@ -1,15 +1,11 @@
-"""HNET's training step: as published, in plain PyTorch, and this package's, timed in turn.
+"""HNET's training step as published, in plain PyTorch, and its settings.
 
-``python -m benchmarks.steps.hnet [CASE ...]`` prints milliseconds a step. The plain algorithm
-passes the earlier tasks one by one through the hypernetwork with shifted weights, with dense
-gradients, and steps ``torch.optim.Adam``.
+The plain algorithm passes the earlier tasks one by one through the hypernetwork with shifted
+weights, with dense gradients, and steps ``torch.optim.Adam``.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,30 +243,3 @@ def make_ours(learner: HNET, case: HNETCase, lr: float = 1e-3) -> Callable[[Tens
     """Return the trainer's step of a learner."""
     step = TrainingStep(learner, make_optimizers(learner, TrainingSettings(lr=lr)))
     return lambda x, y: step(x, y, case.earlier)
-
-
-def main(names: Sequence[str], rounds: int) -> None:
-    """Time the cases, the variants in turn, and print the medians."""
-    print(f"{'case':<24} {'published, ms':>14} {'ours, ms':>10} {'times':>6}")
-    for name in names or CASES:
-        case = CASES[name]
-        learner = make_learner(case)
-        steps = {"published": make_plain(learner, case).step, "ours": make_ours(learner, case)}
-        x, y = make_batch(case)
-        times: dict[str, list[float]] = {variant: [] for variant in steps}
-        for number in range(rounds + 2):
-            for variant, step in steps.items():
-                start = time.perf_counter()
-                step(x, y)
-                if number > 1:
-                    times[variant].append(1e3 * (time.perf_counter() - start))
-        plain, ours = (statistics.median(times[variant]) for variant in ("published", "ours"))
-        print(f"{name:<24} {plain:>14.1f} {ours:>10.1f} {plain / ours:>6.1f}", flush=True)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    main(options.cases, options.rounds)

@@ -1,15 +1,12 @@
-"""HyperInterval's training step: as published, in plain PyTorch, and this package's, in turn.
+"""HyperInterval's training step as published, in plain PyTorch, and its settings.
 
-``python -m benchmarks.steps.hyperinterval [CASE ...]`` prints milliseconds a step. The plain
-algorithm passes the boxes of all tasks through the hypernetwork with dense products of A and |A|,
-forms low, center and up of all of them for the regularizer, and steps ``torch.optim.Adam``.
+The plain algorithm passes the boxes of all tasks through the hypernetwork with dense products of A
+and |A|, forms low, center and up of all of them for the regularizer, and steps
+``torch.optim.Adam``.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,8 +17,6 @@ from hypermask_fast.layers.intervals import Interval, IntervalWeights
 from hypermask_fast.methods.hyperinterval.learner import HyperInterval
 from hypermask_fast.methods.hyperinterval.target import weights_of
 from hypermask_fast.networks import MLP
-from hypermask_fast.training.optimizers import make_optimizers
-from hypermask_fast.training.settings import TrainingSettings
 
 SEED = 1
 CASES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
@@ -29,10 +24,10 @@ CASES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "tiny": ((64, 32, 2), (16,), 16),
     "split-mnist": ((784, 400, 400, 2), (100,), 64),
 }
-_EARLIER, _STEPS = 4, 2000
+EARLIER, _STEPS = 4, 2000
 
 
-def make(name: str) -> tuple[HyperInterval, Tensor, Tensor]:
+def make(name: str, mode: str = "nested") -> tuple[HyperInterval, Tensor, Tensor]:
     """Return a learner within its fifth task, and a batch."""
     torch.manual_seed(SEED)
     widths, hidden, batch = CASES[name]
@@ -42,32 +37,27 @@ def make(name: str) -> tuple[HyperInterval, Tensor, Tensor]:
         hidden=hidden,
         extent=10.0,
         beta=1e-3,
+        mode=mode,
         division="twice",
-        capacity=_EARLIER + 1,
+        capacity=EARLIER + 1,
     )
-    for task in range(_EARLIER + 1):
+    for task in range(EARLIER + 1):
         learner.add_task()
         learner.begin_task(task, steps=_STEPS)
-        if task < _EARLIER:
+        if task < EARLIER:
             learner.end_task()
     learner.steps_taken = _STEPS // 2
     return learner, torch.rand(batch, widths[0]), torch.randint(widths[-1], (batch,))
 
 
-def ours(name: str) -> Callable[[], Tensor]:
-    """Return a step of this package's."""
-    learner, x, y = make(name)
-    optimizers = make_optimizers(learner, TrainingSettings())
-    return lambda: learner.step(x, y, _EARLIER, optimizers).total
-
-
-def plain(name: str) -> Callable[[], Tensor]:
-    """Return a step of the plain algorithm, from the same state."""
-    learner, x, y = make(name)
+def plain_step(
+    learner: HyperInterval,
+) -> tuple[Callable[[Tensor, Tensor], Tensor], torch.optim.Optimizer]:
+    """Return a step of the plain algorithm over a learner's parameters, and its optimizer."""
     hypernetwork, network = learner.hypernetwork, learner._network
     head = hypernetwork.head
     optimizer = torch.optim.Adam(hypernetwork.parameters())
-    ids = torch.tensor([_EARLIER, *range(_EARLIER)])
+    ids = torch.tensor([EARLIER, *range(EARLIER)], device=hypernetwork.embeddings.device)
 
     def ends() -> Tensor:
         points, spreads = hypernetwork.hidden_boxes(*hypernetwork.box(ids)).chunk(2)
@@ -77,7 +67,7 @@ def plain(name: str) -> Callable[[], Tensor]:
     with torch.no_grad():
         kept = ends()[:, 1:].clone()
 
-    def step() -> Tensor:
+    def step(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
         found = ends()
         current = [weights_of(network, each) for each in found[:, 0]]
@@ -93,40 +83,10 @@ def plain(name: str) -> Callable[[], Tensor]:
         low, mid, up = h.chunk(3)
         worst = torch.where(F.one_hot(y, low.shape[1]).bool(), low, up)
         loss = 0.5 * F.cross_entropy(mid, y) + 0.5 * F.cross_entropy(worst, y)
-        changes = (found[:, 1:] - kept).square().sum() / (3 * _EARLIER)
-        total = loss + 1e-3 / _EARLIER * changes
+        changes = (found[:, 1:] - kept).square().sum() / (3 * EARLIER)
+        total = loss + 1e-3 / EARLIER * changes
         total.backward()
         optimizer.step()
         return total.detach()
 
-    return step
-
-
-def measure(name: str, rounds: int) -> dict[str, float]:
-    """Return the median milliseconds of a step of each, taken in turn."""
-    steps = {"plain": plain(name), "ours": ours(name)}
-    times: dict[str, list[float]] = {key: [] for key in steps}
-    for i in range(rounds + 2):
-        for key, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if i >= 2:
-                times[key].append(1000 * (time.perf_counter() - start))
-    return {key: statistics.median(seen) for key, seen in times.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rounds", type=int, default=20)
-    options = parser.parse_args()
-    for name in options.cases:
-        found = measure(name, options.rounds)
-        print(
-            f"{name}: plain {found['plain']:.1f} ms, ours {found['ours']:.1f} ms, "
-            f"{found['plain'] / found['ours']:.1f} times as fast"
-        )
-
-
-if __name__ == "__main__":
-    main()
+    return step, optimizer

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.harness.machine import copy_bandwidth
 from benchmarks.harness.process import Worker, variables
-from benchmarks.steps.cases import Case
-from benchmarks.steps.engines import errors
+from benchmarks.steps.case import EXACT, StepCase
+from benchmarks.steps.engine import errors
 from benchmarks.steps.sizes import (
-    floor_bytes,
+    chosen,
     groups_of,
     needed,
     room_of,
@@ -33,7 +33,7 @@ _LATE, _ANSWER_SECONDS = 4.0, 60.0
 _GIVEN_UP = "the time of the run was over"
 
 
-def _open_worker(variant: str, case: Case, options: dict[str, Any]) -> Worker:
+def _open_worker(variant: str, case: StepCase, options: dict[str, Any]) -> Worker:
     spec = {**options, "case": case.name, "variant": variant}
     native = {"HYPERMASK_FAST_NATIVE": "0"} if variant == "ours-fallback" else {}
     return Worker("benchmarks.steps.worker", spec, variables(options["device"]) | native)
@@ -67,7 +67,7 @@ class _Steps:
     def __init__(
         self,
         group: Sequence[str],
-        case: Case,
+        case: StepCase,
         options: dict[str, Any],
         first_steps: dict[str, dict[str, torch.Tensor]],
         end: float,
@@ -79,9 +79,9 @@ class _Steps:
         self._workers: dict[str, Worker] = {}
         self._exact: dict[str, Worker] = {}
         device, size = options["device"], options["size"]
-        self._size = "tiny" if needed("float64", case) > room_of(device) else size
+        self._size = "tiny" if needed(EXACT, case) > room_of(device) else size
         small = {**options, "size": self._size}
-        for variant in ("float64", *(group if self._size != size else ())):
+        for variant in (EXACT, *(group if self._size != size else ())):
             if variant not in self._steps:
                 self._exact[variant] = _open_worker(variant, case, small)
                 if device == "cpu":
@@ -126,7 +126,7 @@ class _Steps:
             except ConfigError as error:
                 self._fail(variant, error)
         self._check_exact()
-        exact = self._steps.get("float64")
+        exact = self._steps.get(EXACT)
         for variant, row in self.rows.items():
             step = (found if self._size == self._options["size"] else self._steps).get(variant)
             if "failed" not in row and step is not None and exact is not None:
@@ -191,44 +191,45 @@ class _Steps:
 
 
 def _rows(
-    case: Case,
+    case: StepCase,
     variants: Sequence[str],
     options: dict[str, Any],
     bandwidth: float,
     measured: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    floor = floor_bytes(case)
+    floor = case.floor_bytes()
     common = {
         "case": case.name,
         "suite": options["suite"],
         "size": options["size"],
-        "floor_mib": floor / 2**20,
+        "floor_mib": floor and floor / 2**20,
         "copy_gb_s": bandwidth / 1e9,
+        "clock": options["clock"],
     }
     rows = []
-    for variant in variants:
+    for variant in chosen(variants, case):
         row = {**common, "variant": variant, **measured[variant], "bytes_over_floor": None}
-        if "median_ms" in row:
+        if floor and "median_ms" in row:
             row["bytes_over_floor"] = row["median_ms"] / 1e3 * bandwidth / floor
         rows.append(row)
     return rows
 
 
 def run_steps(
-    cases: Sequence[Case],
+    cases: Sequence[StepCase],
     variants: Sequence[str],
     options: dict[str, Any],
     seconds: float,
     end: float = math.inf,
     before_timing: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Case, list[dict[str, Any]]]]:
+) -> Iterator[tuple[StepCase, list[dict[str, Any]]]]:
     """Measure the variants of cases that start at once; yield each with a row for each variant.
 
     Args:
         cases: The settings, of :func:`benchmarks.steps.sizes.batches`.
-        variants: Names, in the order of the rows.
-        options: suite, size, device and threads, as :func:`benchmarks.steps.worker.begin` takes
-            them.
+        variants: Names, in the order of the rows; a case has its own of them.
+        options: suite, size, device, threads and clock, as
+            :func:`benchmarks.steps.worker.begin` takes them.
         seconds: To measure a case for, after a warm-up of a tenth of it; each variant takes three
             steps at least.
         end: No variant is waited for after this value of ``time.monotonic()``.
@@ -236,12 +237,12 @@ def run_steps(
     """
     device = options["device"]
     bandwidth = copy_bandwidth(device)
-    rounds: list[list[tuple[Case, list[str]]]] = [[]]
+    rounds: list[list[tuple[StepCase, list[str]]]] = [[]]
     measured: dict[str, dict[str, dict[str, Any]]] = {}
     groups_left: dict[str, int] = {}
     first_steps: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for case in cases:
-        fitting, measured[case.name] = without_room(variants, case, device)
+        fitting, measured[case.name] = without_room(chosen(variants, case), case, device)
         groups = groups_of(fitting, case, device) if fitting else []
         first_steps[case.name], groups_left[case.name] = {}, len(groups)
         rounds += [[] for _ in range(len(groups) - len(rounds))]

@@ -10,14 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.steps.cases import Case
+from benchmarks.steps.case import EXACT, StepCase
 from hypermask_fast.errors import ConfigError
 
-# Bytes a head parameter that a process needs at its peak, and a few hundred MiB for the rest.
-_BYTES = {
-    **{"published": 24, "hypnettorch": 24, "eager": 28, "float64": 40},
-    **{"ours-fallback": 14, "ours-eager": 14, "ours": 14},
-}
+# What a process needs beside the bytes of its parameters.
 _REST = 5 * 10**8
 # Processes that start at once on a GPU's machine.
 _PROCESSES = 40
@@ -40,25 +36,7 @@ def _available_bytes(device: str) -> int:
     raise ConfigError("/proc/meminfo has no MemAvailable; the suites run on Linux only")
 
 
-def _sizes(case: Case) -> tuple[int, int]:
-    """Return N and the parameters of the head, from the shapes alone."""
-    with torch.device("meta"):
-        rows = sum(
-            p.numel()
-            for m in case.make_network().modules()
-            if not isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
-            for p in m.parameters(recurse=False)
-        )
-    return rows, rows * (case.hidden[-1] + 1)
-
-
-def floor_bytes(case: Case) -> int:
-    """Return the bytes an exact float32 step has to move: 28 a head parameter, 4 a target."""
-    rows, parameters = _sizes(case)
-    return 28 * parameters + 4 * rows * case.earlier
-
-
-def groups_of(variants: Sequence[str], case: Case, device: str) -> list[list[str]]:
+def groups_of(variants: Sequence[str], case: StepCase, device: str) -> list[list[str]]:
     """Return variants that run side by side, "published" in each group where memory allows."""
     room = room_of(device)
 
@@ -80,13 +58,13 @@ def room_of(device: str) -> float:
     return 0.9 * _available_bytes(device)
 
 
-def needed(variant: str, case: Case) -> int:
+def needed(variant: str, case: StepCase) -> int:
     """Return about the bytes that a variant takes."""
-    return _BYTES[variant] * _sizes(case)[1] + _REST
+    return case.bytes_of[variant] * case.parameters() + _REST
 
 
 def without_room(
-    variants: Sequence[str], case: Case, device: str
+    variants: Sequence[str], case: StepCase, device: str
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Return the variants that fit on a GPU, and why others have failed."""
     room = room_of(device)
@@ -101,21 +79,28 @@ def without_room(
     return [v for v in variants if v not in failed], failed
 
 
-def start_seconds(case: Case) -> float:
+def chosen(variants: Sequence[str], case: StepCase) -> list[str]:
+    """Return those of some variants that a case has."""
+    return [v for v in variants if v in case.variants]
+
+
+def start_seconds(case: StepCase) -> float:
     """Return about what a case takes on a GPU before its steps are measured."""
-    return _START_SECONDS + _sizes(case)[1] / _START_PARAMETERS
+    return _START_SECONDS + case.parameters() / _START_PARAMETERS
 
 
-def batches(cases: Sequence[Case], variants: Sequence[str], device: str) -> list[list[Case]]:
+def batches(
+    cases: Sequence[StepCase], variants: Sequence[str], device: str
+) -> list[list[StepCase]]:
     """Return cases in batches whose processes fit side by side; on a CPU one at a time.
 
     On a GPU's machine most of a case's time is spent on starting and compiling, which the
     processes of a batch do at once.
     """
-    found: list[list[Case]] = []
+    found: list[list[StepCase]] = []
     room, used, processes = room_of(device), math.inf, 0
     for case in cases:
-        each = [needed(v, case) for v in ("float64", *variants)]
+        each = [needed(v, case) for v in (EXACT, *chosen(variants, case))]
         # The first two fit by what they leave out.
         need = sum(n for n in each if n <= room)
         if device == "cpu" or used + need > room or processes + len(each) > _PROCESSES:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.process import serve
-from benchmarks.steps.cases import find_cases
-from benchmarks.steps.engines import Engine, first_step, make_batch, make_engine
+from benchmarks.steps.catalogue import find_cases
+from benchmarks.steps.engine import Engine, first_step
 
 
 def _status_kib(key: str) -> int:
@@ -31,19 +31,21 @@ def _status_kib(key: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {key}; peak memory is measured on Linux only")
 
 
-def _step(engine: Engine, x: Tensor, y: Tensor, count: int, device: str) -> list[float]:
+def _step(
+    engine: Engine, x: Tensor, y: Tensor, count: int, device: str, clock: Callable[[], float]
+) -> list[float]:
     """Return the seconds of each of some steps; on a GPU, which runs behind, their mean."""
     times = []
     chunk = count if device == "cuda" else 1
     for _ in range(count // chunk):
         if device == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(chunk):
             engine.step(x, y)
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / chunk)
+        times.append((clock() - start) / chunk / engine.share)
     return times
 
 
@@ -51,26 +53,28 @@ def begin(spec: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return what answers requests for steps of one variant.
 
     Args:
-        spec: suite, case, size, variant and device, and threads, 0 for torch's own choice.
+        spec: suite, case, size, variant and device, threads, 0 for torch's own choice, and the
+            clock, "elapsed" or "processor".
     """
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
     device = spec["device"]
+    clock = time.process_time if spec["clock"] == "processor" else time.perf_counter
     if device == "cpu":
         # What is imported or set up at the first step is no part of the variant's memory.
         (small,) = find_cases(spec["suite"], [spec["case"]], "tiny")
-        first_step(make_engine(spec["variant"], small, device), small, device)
+        first_step(small.make_engine(spec["variant"], device), small, device)
     imported = _status_kib("VmRSS") if device == "cpu" else 0
     (case,) = find_cases(spec["suite"], [spec["case"]], spec["size"])
-    engine = make_engine(spec["variant"], case, device)
-    x, y = (value.to(device) for value in make_batch(case))
+    engine = case.make_engine(spec["variant"], device)
+    x, y = (value.to(device) for value in case.make_batch())
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "check":
             torch.save(first_step(engine, case, device), request["path"])
             return {}
         if request["do"] == "step":
-            return {"seconds": _step(engine, x, y, request["count"], device)}
+            return {"seconds": _step(engine, x, y, request["count"], device, clock)}
         if device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**20
         else:

@@ -11,12 +11,14 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.errors import CheckpointError, shown
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.masked import MaskedLayer
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.protocol import ParameterGroup
+from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.steps import Steps
 
 
@@ -156,6 +158,19 @@ class GeneratedLearner(ConvertedLearner):
     def _return_to(self, state: dict[str, Any]) -> None:
         super()._return_to(state)
         self._steps.start(state["ramp_steps"], state["step"])
+
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super()._check_state(tensors, state)
+        check_count(state, "step")
+        check_count(state, "ramp_steps")
+        check_count(state, "sampling_seed", default=0)
+        current, ids = state["current"], state["ids"]
+        others = [other for other in state["learned"] if other != current]
+        if ids is not None and ids != [current, *others]:
+            raise CheckpointError(
+                f"the state keeps outputs of the tasks {shown(ids)}, and task {current} was begun "
+                f"after {others}; give what task_state() returned"
+            )
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)

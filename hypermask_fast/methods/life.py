@@ -18,7 +18,8 @@ from hypermask_fast.methods.extra_state import (
     weights_of,
 )
 from hypermask_fast.methods.protocol import Phase
-from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_state, check_steps
+from hypermask_fast.methods.state_checks import check_phase, check_state
+from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_steps
 
 _SAME_TASK = ("tasks", "learned", "current", "capacity")
 
@@ -240,13 +241,19 @@ class TaskLife(HoldsTensors):
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
-        check_state(tensors, state)
+        self._check_state(tensors, state)
         self._tasks.load(state["tasks"])
         self._make_room(state.get("capacity", 0))
         self._learned = list(state["learned"])
         self._current, self._start = state["current"], None
         if self._current is not None:
             self.begin_phase(state.get("phase", "train"))
+
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Raise CheckpointError where a state is not what :meth:`task_state` returned."""
+        check_state(tensors, state)
+        if state["current"] is not None:
+            check_phase(state, [phase.name for phase in self.phases(state["current"], 2)])
 
     def get_extra_state(self) -> Tensor:
         """Return the JSON part of :meth:`task_state` as bytes, which ``state_dict`` holds."""

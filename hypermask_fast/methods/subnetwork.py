@@ -23,6 +23,7 @@ from hypermask_fast.masks.top_k import dropped_count, top_k_mask, top_k_weights
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.subnetwork_settings import SubnetworkSettings
 
 _UNIFORM_BITS = 24
@@ -337,6 +338,10 @@ class SubnetworkLearner(ConvertedLearner):
         tensors, state = super().task_state()
         return tensors, {**state, "score_seed": self._seed}
 
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super()._check_state(tensors, state)
+        check_count(state, "score_seed")
+
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self._seed = state["score_seed"]
         super().load_task_state(tensors, state)
+        self._seed = state["score_seed"]

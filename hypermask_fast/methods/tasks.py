@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import CheckpointError, nearest, shown
+from hypermask_fast.errors import nearest, shown
 from hypermask_fast.modes import has_values
 
 
@@ -44,19 +44,6 @@ def check_steps(steps: int) -> None:
         raise TypeError(f"steps is {shown(steps)}; give an integer, 0 for an unknown number")
     if number < 0:
         raise ValueError(f"steps is {number}; give 0 or more")
-
-
-def check_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a state is not what ``task_state()`` returned."""
-    for name, value in (("tensors", tensors), ("state", state)):
-        if not isinstance(value, Mapping):
-            raise CheckpointError(f"{name} are {shown(value)}; give what task_state() returned")
-    lacking = {"tasks", "learned", "current"} - state.keys()
-    if lacking:
-        raise CheckpointError(
-            f"the state has {sorted(state)} and lacks {sorted(lacking)}; give what task_state() "
-            "returned"
-        )
 
 
 def _read(task: Tensor, values: Callable[[Tensor], list[int]]) -> list[int]:

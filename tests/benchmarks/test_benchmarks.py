@@ -20,18 +20,17 @@ from benchmarks.kernels.runner import KernelBench
 from benchmarks.kernels.worker import compared
 from benchmarks.report import render
 from benchmarks.steps import hypnettorch
-from benchmarks.steps.cases import find_cases
-from benchmarks.steps.engines import (
-    _graphed,
-    errors,
-    first_step,
-    make_batch,
-    make_engine,
+from benchmarks.steps.catalogue import find_cases
+from benchmarks.steps.engine import Trained, errors, first_step, graphed
+from benchmarks.steps.hypermask_cases import (
+    _LOSSES,
+    _named,
+    find_case,
     make_learner,
     make_published,
 )
 from benchmarks.steps.published import percentile
-from benchmarks.steps.sizes import floor_bytes, groups_of
+from benchmarks.steps.sizes import groups_of
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.layers.masked import MaskedLinear
 from hypermask_fast.native import library
@@ -80,21 +79,19 @@ def test_published_percentile_is_linear_interpolation(p: float) -> None:
 def test_published_losses_and_gradients_equal_the_learners(
     name: str, changes: dict[str, Any]
 ) -> None:
-    (case,) = find_cases("cpu", [name], "tiny")
-    case = replace(case, **changes)
-    x, y = make_batch(case)
+    case = replace(find_case("cpu", name, "tiny"), **changes)
+    x, y = case.make_batch()
     learner = make_learner(case).double()
     ours = learner.losses(x.double(), y, case.earlier)
     gradients = torch.autograd.grad(ours.total, [*learner.net.parameters()])
-    engine = make_published(make_learner(case).double(), case)
-    assert engine.published is not None
-    published = engine.published.losses(x.double(), y)
+    plain = make_published(make_learner(case).double(), case)
+    published = plain.losses(x.double(), y)
     for key, value in published._asdict().items():
         torch.testing.assert_close(value, getattr(ours, key), rtol=1e-12, atol=0)
     assert (published.output_reg > 0) == (case.earlier > 0)
     published.total.backward()
     size = torch.cat([g.flatten() for g in gradients]).norm()
-    for p, g in zip(engine.published.net.parameters(), gradients, strict=True):
+    for p, g in zip(plain.net.parameters(), gradients, strict=True):
         assert p.grad is not None
         assert (p.grad - g).norm() <= 1e-12 * size
 
@@ -102,8 +99,8 @@ def test_published_losses_and_gradients_equal_the_learners(
 @pytest.mark.parametrize("variant", ["published", "eager", "ours"])
 def test_first_step_is_as_exact_as_float32_allows(variant: str) -> None:
     (case,) = find_cases("cpu", ["split-mnist-t4"], "tiny")
-    exact = first_step(make_engine("float64", case), case)
-    found = first_step(make_engine(variant, case), case)
+    exact = first_step(case.make_engine("float64"), case)
+    found = first_step(case.make_engine(variant), case)
     each = errors(found, exact)
     # Residuals are a tenth of the logits they are differences of; sums have some hundred terms.
     assert max(each.values()) < 1000 * torch.finfo(torch.float32).eps
@@ -171,10 +168,10 @@ def test_groups_keep_published_beside_each_variant(monkeypatch: pytest.MonkeyPat
 
 
 def test_floor_counts_the_published_sizes() -> None:
-    cases = find_cases("gpu", ["permuted-mnist-t9", "vit-b16-t0"])
+    cases = [find_case("gpu", name, "full") for name in ("permuted-mnist-t9", "vit-b16-t0")]
     rows = 2_036_010
-    assert floor_bytes(cases[0]) == 28 * rows * 101 + 4 * 9 * rows
-    assert floor_bytes(cases[1]) / 28 / 101 == pytest.approx(86e6, rel=0.01)
+    assert cases[0].floor_bytes() == 28 * rows * 101 + 4 * 9 * rows
+    assert cases[1].floor_bytes() / 28 / 101 == pytest.approx(86e6, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -198,20 +195,21 @@ def test_graphed_engine_replays_its_first_step_from_the_recorded_state(
 ) -> None:
     # What a stand-in records are PyTorch's operations.
     monkeypatch.setattr(library, "load", lambda: None)
-    (case,) = find_cases("gpu", [name], "tiny")
+    case = find_case("gpu", name, "tiny")
     learner = make_learner(case)
     optimizer = adam_of(learner, lr=1e-3, weight_decay=0.0)
     for group in optimizer.param_groups:
         # As on a GPU: numbers of the host would stay those of the capture.
         group |= {"capturable": True, "lr": torch.tensor(1e-3)}
     cuda = RecordedGraphs(learner, optimizer)
-    engine = _graphed(learner, TrainingStep(learner, optimizer), case, "cpu", cuda)
+    trained = Trained(_named(learner), [optimizer], _LOSSES, case._picked)
+    engine = graphed(learner, TrainingStep(learner, optimizer), case, "cpu", trained, cuda)
     assert engine.status()["graph"] == "yes"
     replays = cuda.replays
     found = first_step(engine, case)
     assert cuda.replays == replays + 1
-    exact = first_step(make_engine("float64", case), case)
-    plain = errors(first_step(make_engine("eager", case), case), exact)
+    exact = first_step(case.make_engine("float64"), case)
+    plain = errors(first_step(case.make_engine("eager"), case), exact)
     assert max(errors(found, exact).values()) <= 2 * max(plain.values())
 
 
@@ -332,8 +330,8 @@ def test_context_of_a_forward(benchmark: Any) -> None:
 @pytest.mark.parametrize("name", ["split-mnist-t4", "resnet-t0"])
 def test_hypnettorch_takes_the_published_step(name: str) -> None:
     (case,) = find_cases("cpu", [name], "tiny")
-    exact = first_step(make_engine("float64", case), case)
-    plain = errors(first_step(make_engine("published", case), case), exact)
-    theirs = errors(first_step(make_engine("hypnettorch", case), case), exact)
+    exact = first_step(case.make_engine("float64"), case)
+    plain = errors(first_step(case.make_engine("published"), case), exact)
+    theirs = errors(first_step(case.make_engine("hypnettorch"), case), exact)
     assert theirs.keys() == plain.keys()
     assert max(theirs.values()) <= 2 * max(plain.values())

@@ -21,12 +21,16 @@ from benchmarks.kernels.runner import KernelBench, family
 from benchmarks.kernels.worker import answer_case
 from benchmarks.report import render
 from benchmarks.steps import runner, sizes
-from benchmarks.steps.cases import Case, find_cases
+from benchmarks.steps.case import StepCase
+from benchmarks.steps.catalogue import find_cases
 from benchmarks.steps.runner import run_steps
 from benchmarks.suite import Results, _Suite
 from hypermask_fast.errors import ConfigError
 
-_OPTIONS = {"suite": "cpu", "size": "tiny", "device": "cpu", "threads": 1}
+_OPTIONS = {
+    **{"suite": "cpu", "size": "tiny", "device": "cpu", "threads": 1},
+    "clock": "elapsed",
+}
 _WHERE = {
     "machine": {"cpu": "none", "cores": 2, "threads": 1},
     "versions": {"torch": "0"},
@@ -57,7 +61,7 @@ def test_rows_are_on_the_disk_after_each_case_and_a_failing_one_leaves_the_other
     results = Results(file, _WHERE)
     written: list[int] = []
 
-    def steps(cases: list[Case], *_: Any) -> Iterator[tuple[Case, list[dict[str, Any]]]]:
+    def steps(cases: list[StepCase], *_: Any) -> Iterator[tuple[StepCase, list[dict[str, Any]]]]:
         written.append(len(_read(file)) if file.exists() else 0)
         if cases[0].name == "split-mnist-t0":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -81,7 +85,7 @@ def test_a_run_ends_in_time_and_tells_what_it_left_out(
     file = tmp_path / "rows.json"
     results = Results(file, _WHERE, minutes=1 / 60)
 
-    def steps(cases: list[Case], *_: Any) -> Iterator[tuple[Case, list[dict[str, Any]]]]:
+    def steps(cases: list[StepCase], *_: Any) -> Iterator[tuple[StepCase, list[dict[str, Any]]]]:
         time.sleep(max(0.0, results.left()))
         yield cases[0], [_row(cases[0].name)]
 
@@ -112,7 +116,7 @@ def test_variants_of_several_cases_start_together_and_one_that_dies_fails_alone(
     opened: list[str] = []
     make = runner._open_worker
 
-    def open_worker(variant: str, case: Case, options: dict[str, Any]) -> Worker:
+    def open_worker(variant: str, case: StepCase, options: dict[str, Any]) -> Worker:
         opened.append(f"{case.name} {variant}")
         if variant == "ours":
             return make(variant, case, options)
@@ -139,10 +143,13 @@ def test_batches_fit_in_memory_and_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     cases = find_cases("gpu")
     found = sizes.batches(cases, ["published", "eager", "ours-eager", "ours"], "cuda")
     assert [case for batch in found for case in batch] == cases
-    assert [case.name for case in found[-1]] == ["vit-b16-t0"]
+    assert ["vit-b16-t0"] in [[case.name for case in batch] for batch in found]
     assert max(map(len, found)) > 2
-    for batch in found[:-1]:
-        needs = [sizes.needed(v, c) for c in batch for v in ("float64", "published", "eager")]
+    for batch in found:
+        if batch[0].name == "vit-b16-t0":
+            continue
+        variants = ("float64", "published", "ours")
+        needs = [sizes.needed(v, c) for c in batch for v in variants]
         assert sum(needs) <= 0.9 * 140 * 10**9
     assert all(len(batch) == 1 for batch in sizes.batches(cases, ["ours"], "cpu"))
 

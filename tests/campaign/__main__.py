@@ -8,14 +8,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.campaign import faults, kills
 from tests.campaign.processes import Processes, Run
-from tests.campaign.undisturbed import undisturbed
+from tests.campaign.undisturbed import Undisturbed, undisturbed
 from tests.support import alternating
 
 _SETTINGS = (
@@ -23,10 +23,23 @@ _SETTINGS = (
     *("--steps", "3", "--batch-size", "16", "--log-every", "3", "--device", "cpu"),
     *("--selection", "best_published", "--check-every", "2", "--checkpoint-every", "0"),
 )
-# What a method needs beside: its own small settings, and where one that is not of the package is.
-_OF_METHOD: dict[str, tuple[str, tuple[str, ...]]] = {
-    "hypermask": ("", ("--embedding-dim", "3", "--hidden", "5", "--capacity", "4")),
-    alternating.NAME: (alternating.__name__, ()),
+_EMBEDDED = ("--embedding-dim", "3", "--hidden", "5", "--capacity", "4")
+_CHUNKED = ("--chunk-embedding-dim", "2", "--chunk-size", "100")
+
+
+def _run(method: str, *own: str, register: str = "") -> Run:
+    return Run(method, register, (*_SETTINGS, *own))
+
+
+# Each method with small settings of its own; the last is not of the package.
+_RUNS = {
+    "hypermask": _run("hypermask", *_EMBEDDED),
+    "hnet": _run("hnet", *_EMBEDDED, *_CHUNKED),
+    "hyperinterval": _run("hyperinterval", *_EMBEDDED),
+    "hyperinterval-task": _run("hyperinterval", *_EMBEDDED, "--mode", "task"),
+    "supsup": _run("supsup", "--density", "0.3", "--score-init", "mean"),
+    "exssnet": _run("exssnet", "--density", "0.3", "--steps", "4", "--kkt", "knn_always"),
+    alternating.NAME: _run(alternating.NAME, register=alternating.__name__),
 }
 
 
@@ -63,36 +76,57 @@ class _Campaign:
             return list(pool.map(one, enumerate(cases)))
 
 
-def campaign(run: Run, options: argparse.Namespace, folder: Path) -> list[str]:
-    """Do all that is asked for, print the figures, and return the failures."""
+def _shares(count: int, runs: int) -> list[int]:
+    """Return how many of ``count`` each of some runs takes."""
+    return [count // runs + (number < count % runs) for number in range(runs)]
+
+
+def campaign(runs: Mapping[str, Run], options: argparse.Namespace, folder: Path) -> list[str]:
+    """Do all that is asked for, shared among the runs, print the figures, and return the failures.
+
+    Args:
+        runs: By name.
+        options: Of the command.
+        folder: For what they write.
+    """
     begun = time.monotonic()
-    done = _Campaign(folder, options.workers)
+    killed_in: Counter[str] = Counter()
+    failed: list[faults.Fault] = []
+    failures: list[str] = []
+    possible = 0
+    shares = (_shares(count, len(runs)) for count in (options.kills, options.faults))
     with Processes(folder, options.workers) as processes:
-        whole = undisturbed(processes, run, folder)
+        for (name, run), count_kills, count_faults in zip(runs.items(), *shares, strict=True):
+            done = _Campaign(folder / name, options.workers)
+            done.folder.mkdir()
+            whole = undisturbed(processes, run, done.folder)
 
-        def kill(case: kills.Case, folder: Path) -> tuple[list[str], str]:
-            return kills.kill(processes, run, whole, case, options.seed, folder)
+            def kill(
+                case: kills.Case, folder: Path, run: Run = run, whole: Undisturbed = whole
+            ) -> tuple[list[str], str]:
+                return kills.kill(processes, run, whole, case, options.seed, folder)
 
-        def fail(fault: faults.Fault, folder: Path) -> tuple[faults.Fault, str]:
-            return fault, faults.fail(processes, run, whole, fault, folder)
+            def fail(
+                fault: faults.Fault, folder: Path, run: Run = run, whole: Undisturbed = whole
+            ) -> tuple[faults.Fault, str]:
+                return fault, faults.fail(processes, run, whole, fault, folder)
 
-        cases = kills.cases(options.kills, compiles=whole.uses_library)
-        killed: Iterable[list[str]] = done.all("kill", cases, kill)
-        killed_in = Counter(phase for phases in killed for phase in phases)
-        planned = faults.faults(whole, options.faults, options.seed)
-        failed: list[faults.Fault] = done.all("fault", planned, fail)
-    possible = sum(o.kind in faults.KINDS for o in (*whole.trace, *whole.resume_trace))
+            cases = kills.cases(count_kills, compiles=whole.uses_library)
+            for phases in done.all("kill", cases, kill):
+                killed_in.update(phases)
+            failed += done.all("fault", faults.faults(whole, count_faults, options.seed), fail)
+            possible += sum(o.kind in faults.KINDS for o in (*whole.trace, *whole.resume_trace))
+            failures += [f"{name}: {failure}" for failure in done.failures]
     if options.kills:
         print(_table(killed_in, f"{killed_in.total()} kills, by what the run was doing:"))
     if options.faults:
         title = f"{len(failed)} faults, in {possible} operations that change files:"
         print(_table(Counter(fault.name for fault in failed), title))
         print(_table(Counter(fault.operation.kind for fault in failed), "of which the operation:"))
-    print(
-        f"method {run.method}, seed {options.seed}, {time.monotonic() - begun:.0f} s: "
-        f"{len(done.failures)} failed"
-    )
-    return done.failures
+    methods = ("methods " if len(runs) > 1 else "method ") + ", ".join(runs)
+    seconds = time.monotonic() - begun
+    print(f"{methods}, seed {options.seed}, {seconds:.0f} s: {len(failures)} failed")
+    return failures
 
 
 def main() -> int:
@@ -100,17 +134,21 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="kill -9, of all runs together")
     parser.add_argument("--faults", type=int, default=500, help="operations that fail")
     parser.add_argument("--seed", type=int, default=0, help="of the choices")
-    parser.add_argument("--method", default="hypermask", help=f"such as {', '.join(_OF_METHOD)}")
+    parser.add_argument(
+        "--method",
+        choices=[*_RUNS, "all"],
+        default="hypermask",
+        help="all: each takes its share of kills and faults",
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs that failed here")
     options = parser.parse_args()
-    register, own = _OF_METHOD.get(options.method, ("", ()))
-    run = Run(options.method, register, (*_SETTINGS, *own))
+    runs = _RUNS if options.method == "all" else {options.method: _RUNS[options.method]}
     if options.keep:
         options.keep.mkdir(parents=True)
-        return 1 if campaign(run, options, options.keep.absolute()) else 0
+        return 1 if campaign(runs, options, options.keep.absolute()) else 0
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        return 1 if campaign(run, options, Path(folder).resolve()) else 0
+        return 1 if campaign(runs, options, Path(folder).resolve()) else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 ACTIONS = ("nothing", "kill", "kill half-way", "fail", "fail from here", "write short")
 """What the shim does at an operation, by its number there."""
 
-TIMEOUT = 120  # seconds, for a run of one or two
+TIMEOUT = 600  # seconds, for a run of one or two on a machine that is busy
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from hypermask_fast import methods
 from tests.campaign import faults, kills
+from tests.campaign.__main__ import _RUNS, _shares
 from tests.campaign.outcome import difference, names, outcome
 from tests.campaign.processes import ROOT, Ended, Operation
 from tests.campaign.undisturbed import Undisturbed, unsynced
@@ -25,7 +27,7 @@ needs_preload = pytest.mark.skipif(
 @needs_preload
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("method", "count_kills", "count_faults"), [("hypermask", 5, 25), ("alternating", 3, 10)]
+    ("method", "count_kills", "count_faults"), [("hypermask", 5, 25), ("all", 7, 14)]
 )
 def test_killed_and_failed_runs_end_as_undisturbed_ones(
     method: str, count_kills: int, count_faults: int
@@ -43,6 +45,14 @@ def test_killed_and_failed_runs_end_as_undisturbed_ones(
     assert f"{count_kills} kills, " in done.stdout
     assert f"{count_faults} faults, " in done.stdout
     assert done.stdout.endswith("s: 0 failed\n")
+
+
+def test_what_is_asked_for_is_shared_among_the_methods() -> None:
+    for count in (0, 3, 7, 100):
+        assert sum(_shares(count, 7)) == count
+        assert max(_shares(count, 7)) - min(_shares(count, 7)) <= 1
+    learners = Path(methods.__file__).parent.glob("*/learner.py")
+    assert {run.method for run in _RUNS.values()} >= {path.parent.name for path in learners}
 
 
 def steps(*lines: tuple[str, str]) -> list[Operation]:

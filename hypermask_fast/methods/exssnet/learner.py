@@ -207,6 +207,7 @@ class ExSSNeT(SubnetworkLearner):
             self._edit()
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self._check_state(tensors, state)
         self.edited = None
         self.scores.requires_grad_(True)
         super().load_task_state(tensors, state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
@@ -377,6 +377,15 @@ class HNET(GeneratedLearner):
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, state = super().task_state()
         return tensors, {**state, "output_layer": self._network.last}
+
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        super()._check_state(tensors, state)
+        layer = state["output_layer"]
+        if layer is not None and layer not in [name for name, _ in self.net.named_modules()]:
+            raise CheckpointError(
+                f"the state has output_layer={shown(layer)}, which the network has not; give what "
+                "task_state() returned"
+            )
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
