@@ -73,6 +73,8 @@ def compare(
             f"config is {shown(config)}; give a ComparisonConfig, as ComparisonConfig.from_preset()"
         )
     folder = Path(check_value("out", str, out, path=True))
+    check_value("show_progress", bool, show_progress)
+    check_value("memory", int, memory, None, low=0)
     _require_fitting(config, folder)
     sizes = {method: _sizes(config, method, memory) for method in config.runs}
     with _opened(config, folder):

@@ -150,7 +150,11 @@ class ComparisonConfig:
         """
         check_value("preset", str, preset)
         names = _distinct("methods", methods or registry.methods(), registry.methods())
-        given = dict(options or {})
+        given = {} if options is None else options
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ConfigError(
+                f"options={shown(given)} is no mapping of names; give one, such as {{'steps': 100}}"
+            )
         used: set[str] = set()
         runs = {}
         for method in names:
