@@ -1,4 +1,4 @@
-"""The command line: train, plan, resume, eval, doctor."""
+"""The command line: train, compare, plan, resume, eval, doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypermask_fast.errors import ConfigError, HypermaskError
 from hypermask_fast.inference.registry import make_score, scores
 from hypermask_fast.runs.console import lasting_streams
+from hypermask_fast.settings import comparison_line
 from hypermask_fast.settings.command_line import (
     Parser,
     add_arguments,
@@ -24,6 +25,7 @@ from hypermask_fast.settings.command_line import (
 )
 
 if TYPE_CHECKING:
+    from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
 
 _DEFAULT_PRESET = "split-digits"
@@ -70,6 +72,26 @@ def _add_train(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     _add_settings(parser, words)
 
 
+def _add_compare(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parser.description = (
+        "Train each method with each seed, and make tables and a picture of what they reach. A "
+        "method takes the settings of the preset METHOD-PRESET where there is one, else PRESET's "
+        "if that is of the method, else PRESET's scenario, network and training with its own "
+        "defaults. --steps 9 changes the runs of all methods that have the setting, --hnet.steps 9 "
+        "those of one. The same command again goes on with a comparison that was stopped."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the comparison, with runs in METHOD/seed-S [runs/compare-PRESET-TIME-"
+        "LETTERS]",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_memory(parser)
+    comparison_line.add_arguments(parser, words, preset=_DEFAULT_PRESET)
+
+
 def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.description = (
         "Tell what memory `hypermask train` takes with the same options, and on a disk its "
@@ -80,7 +102,9 @@ def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 
 def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run, or of those of several seeds")
+    parser.add_argument(
+        "run", type=Path, help="folder of the run, of those of several seeds, or of a comparison"
+    )
     parser.add_argument(
         "--allow-changes",
         action="store_true",
@@ -148,10 +172,7 @@ def _train(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import run, seeds
 
     config, memory = from_arguments(options), _memory_bytes(options)
-    name = config.preset or config.scenario.name
-    # Runs that start in one second have folders of their own.
-    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    out = options.out or Path("runs") / f"{name}-{now}"
+    out = options.out or _new_folder(config.preset or config.scenario.name)
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
     if options.seeds == 1:
@@ -159,6 +180,11 @@ def _train(options: argparse.Namespace) -> int:
     else:
         _show_all(seeds.train(config, out, options.seeds, memory=memory))
     return 0
+
+
+def _new_folder(name: str) -> Path:
+    # Runs that start in one second have folders of their own.
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _show_all(results: Iterable[RunResult]) -> None:
@@ -177,6 +203,27 @@ def _show_all(results: Iterable[RunResult]) -> None:
         print(f"  {name:<20} {values.mean():8.2f} +/- {values.std(ddof=1):.2f}")
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from hypermask_fast.runs import comparison
+
+    config, memory = comparison_line.from_arguments(options), _memory_bytes(options)
+    out = options.out or _new_folder(f"compare-{options.preset}")
+    return _show_comparison(comparison.compare(config, out, memory=memory), out, options.json)
+
+
+def _show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> int:
+    """Print a comparison; the status is 2 where a run failed."""
+    from hypermask_fast.runs.comparison_files import text_table
+
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print(f"{text_table(found)}\nresults: {folder}")
+    for failed in found.failed:
+        print(f"hypermask: {failed.method}, seed {failed.seed}: {failed.failure}", file=sys.stderr)
+    return 2 if found.failed else 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from hypermask_fast.planning.plan import plan
 
@@ -187,9 +234,17 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from hypermask_fast.runs import run, seeds
+    from hypermask_fast.runs import comparison, run, seeds
 
-    how = {"memory": _memory_bytes(options), "allow_changes": options.allow_changes}
+    memory = _memory_bytes(options)
+    if comparison.holds_comparison(options.run):
+        if options.allow_changes:
+            raise ConfigError(
+                f"--allow-changes is for runs, and {options.run} holds a comparison, whose runs "
+                "have the same settings; leave it out"
+            )
+        return _show_comparison(comparison.resume(options.run, memory=memory), options.run)
+    how = {"memory": memory, "allow_changes": options.allow_changes}
     if seeds.holds_seeds(options.run):
         _show_all(seeds.resume(options.run, **how))
     else:
@@ -283,8 +338,9 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "train": _Command(_train, "train a sequence of tasks", _add_train),
+    "compare": _Command(_compare, "train several methods, and compare them", _add_compare),
     "plan": _Command(_plan, "the memory of a run, before it starts", _add_plan),
-    "resume": _Command(_resume, "continue a run, or those of several seeds", _add_resume),
+    "resume": _Command(_resume, "continue a run, or several", _add_resume),
     "eval": _Command(_eval, "test accuracy of a run's newest checkpoint", _add_eval),
     "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }

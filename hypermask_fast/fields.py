@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -57,10 +58,12 @@ class Kind(NamedTuple):
         return ", or ".join([_WORDS[self.base][1], *(word or "none" for word in self.words)])
 
 
+@functools.cache  # reading annotations is slow, and settings are read field by field
 def kinds_of(cls: type[Any]) -> Mapping[str, Kind]:
     """Return the kind of each field of the dataclass ``cls``, in their order."""
     hints = typing.get_type_hints(cls)
-    return {field.name: _kind(hints[field.name]) for field in dataclasses.fields(cls)}
+    kinds = {field.name: _kind(hints[field.name]) for field in dataclasses.fields(cls)}
+    return types.MappingProxyType(kinds)
 
 
 def _kind(hint: Any) -> Kind:

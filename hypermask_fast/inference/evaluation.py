@@ -55,6 +55,11 @@ class Report:
     after: Sequence[Shares] | None
     calibration: Calibration | None
 
+    @property
+    def mean(self) -> Shares:
+        """The mean over tasks, after calibration where there is one."""
+        return _mean(self.before if self.after is None else self.after)
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, in percent."""
 

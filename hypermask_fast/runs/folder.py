@@ -22,8 +22,9 @@ except ImportError:
 _CONFIG = "config.toml"
 _LOCK = ".lock"
 _CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.json"
+_TIMING = "timing.json"
 # All of them are written after a checkpoint only.
-_AFTER_CHECKPOINT = (_MANIFEST, "accuracy.npz", "accuracy.csv", "accuracy.png")
+_AFTER_CHECKPOINT = (_MANIFEST, _TIMING, "accuracy.npz", "accuracy.csv", "accuracy.png")
 _held_locks: set[int] = set()
 
 
@@ -255,6 +256,11 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """The metrics, one JSON object a line."""
         return self.path / _METRICS
+
+    @property
+    def timing_path(self) -> Path:
+        """The time of steps; see `hypermask_fast.runs.timing`."""
+        return self.path / _TIMING
 
     @property
     def accuracy_npz(self) -> Path:

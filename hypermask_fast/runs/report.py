@@ -81,8 +81,8 @@ def read_accuracy(path: str | Path) -> tuple[_Array, list[str]]:
     return matrix, names
 
 
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align a table: the first column to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: its first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -122,7 +122,7 @@ def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
         for name, label in _SUMMARY_LABELS.items()
         if not math.isnan(metrics[name])
     ]
-    return "\n".join(_lines(table) + ([f"{', '.join(parts)} (percent)"] if parts else []))
+    return "\n".join(aligned(table) + ([f"{', '.join(parts)} (percent)"] if parts else []))
 
 
 def format_changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, Stopped
+from hypermask_fast.errors import ConfigError, HypermaskError, Stopped, TrainingError
 from hypermask_fast.runs import run
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.folder import FolderLock, RunFolder, require_vacant
@@ -19,12 +19,15 @@ from hypermask_fast.settings.config import RunConfig
 
 _SEEDS, _RUN = "seeds.json", "seed-"
 
+Failed = Callable[[int, Exception], None]
+"""Takes the seed of a run that failed, and why."""
+
 
 def _digest(settings: str, seeds: int) -> str:
     return hashlib.sha256(f"{seeds}\n{settings}".encode()).hexdigest()
 
 
-def _require_vacant(path: Path) -> None:
+def require_vacant_seeds(path: Path) -> None:
     """Raise ConfigError unless runs may be made in ``path``, or in place of some that never began.
 
     Raises:
@@ -49,8 +52,17 @@ def holds_seeds(path: Path) -> bool:
     return (path / _SEEDS).is_file()
 
 
-def _read(path: Path) -> tuple[RunConfig, int]:
-    """Return the settings of the first run, and the number of runs."""
+def folder_of(path: Path, seed: int) -> RunFolder:
+    """Return the folder of the run with a seed; nothing is touched."""
+    return RunFolder(path / f"{_RUN}{seed}")
+
+
+def read(path: Path) -> tuple[RunConfig, int]:
+    """Return the settings of the first run, and the number of runs.
+
+    Raises:
+        ConfigError: The file of the folder that holds them was altered.
+    """
     file = path / _SEEDS
     try:
         stored: Any = json.loads(file.read_bytes())
@@ -75,7 +87,9 @@ def train(
         config: The settings, with the first seed; the next ones count up from it.
         out: The folder; it must not hold runs already.
         seeds: How many.
-        memory, **options: As in :func:`hypermask_fast.runs.run.train`.
+        memory, **options: As in :func:`hypermask_fast.runs.run.train`, and ``begins``, called with
+            the seed of a run before it begins or goes on, and ``failed``: with it a run that fails
+            is told to it, and the others follow.
 
     Yields:
         What each run ends with, when it does.
@@ -85,7 +99,7 @@ def train(
         DataError, TrainingError, Stopped: Of a run.
     """
     config.replace(seed=config.run.seed + seeds - 1)
-    _require_vacant(out)
+    require_vacant_seeds(out)
     is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +109,7 @@ def train(
             "another --out"
         ) from error
     with FolderLock(out):
-        _require_vacant(out)  # another process may have come first
+        require_vacant_seeds(out)  # another process may have come first
         for entry in out.glob(f"{_RUN}*"):
             with FolderLock(entry):  # of a run that never began, with other settings maybe
                 shutil.rmtree(entry)
@@ -122,7 +136,7 @@ def resume(path: Path, *, allow_changes: bool = False, **options: Any) -> Iterat
 
     Args:
         path: The folder.
-        allow_changes, **options: As in :func:`hypermask_fast.runs.run.resume`.
+        allow_changes, **options: As in :func:`hypermask_fast.runs.run.resume` and :func:`train`.
 
     Yields:
         What each run ends with, in the order of the seeds.
@@ -131,15 +145,24 @@ def resume(path: Path, *, allow_changes: bool = False, **options: Any) -> Iterat
         ConfigError, CheckpointError, DataError, TrainingError, Stopped: Of a run.
     """
     with FolderLock(path):
-        config, seeds = _read(path)
+        config, seeds = read(path)
         yield from _continued(path, config, seeds, allow_changes=allow_changes, **options)
 
 
 def _continued(
-    path: Path, config: RunConfig, seeds: int, *, allow_changes: bool = False, **options: Any
+    path: Path,
+    config: RunConfig,
+    seeds: int,
+    *,
+    allow_changes: bool = False,
+    begins: Callable[[int], None] | None = None,
+    failed: Failed | None = None,
+    **options: Any,
 ) -> Iterator[RunResult]:
     for seed in range(config.run.seed, config.run.seed + seeds):
-        folder = RunFolder(path / f"{_RUN}{seed}")
+        folder = folder_of(path, seed)
+        if begins is not None:
+            begins(seed)
         try:
             if folder.config_path.exists():
                 result = run.resume(folder.path, allow_changes=allow_changes, **options)
@@ -147,4 +170,11 @@ def _continued(
                 result = run.train(config.replace(seed=seed), folder.path, **options)
         except Stopped as error:
             raise Stopped(error.exit_status - 128, path) from error
+        except (ArithmeticError, MemoryError, RuntimeError) as error:
+            # Another error of the package is none of this run alone.
+            is_of_run = isinstance(error, TrainingError) or not isinstance(error, HypermaskError)
+            if failed is None or not is_of_run:
+                raise
+            failed(seed, error)
+            continue
         yield result

@@ -6,9 +6,11 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
 from hypermask_fast.runs import checkpoint, report
@@ -17,6 +19,7 @@ from hypermask_fast.runs.environment import differences, environment
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
 from hypermask_fast.runs.restoring import as_json, in_a_sentence, require_same
+from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.changes import Changes, carry_into, check_within_task, described
 from hypermask_fast.settings.config import RunConfig
@@ -58,6 +61,9 @@ class Session:
         self._environment = environment(config, device)
         self._saved_at = time.monotonic()
         self._has_manifest = False
+        on_cuda = device.type == "cuda"
+        wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
+        self._step_clock = StepClock(folder.timing_path, wait)
 
     def restore(self, changes: Changes) -> Position:
         """Continue from the newest checkpoint, if there is one; no file is written.
@@ -177,6 +183,7 @@ class Session:
                         **{name: float(value) for name, value in losses.terms.items()},
                     }
                 )
+                self._step_clock.lap(index, trainer.step)
             read = trainer.losses_read
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
@@ -206,7 +213,12 @@ class Session:
             )
 
     def save(self, metrics: MetricsLog) -> None:
-        """Write a checkpoint, and after the first one the manifest."""
+        """Write a checkpoint and the times, and after the first one the manifest."""
+        with self._step_clock.paused():
+            self._save(metrics)
+            self._step_clock.write()
+
+    def _save(self, metrics: MetricsLog) -> None:
         tensors, state = self.trainer.state()
         position = metrics.position()
         made_with = {"environment": self._environment, "changes": self.changes}

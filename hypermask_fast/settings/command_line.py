@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
-def _default(option: Option, tables: dict[str, dict[str, Any]]) -> str:
+def default_text(option: Option, tables: dict[str, dict[str, Any]]) -> str:
+    """Return what an option's setting is where tables are given, as the command line shows it."""
     value = tables.get(option.table, {}).get(option.key, option.default)
     return text_of(tuple(value) if isinstance(value, list) else value) or "none"
 
@@ -66,7 +67,7 @@ def add_arguments(
         title = option.table or "preset"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        default = preset if name == "preset" else _default(option, tables)
+        default = preset if name == "preset" else default_text(option, tables)
         text = option.rules["help"]
         if "choices" in option.rules:
             text += f" ({', '.join(option.rules['choices'])})"

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 import hypermask_fast as hmf
-from hypermask_fast.runs import run
+from hypermask_fast.runs import comparison, run
+from hypermask_fast.runs.comparison import compare
 from hypermask_fast.scenarios import (
     BatchStream,
     ImageDataset,
@@ -18,6 +19,7 @@ from hypermask_fast.scenarios import (
     Split,
     Task,
 )
+from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.settings import TrainingSettings
 from tests.malformed.learners import learner
@@ -230,6 +232,24 @@ SUBJECTS = [
              "memory": ["3", 1.5, [3], -1]}, runs=False),
     Subject("run.load", nothing, call(run.load), {"path": "missing"},
             {"path": [None, 3, ["a"], "missing", b"x"]}, runs=False),
+    Subject("ComparisonConfig", nothing, call(ComparisonConfig),
+            {"runs": {"hypermask": RunConfig.from_preset("split-digits")}},
+            {"runs": [None, 3, {}, {"hypermask": 3},
+                      {"hnet": RunConfig.from_preset("split-digits")}],
+             "seeds": NOT_COUNTS, "calibrate": ["yes", 1, None, True],
+             "infer": [3, ["entrpy"], "entrpy", [3], ["entropy", "entropy"]]}),
+    Subject("ComparisonConfig.from_preset", nothing, call(ComparisonConfig.from_preset),
+            {"preset": "split-digits", "methods": ["hypermask", "hnet"]},
+            {"preset": [3, None, "split-mnst", ["a"]],
+             "methods": [3, "hnt", ["hnet", "hnet"], [3]],
+             "options": [3, "lr", {"lr": -1.0}, {"lrr": 1.0}, {3: 1.0}]}),
+    Subject("compare", nothing, call(compare),
+            {"config": ComparisonConfig.from_preset("split-digits"), "out": "/proc/none"},
+            {"config": [None, 3, "split-mnist", RunConfig.from_preset("split-digits")],
+             "out": [None, 3, ["a"]], "memory": ["3", 1.5, [3], -1],
+             "show_progress": ["yes", 3, None]}, runs=False),
+    Subject("comparison.resume", nothing, call(comparison.resume), {"path": "missing"},
+            {"path": [None, 3, ["a"], "missing"]}, runs=False),
     Subject("run.resume", nothing, call(run.resume), {"path": "missing"},
             {"path": [None, 3, ["a"], "missing"]}, runs=False),
 ]  # fmt: skip

@@ -77,6 +77,7 @@ SAID: dict[str, tuple[str | None, ...]] = {
     ),
     # They are written anew from the checkpoint.
     "manifest.json": (NO_HARM,) * 5,
+    "timing.json": (NO_HARM,) * 5,
     "accuracy.csv": (NO_HARM,) * 5,
     "accuracy.npz": (NO_HARM,) * 5,
     f"{OLDER}/index.json": (NO_HARM,) * 5,

@@ -1,0 +1,89 @@
+"""The settings of a comparison as options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from hypermask_fast.inference.registry import scores
+from hypermask_fast.methods import registry
+from hypermask_fast.settings.command_line import Parser, default_text
+from hypermask_fast.settings.comparison import ComparisonConfig, known_options
+
+# What the names of settings begin with in a namespace, which holds a command's own options too.
+_SETTING = "setting "
+
+
+def _chosen(
+    prog: str, words: Sequence[str], preset: str
+) -> tuple[str, Sequence[str], dict[str, str]]:
+    """Return the preset, the methods and the networks that a command line chooses."""
+    first = Parser(prog=prog, add_help=False, argument_default=argparse.SUPPRESS)
+    networks = ["network", *(f"{method}.network" for method in registry.methods())]
+    for name in ("preset", "methods", *networks):
+        first.add_argument(f"--{name}", dest=name)
+    given = vars(first.parse_known_args(words)[0])
+    named = [name.strip() for name in given.get("methods", "").split(",")]
+    methods = [name for name in registry.methods() if name in named] or registry.methods()
+    return given.get("preset", preset), methods, {n: given[n] for n in networks if n in given}
+
+
+def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, preset: str) -> None:
+    """Add the options of a comparison, and one for each setting that the runs of a method have.
+
+    Args:
+        parser: What gets the options, in a group for each table.
+        words: The command line, which chooses the methods and the preset.
+        preset: The preset where it chooses none.
+
+    Raises:
+        ConfigError: The preset or a network is unknown.
+    """
+    chosen, methods, networks = _chosen(parser.prog, words, preset)
+    add = parser.add_argument
+    add("--preset", default=preset, metavar="TEXT", help=f"what is learned [{preset}]")
+    all_methods, all_scores = ",".join(registry.methods()), ",".join(scores())
+    add("--methods", default="", metavar="NAMES", help=f"of {all_methods} [all]")
+    add("--seeds", type=int, default=5, metavar="N", help="runs of each, of as many seeds [5]")
+    text = f"infer the tasks of test images by each of these: {all_scores} [none]"
+    add("--infer", default="", metavar="SCORES", help=text)
+    add("--calibrate", action="store_true", help="tell what is inferred after calibration")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    shown: dict[str, tuple[argparse.Action, str, set[str]]] = {}
+    for method in methods:
+        known, tables = known_options(method, chosen, networks)
+        for name, option in known.items():
+            if option.table not in groups:
+                groups[option.table] = parser.add_argument_group(option.table)
+
+            def added(full: str, group: argparse._ArgumentGroup, **how: Any) -> argparse.Action:
+                word, dest = f"--{full.replace('_', '-')}", f"{_SETTING}{full}"
+                return group.add_argument(word, dest=dest, default=argparse.SUPPRESS, **how)
+
+            group = groups[option.table]
+            added(f"{method}.{name}", group, help=argparse.SUPPRESS)
+            if name not in shown:
+                action = added(name, group, metavar=option.kind.metavar)
+                shown[name] = action, option.rules["help"], set()
+            shown[name][2].add(default_text(option, tables))
+    for action, text, defaults in shown.values():
+        default = next(iter(defaults)) if len(defaults) == 1 else "each method's"
+        action.help = f"{text} [{default}]".replace("%", "%%")
+
+
+def from_arguments(namespace: argparse.Namespace) -> ComparisonConfig:
+    """Return the settings of a command line.
+
+    Raises:
+        ConfigError: A text cannot be converted, or a value is wrong.
+    """
+    given = vars(namespace)
+    options = {k.removeprefix(_SETTING): v for k, v in given.items() if k.startswith(_SETTING)}
+    return ComparisonConfig.from_preset(
+        given["preset"],
+        given["methods"],
+        options,
+        as_text=True,
+        **{name: given[name] for name in ("seeds", "infer", "calibrate")},
+    )
