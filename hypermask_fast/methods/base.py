@@ -70,8 +70,7 @@ class Learner(TaskLife):
         capacity: Tasks that there are rows for at first.
 
     Attributes:
-        takes_input_shape: Whether the constructor takes ``input_shape=``, that of one input. Default
-            False.
+        takes_input_shape: Whether the constructor takes ``input_shape=``, that of one input.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
     """

@@ -11,11 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import takes_options
 from hypermask_fast.methods.batches import WithWeights, check_weights, run
 from hypermask_fast.methods.evaluating import evaluating, modes_of
-from hypermask_fast.methods.hnet.heads import check_classes, rows_of, shrink, with_rows
+from hypermask_fast.methods.hnet.heads import (
+    check_blendable,
+    check_classes,
+    rows_of,
+    shrink,
+    with_rows,
+)
 from hypermask_fast.methods.hnet_r.distillation import Teacher, distillation, growing_loss
 from hypermask_fast.methods.hnet_r.output_layer import output_layer
 from hypermask_fast.methods.hnet_r.settings import HNETRSettings
@@ -185,6 +190,10 @@ class HNETR(ReplayLearner):
     def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
         task = self._tasks.checked(task)
         return {name: p.detach().clone() for name, p in self._own_weights(task).items()}
+
+    def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
+        check_blendable(self.tasks, self.task_heads)
+        return super().blended(alpha)
 
     def install_norms(self, net: nn.Module, task: int) -> None:
         """Leave a plain copy of the network the task's outputs alone."""

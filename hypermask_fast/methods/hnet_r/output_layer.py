@@ -45,7 +45,7 @@ def output_layer(net: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor, st
             hook.remove()
     if not ran or not isinstance(net.get_submodule(ran[-1]), nn.Linear | nn.Conv2d):
         raise ConfigError(
-            f"what runs last in the {type(net).__name__} is {ran[-1] if ran else 'nothing'!r}; give "
-            "a network whose last layer is an nn.Linear or nn.Conv2d"
+            f"what runs last in the {type(net).__name__} is {ran[-1] if ran else 'nothing'!r}; "
+            "give a network whose last layer is an nn.Linear or nn.Conv2d"
         )
     return like, ran[-1], outputs.shape[-1]

@@ -65,7 +65,5 @@ class TaskClassifier(MLP):
         """Return the hidden layers, and the outputs, which are rows of tables."""
         return [
             ParameterGroup(list(self.hidden.parameters()), TASK_CLASSIFIER),
-            ParameterGroup(
-                list(self.classifier.parameters()), TASK_CLASSIFIER, row_sparse=True
-            ),
+            ParameterGroup(list(self.classifier.parameters()), TASK_CLASSIFIER, row_sparse=True),
         ]

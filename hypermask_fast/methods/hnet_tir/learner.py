@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.fields import takes_options
 from hypermask_fast.methods.base import ordinary_step
-from hypermask_fast.methods.hnet.learner import EMBEDDING, MAIN, HNET
+from hypermask_fast.methods.hnet.learner import EMBEDDING, HNET, MAIN
 from hypermask_fast.methods.hnet_tir.classifier import TASK_CLASSIFIER, TaskClassifier
 from hypermask_fast.methods.hnet_tir.settings import HNETTIRSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
@@ -108,7 +108,9 @@ class HNETTIR(ReplayLearner, HNET):
         if self.lookahead:
             found = super().step(x, y, task, of_hnet, before_update)
         else:
-            found = ordinary_step(super(ReplayLearner, self).losses, x, y, task, of_hnet, before_update)
+            found = ordinary_step(
+                super(ReplayLearner, self).losses, x, y, task, of_hnet, before_update
+            )
         terms = dict(found.terms)
         replayed = self.replay.sample(len(x), task, number)
         terms["task_inference"] = found.task.new_zeros(())
@@ -149,4 +151,7 @@ class HNETTIR(ReplayLearner, HNET):
         return super().predict(x, score, **options)
 
     def memory_parts(self) -> dict[str, Sequence[Tensor]]:
-        return {**super().memory_parts(), "task classifier": list(self.task_classifier.parameters())}
+        return {
+            **super().memory_parts(),
+            "task classifier": list(self.task_classifier.parameters()),
+        }

@@ -160,9 +160,7 @@ class Replay(nn.Module):
         logits = self.decoder(self.hypernetwork.logits(ids), z[None], ids)
         return logits.sigmoid().view(-1, *self.input_shape)
 
-    def _noise(
-        self, shape: Sequence[int], task: int, purpose: int, step: int | Tensor
-    ) -> Tensor:
+    def _noise(self, shape: Sequence[int], task: int, purpose: int, step: int | Tensor) -> Tensor:
         table = self.hypernetwork.embeddings
         return counter_normal(shape, self._seed, task, purpose, step, device=table.device).to(table)
 

@@ -72,6 +72,6 @@ class ReplaySettings(MethodSettings):
             )
         if 0 < self.conditions < tasks:
             raise ConfigError(
-                f"conditions={self.conditions} is less than tasks={tasks}; give conditions={tasks}, "
-                "or 0 for none"
+                f"conditions={self.conditions} is less than tasks={tasks}; give as many, or 0 for "
+                "none"
             )
