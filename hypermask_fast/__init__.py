@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.exssnet.learner import ExSSNeT
     from hypermask_fast.methods.hnet.learner import HNET
+    from hypermask_fast.methods.hnet_r.learner import HNETR
+    from hypermask_fast.methods.hnet_tir.learner import HNETTIR
     from hypermask_fast.methods.hyperinterval.learner import HyperInterval
     from hypermask_fast.methods.hypermask.learner import HyperMask
     from hypermask_fast.methods.supsup.learner import SupSup
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HNET",
+    "HNETR",
+    "HNETTIR",
     "ChunkedHypernetwork",
     "DistributedDataParallel",
     "ExSSNeT",
@@ -62,6 +66,8 @@ _MODULES = {
     "ExSSNeT": "methods.exssnet.learner",
     "FactoredAdam": "optim.factored_adam",
     "HNET": "methods.hnet.learner",
+    "HNETR": "methods.hnet_r.learner",
+    "HNETTIR": "methods.hnet_tir.learner",
     "HyperInterval": "methods.hyperinterval.learner",
     "HyperMask": "methods.hypermask.learner",
     "Hypernetwork": "hypernetworks.full",

@@ -6,11 +6,14 @@ generators", OOPSLA 2014) used as a hash, in int64 arithmetic that wraps around.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 # What a draw is for; part of the hash, so that draws of one sample do not depend on each other.
-ORDER, AUGMENT, PERMUTATION, REGULARIZED, SCORES = 1, 2, 3, 4, 5
+ORDER, AUGMENT, PERMUTATION, REGULARIZED, SCORES, LATENT, REPLAY = 1, 2, 3, 4, 5, 6, 7
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -90,6 +93,30 @@ def counter_randint(high: int, *words: int | Tensor) -> Tensor:
     if not 1 <= high <= 1 << 31:
         raise ValueError(f"high must be between 1 and 2**31, got {high}")
     return (_shift_right(counter_hash(*words), 32) * high) >> 32
+
+
+def counter_normal(
+    shape: Sequence[int], *words: int | Tensor, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw numbers of the standard normal distribution.
+
+    Hash i of ``(*words, i)`` gives numbers i and i + ceil(n / 2) of all n by the transform of Box
+    and Muller: its upper half the radius, its lower half the angle.
+
+    Args:
+        shape: Of the result.
+        *words: As for :func:`counter_hash`; tensors are 0-d.
+        device: Where they are made. Default: the CPU.
+
+    Returns:
+        float32 tensor of this shape.
+    """
+    n = math.prod(shape)
+    bits = counter_hash(*words, torch.arange(-(-n // 2), device=device))
+    # At least 2^-32, whose logarithm is finite.
+    radius = ((_shift_right(bits, 32) + 1).float() * 2.0**-32).log().mul(-2).sqrt()
+    angle = (bits & 0xFFFFFFFF).float() * (2 * math.pi * 2.0**-32)
+    return torch.cat((radius * angle.cos(), radius * angle.sin()))[:n].view(*shape)
 
 
 def counter_permutation(

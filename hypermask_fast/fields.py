@@ -210,15 +210,19 @@ def takes_options(settings: type[Settings]) -> Callable[[_Class], _Class]:
     """
 
     def decorate(cls: _Class) -> _Class:
-        signature = inspect.signature(cls)
+        # Not of the class, which has the signature of a base that was decorated.
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
         fields = {field.name: field for field in dataclasses.fields(settings)}
-        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        _, *arguments = signature.parameters.values()
+        named = [p for p in arguments if p.kind is not p.VAR_KEYWORD]
         kind = inspect.Parameter.KEYWORD_ONLY
         options = [
             inspect.Parameter(name, kind, default=field.default, annotation=field.type)
             for name, field in fields.items()
         ]
-        signature = signature.replace(parameters=[*named, *options])
+        signature = signature.replace(
+            parameters=[*named, *options], return_annotation=signature.empty
+        )
         cls.__signature__ = signature  # type: ignore[attr-defined]
         cls.__doc__ = (cls.__doc__ or "").replace("        {options}", described(fields))
         return cls

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.counters import counter_hash, counter_permutation, counter_randint
+from hypermask_fast.counters import (
+    counter_hash,
+    counter_normal,
+    counter_permutation,
+    counter_randint,
+)
 from tests.support.counter_reference import GOLDEN, hash_reference, randint_reference
 
 # The first outputs of SplitMix64 for two seeds, as published with the generator.
@@ -70,3 +75,26 @@ def test_permutation_orders_the_hashes():
     assert sorted(order) == list(range(1000))
     keys = hash_reference(4, 5, np.arange(1000)).view(np.int64)
     assert np.array_equal(order, np.argsort(keys, kind="stable"))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 3), (1,)])
+def test_normal_numbers_are_made_of_the_halves_of_a_hash(shape):
+    n = int(np.prod(shape))
+    bits = hash_reference(3, 7, np.arange(-(-n // 2)))
+    u = ((bits >> np.uint64(32)).astype(np.float64) + 1) / 2**32
+    angle = 2 * np.pi * (bits & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
+    radius = np.sqrt(-2 * np.log(u))
+    expected = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:n]
+    found = counter_normal(shape, 3, torch.tensor(7))
+    assert (found.dtype, tuple(found.shape)) == (torch.float32, shape)
+    # An angle of up to 2 pi and a radius of up to 6.7, in float32.
+    np.testing.assert_allclose(found.flatten(), expected, atol=1e-5)
+
+
+def test_normal_numbers_are_normal():
+    drawn, n = counter_normal((200, 500), 1, 2, 3).double().flatten(), 100_000
+    # Five standard errors of each moment of a normal sample.
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((drawn**power).mean()) - moment) < 5 * (variance / n) ** 0.5
+    first, second = drawn.chunk(2)
+    assert abs(float((first * second).mean())) < 5 * (2 / n) ** 0.5

@@ -135,3 +135,13 @@ class Energy(_OutputScore):
 
     def of_logits(self, logits: Tensor) -> Tensor:
         return self.temperature * energy(logits / self.temperature)
+
+
+@dataclass(frozen=True)
+class MaxLogit(_OutputScore):
+    """The largest logit: where all tasks' outputs are one softmax, the class it chooses."""
+
+    needs_two_classes: ClassVar[bool] = False
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return logits.amax(-1)

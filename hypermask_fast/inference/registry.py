@@ -14,7 +14,9 @@ _SCORES = {
     "entropy": "hypermask_fast.inference.outputs:Entropy",
     "margin": "hypermask_fast.inference.outputs:Margin",
     "energy": "hypermask_fast.inference.outputs:Energy",
+    "max_logit": "hypermask_fast.inference.outputs:MaxLogit",
     "fecam": "hypermask_fast.inference.fecam:FeCAM",
+    "tir": "hypermask_fast.inference.tir:TIR",
 }
 
 

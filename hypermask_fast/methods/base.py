@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +70,12 @@ class Learner(TaskLife):
         capacity: Tasks that there are rows for at first.
 
     Attributes:
+        takes_input_shape: Whether the constructor takes ``input_shape=``, that of one input.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
     """
+
+    takes_input_shape: ClassVar[bool] = False
 
     steps_taken: int = 0
     # What is known to run through the network, of batches.signature.

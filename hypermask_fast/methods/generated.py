@@ -17,6 +17,7 @@ from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.masked import MaskedLayer
 from hypermask_fast.methods.converted import ConvertedLearner
+from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.steps import Steps
@@ -32,7 +33,7 @@ def fans(network: ConvertedNetwork) -> list[Fan]:
     return found
 
 
-class GeneratedLearner(ConvertedLearner):
+class GeneratedLearner(CountsSteps, ConvertedLearner):
     """A learner whose hypernetwork emits a number for each entry of a converted target network.
 
     The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
@@ -101,25 +102,11 @@ class GeneratedLearner(ConvertedLearner):
     def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
         task = self._checked_beginning(task, steps)
         self._kept.record(self.hypernetwork, task, self._earlier(task))
-        self._steps.start(0)
         super().begin_task(task, steps=steps, data=data)
-
-    def _earlier(self, task: int) -> list[int]:
-        """Return the tasks that were learned, but for this one."""
-        return [other for other in self._learned if other != task]
 
     def _leave(self) -> None:
         super()._leave()
         self._kept.clear()
-        self._steps.start(0)
-
-    @property
-    def steps_taken(self) -> int:
-        return self._steps.taken
-
-    @steps_taken.setter
-    def steps_taken(self, count: int) -> None:
-        self._steps.taken = count
 
     def compile_steps(self, compiler: Compiler) -> None:
         if self._compile_net(compiler):
@@ -149,20 +136,14 @@ class GeneratedLearner(ConvertedLearner):
         of_kept = self._kept.state()
         tensors |= of_kept[0]
         state |= of_kept[1]
-        return tensors, {**state, "step": self._steps.taken, "ramp_steps": self._steps.ramp}
+        return tensors, state
 
     def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
         # Nothing is kept in the first task but its id.
         return state if len(state["ids"] or ()) < 2 else {**state, "ids": None}
 
-    def _return_to(self, state: dict[str, Any]) -> None:
-        super()._return_to(state)
-        self._steps.start(state["ramp_steps"], state["step"])
-
     def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super()._check_state(tensors, state)
-        check_count(state, "step")
-        check_count(state, "ramp_steps")
         check_count(state, "sampling_seed", default=0)
         current, ids = state["current"], state["ids"]
         others = [other for other in state["learned"] if other != current]
@@ -175,4 +156,3 @@ class GeneratedLearner(ConvertedLearner):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
         self._kept.load(tensors, state, self.hypernetwork.embeddings.device)
-        self._steps.start(state["ramp_steps"], state["step"])

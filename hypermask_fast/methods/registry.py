@@ -33,6 +33,14 @@ _METHODS = {
         "hypermask_fast.methods.hnet.settings:HNETSettings",
         "hypermask_fast.methods.hnet.learner:HNET",
     ),
+    "hnet-tir": Method(
+        "hypermask_fast.methods.hnet_tir.settings:HNETTIRSettings",
+        "hypermask_fast.methods.hnet_tir.learner:HNETTIR",
+    ),
+    "hnet-r": Method(
+        "hypermask_fast.methods.hnet_r.settings:HNETRSettings",
+        "hypermask_fast.methods.hnet_r.learner:HNETR",
+    ),
     "supsup": Method(
         "hypermask_fast.methods.supsup.settings:SupSupSettings",
         "hypermask_fast.methods.supsup.learner:SupSup",

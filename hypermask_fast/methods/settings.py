@@ -31,6 +31,11 @@ class MethodSettings(Settings):
         """Whether batch norm in the target network keeps running statistics for evaluation."""
         return True
 
+    @property
+    def unit_inputs(self) -> bool:
+        """Whether inputs must be in [0, 1], so that images are not normalized."""
+        return False
+
     def outputs(self, *, tasks: int, classes: int) -> int:
         """Return the outputs that the target network needs; default: those of one task.
 

@@ -33,6 +33,7 @@ class ScenarioEntry:
         classes: Of a task; None: all of the data set, with permuted pixels.
         pad: Zeros on all four sides of an image.
         validation_per_class: ``validation`` is of each class.
+        normalized: Images are normalized where nothing else is asked for.
     """
 
     data_set: DataSetSize
@@ -41,19 +42,22 @@ class ScenarioEntry:
     classes: int | None = None
     pad: int = 0
     validation_per_class: bool = False
+    normalized: bool = False
 
 
 SCENARIOS = {
     "split-digits": ScenarioEntry(_DIGITS, 5, 40, classes=2),
     "permuted-digits": ScenarioEntry(_DIGITS, 5, 200),
-    "split-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
+    "split-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2, normalized=True),
     "permuted-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
-    "permuted-mnist-28": ScenarioEntry(_MNIST, 10, 0),
-    "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2),
+    "permuted-mnist-28": ScenarioEntry(_MNIST, 10, 0, normalized=True),
+    "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2, normalized=True),
     "permuted-fashion-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
-    "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10),
-    "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5),
-    "split-cifar100-fecam": ScenarioEntry(_CIFAR100, 5, 50, classes=20, validation_per_class=True),
+    "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10, normalized=True),
+    "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5, normalized=True),
+    "split-cifar100-fecam": ScenarioEntry(
+        _CIFAR100, 5, 50, classes=20, validation_per_class=True, normalized=True
+    ),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 

@@ -61,7 +61,8 @@ def make_learner(config: RunConfig, input_shape: Sequence[int], num_classes: int
     """
     network = make_network(config, input_shape, num_classes)
     learner: Any = registry.learner_of(config.method_name)
-    made: Learner = learner(network, settings=config.method)
+    shape = {"input_shape": tuple(input_shape)} if learner.takes_input_shape else {}
+    made: Learner = learner(network, settings=config.method, **shape)
     # The checkpoints of a run hold the start of a task.
     made.keeps_start = False
     return made

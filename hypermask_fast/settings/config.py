@@ -204,6 +204,14 @@ def _check_together(config: RunConfig) -> None:
             "steps=None and epochs=None are given; give exactly one of the two, for example "
             "steps=2000"
         )
+    normalizes = scenario.normalize
+    if normalizes is None:
+        normalizes = SCENARIOS[scenario.name].normalized
+    if config.method.unit_inputs and normalizes:
+        raise ConfigError(
+            f"method={config.method_name!r} replays images in [0, 1] and normalize="
+            f"{scenario.normalize} normalizes those of {scenario.name}; use normalize=False"
+        )
     config.method.check_run(tasks=config.tasks, moments=training.moments)
     if scenario.validation == 0 and training.validates:
         raise ConfigError(

@@ -29,7 +29,7 @@ from tests.support.inference_cases import (
     plain_models,
 )
 
-OUTPUT_SCORES = ["entropy", "margin", "energy"]
+OUTPUT_SCORES = ["entropy", "margin", "energy", "max_logit"]
 
 
 @pytest.fixture

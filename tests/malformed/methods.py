@@ -26,6 +26,12 @@ def build(method: Callable[..., Any]) -> Callable[..., Any]:
     return lambda made, **arguments: method(**{"net": made, **arguments})
 
 
+def replaying(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda made, **arguments: method(
+        **{"net": made, "input_shape": (5,), **SMALL_REPLAY, **arguments}
+    )
+
+
 def network(cls: Callable[..., nn.Module]) -> Callable[..., Any]:
     return lambda _, **arguments: cls(**arguments)
 
@@ -43,6 +49,14 @@ def supsup() -> hmf.SupSup:
     return made.eval()
 
 
+SMALL_REPLAY: dict[str, Any] = {"encoder_hidden": (4,), "decoder_hidden": (4,), "latent_dim": 2}
+_REPLAY: dict[str, Any] = {
+    **{"input_shape": ["5", 3, None, (), (0,), (1.5,)], "capacity": NOT_COUNTS},
+    **{"encoder_hidden": ["3", [0], [1.5]], "decoder_hidden": ["3", [0]], "latent_dim": NOT_COUNTS},
+    **{"conditions": ["3", -1, 1.5, None], "replay_chunk_size": NOT_COUNTS},
+    **{"replay_activation": WORDS, "replay_beta": FACTORS, "replay_weight": [*FACTORS, 1.5]},
+    **{"task_heads": WORDS, "settings": [3, "x", {}], "net": NOT_MODULES},
+}
 _NET: dict[str, Any] = {"net": NOT_MODULES, "exclude": [3, ["none"], [3]], "settings": [3, "x", {}]}
 
 SUBJECTS = [
@@ -50,6 +64,11 @@ SUBJECTS = [
             {**_NET, "embedding_dim": NOT_COUNTS, "hidden": ["3", [0], [1.5]], "head": WORDS,
              "chunk_size": NOT_COUNTS, "capacity": NOT_COUNTS, "task_heads": WORDS,
              "beta": FACTORS, "lookahead": FLAGS, "targets": WORDS, "bn": WORDS}),
+    Subject("HNETTIR", plain, replaying(hmf.HNETTIR), {},
+            {**_REPLAY, "exclude": [3, ["none"], [3]], "beta": FACTORS, "lookahead": FLAGS,
+             "task_hidden": ["3", [0], [1.5]]}),
+    Subject("HNETR", plain, replaying(hmf.HNETR), {},
+            {**_REPLAY, "temperature": [*FACTORS, 0.0]}),
     Subject("HyperInterval", plain, build(hmf.HyperInterval), {},
             {**_NET, "mode": WORDS, "embedding_dim": NOT_COUNTS, "capacity": NOT_COUNTS,
              "extent": FACTORS, "kappa": [*FACTORS, 1.5], "arithmetic": WORDS, "beta": FACTORS}),

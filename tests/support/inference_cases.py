@@ -96,6 +96,7 @@ PLAIN_SCORES = {
     "entropy": lambda logits: -plain_entropy(logits),
     "margin": plain_margin,
     "energy": plain_energy,
+    "max_logit": lambda logits: float(max(logits)),
 }
 
 

@@ -18,6 +18,16 @@ def check_classes(classes: Sequence[int] | None, mode: str) -> None:
         )
 
 
+def check_blendable(tasks: Sequence[TaskRecord], mode: str) -> None:
+    """Raise ValueError where tasks with outputs of their own have different numbers of them."""
+    counts = {len(record.classes or ()) for record in tasks}
+    if mode != "shared" and len(counts) > 1:
+        raise ValueError(
+            f"the tasks have {sorted(counts)} classes, and outputs of different numbers cannot "
+            "be blended; use task_heads='shared'"
+        )
+
+
 def rows_of(tasks: Sequence[TaskRecord], task: int, outputs: int, *, so_far: bool = False) -> slice:
     """Return the rows of the output layer that belong to a task.
 

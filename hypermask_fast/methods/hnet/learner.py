@@ -22,7 +22,13 @@ from hypermask_fast.methods.batches import sum_of
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import GeneratedLearner
 from hypermask_fast.methods.hnet.ahead import Update
-from hypermask_fast.methods.hnet.heads import check_classes, rows_of, shrink, with_rows
+from hypermask_fast.methods.hnet.heads import (
+    check_blendable,
+    check_classes,
+    rows_of,
+    shrink,
+    with_rows,
+)
 from hypermask_fast.methods.hnet.settings import HNETSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.optim.lookahead import check_lookahead
@@ -211,12 +217,7 @@ class HNET(GeneratedLearner):
                 of outputs.
         """
         self._tasks.check_factors(alpha)
-        counts = {len(record.classes or ()) for record in self.tasks}
-        if self.task_heads != "shared" and len(counts) > 1:
-            raise ValueError(
-                f"the tasks have {sorted(counts)} classes, and outputs of different numbers cannot "
-                "be blended; use task_heads='shared'"
-            )
+        check_blendable(self.tasks, self.task_heads)
         weights = sum_of((self._generated(task) for task in range(len(alpha))), alpha)
         with self._network.applied(weights, self.norms.blended(alpha)) as net:
             yield net

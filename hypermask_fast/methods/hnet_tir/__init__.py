@@ -1,0 +1,1 @@
+"""HNET+TIR: HNET whose task is inferred by a classifier that replayed images keep."""

@@ -1,0 +1,1 @@
+"""Replay of earlier tasks' images from a variational autoencoder that a hypernetwork protects."""
