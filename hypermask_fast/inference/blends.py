@@ -86,10 +86,11 @@ class OneShot(_OfBlend):
         if not self.per_image:
             return super().evidence(learner, x, tasks, batch_size)
         check_weights_differ(learner, tasks)
-        how = {"objective": self.objective, "classes": self.outputs}
-        scores = -gradients_of_rows(learner, x, tasks, batch_size, **how).double()
-        check_finite(scores, tasks, "gradient")
-        return Evidence(scores, None)
+        gradients = gradients_of_rows(
+            *(learner, x, tasks, batch_size), objective=self.objective, classes=self.outputs
+        ).double()
+        check_finite(gradients, tasks, "gradient")
+        return Evidence(-gradients, None)
 
     def _of_batch(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Tensor:
         found = one_shot(
@@ -132,6 +133,6 @@ def check_weights_differ(learner: Learner, tasks: Sequence[int]) -> None:
     first, *others = (learner.task_weights(task) for task in tasks[:2])
     if others and all(torch.equal(w, others[0][name]) for name, w in first.items()):
         raise ConfigError(
-            f"tasks {tasks[0]} and {tasks[1]} have the same weights, so that no gradient of a blend "
-            "tells them apart; use another score, such as 'ridge'"
+            f"tasks {tasks[0]} and {tasks[1]} have the same weights, so that no gradient of "
+            "a blend tells them apart; use another score, such as 'ridge'"
         )

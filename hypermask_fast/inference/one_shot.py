@@ -151,13 +151,15 @@ def gradients_of_rows(
     for task in tasks:
         along = torch.zeros_like(alpha)
         along[task] = 1
-        with forward_ad.dual_level():
-            with learner.blended(forward_ad.make_dual(alpha, along)) as net:
+        # Where gradients are asked for, batch norm by blended statistics has derivatives.
+        with torch.enable_grad(), forward_ad.dual_level():
+            shares = forward_ad.make_dual(alpha.clone().requires_grad_(), along)
+            with learner.blended(shares) as net:
                 parts = [
-                    forward_ad.unpack_dual(of_rows(net(rows))).tangent
+                    forward_ad.unpack_dual(of_rows(net(rows))).tangent.detach()
                     for rows in x.split(batch_size)
                 ]
-            found.append(torch.cat(parts))
+        found.append(torch.cat(parts))
     return torch.stack(found)
 
 

@@ -130,10 +130,11 @@ def make_scores(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, 
     }
 
 
-def _class_of(name: str) -> Any:
+def _class_of(name: str) -> type[Any]:
     if name not in _SCORES:
         raise ConfigError(
             f"score={name!r} is unknown{nearest(name, _SCORES)}; choose one of {', '.join(_SCORES)}"
         )
     module, _, attribute = _SCORES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    cls: type[Any] = getattr(import_module(module), attribute)
+    return cls

@@ -49,6 +49,16 @@ def holds_seeds(path: Path) -> bool:
     return (path / _SEEDS).is_file()
 
 
+def folders(path: Path) -> list[Path]:
+    """Return the folders of the runs of several seeds, of which some may not have begun.
+
+    Raises:
+        ConfigError: The record of their settings was altered.
+    """
+    config, count = _read(path)
+    return [path / f"{_RUN}{seed}" for seed in range(config.run.seed, config.run.seed + count)]
+
+
 def _read(path: Path) -> tuple[RunConfig, int]:
     """Return the settings of the first run, and the number of runs."""
     file = path / _SEEDS
