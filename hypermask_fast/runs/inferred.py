@@ -14,6 +14,7 @@ from hypermask_fast.inference.base import Score
 from hypermask_fast.inference.evaluation import Report, Shares, evaluate
 from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.runs import run, seeds
+from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.training.trainer import Trainer
 
 _COLUMNS = (("task_accuracy", "task"), ("class_accuracy", "class"))
@@ -145,6 +146,9 @@ def infer(
     refused: dict[str, str] = {}
 
     for folder in seeds.folders(path) if several else [path]:
+        if several and not RunFolder(folder).config_path.exists():
+            left_out.append(f"{folder} has not begun")
+            continue
         try:
             trainer = loaded(folder, device=device, data_dir=data_dir)
         except (CheckpointError, ConfigError) as error:

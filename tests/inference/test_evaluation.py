@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hypermask_fast.inference.base import UNKNOWN, Score
 from hypermask_fast.inference.calibration import calibrate
 from hypermask_fast.inference.evaluation import evaluate
 from hypermask_fast.inference.fecam import FeCAM
-from hypermask_fast.inference.outputs import Energy
+from hypermask_fast.inference.outputs import Energy, Margin
 from hypermask_fast.inference.registry import make_score, scores
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.runs import inferred, run, seeds
@@ -269,26 +269,27 @@ def test_a_score_that_is_refused_says_so_beside_the_others(
 def test_seeds_have_means_and_deviations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = short()
-    list(seeds.train(config, tmp_path / "runs", 3, show_progress=False))
-    first = config.run.seed
-    shutil.rmtree(tmp_path / "runs" / f"seed-{first + 2}")
-    words = ["eval", str(tmp_path / "runs"), "--infer", "margin", "--calibrate"]
+    folder, config = tmp_path / "runs", short()
+    list(islice(seeds.train(config, folder, 3, show_progress=False), 2))
+    words = ["eval", str(folder), "--infer", "margin", "--calibrate"]
     assert cli.main(words) == 0
     table = capsys.readouterr().out
-    assert "left out: " in table
-    assert f"seed-{first + 2}" in table
+    assert f"left out: {folder / f'seed-{config.run.seed + 2}'} has not begun" in table
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    alone = []
+    for seed in (config.run.seed, config.run.seed + 1):
+        trainer = run.load(folder / f"seed-{seed}")
+        size = trainer.settings.eval_batch_size
+        alone.append(
+            evaluate(trainer.learner, trainer.tasks, Margin(), calibrated=True, batch_size=size)
+        )
     for when in ("before", "after"):
-        for share in ("task_accuracy", "class_accuracy"):
-            values = []
-            for seed in (first, first + 1):
-                alone = ["eval", str(tmp_path / "runs" / f"seed-{seed}"), *words[2:], "--json"]
-                assert cli.main(alone) == 0
-                values.append(json.loads(capsys.readouterr().out)["mean"][when][share])
+        shares = [report.mean(after=when == "after") for report in alone]
+        for share, name in (("task_accuracy", "task"), ("class_accuracy", "class_")):
             summary = found["scores"]["margin"][when][share]
-            assert summary["values"] == values
+            values = [getattr(each, name) for each in shares]
+            assert summary["values"] == pytest.approx(values)
             assert summary["n"] == 2
             assert summary["mean"] == pytest.approx(np.mean(values))
             assert summary["std"] == pytest.approx(np.std(values, ddof=1))
