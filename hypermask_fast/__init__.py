@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypermask_fast.lazy import lazy_names
+from hypermask_fast.lazy import lazy_names, offer
 
 if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
@@ -87,3 +87,4 @@ _MODULES = {
     "scenarios": "scenarios",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
+offer("predict", "hypermask_fast.inference.predict:predict")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hypermask_fast.errors import ConfigError, HypermaskError
-from hypermask_fast.inference.registry import make_score, scores
+from hypermask_fast.inference.registry import make_scores, option_lines, scores
 from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings import comparison_line
 from hypermask_fast.settings.command_line import (
@@ -113,19 +113,34 @@ def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     _add_memory(parser)
 
 
-def _add_eval(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run")
+def _add_eval(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run; with --infer: or of seeds")
     parser.add_argument("--data-dir", help="folder of the data files [the run's]")
     parser.add_argument("--device", help="device [the run's]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     infer = parser.add_argument_group(
         "without task ids", "Infer the task of each test image, of those that were learned."
     )
-    infer.add_argument("--infer", metavar="SCORE", help=f"what by: {', '.join(scores())}")
+    infer.add_argument(
+        "--infer",
+        metavar="SCORE,SCORE",
+        help=f"what by: {', '.join(scores())}; or all of them: all",
+    )
+    infer.add_argument(
+        "--score-option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="an option of the scores that have it; may be given again",
+    )
     infer.add_argument(
         "--calibrate",
         action="store_true",
         help="put the scores of all tasks on one scale, chosen on validation data",
+    )
+    infer.add_argument(
+        "--calibrate-on",
+        metavar="SPLIT",
+        help="validation, or train where the run held none out [validation]",
     )
     infer.add_argument(
         "--unknown-rate",
@@ -149,6 +164,9 @@ def _add_eval(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         action="store_true",
         help="take scores in training mode, where batch norm uses statistics of the batch",
     )
+    if {"-h", "--help"} & set(words):  # which alone imports the scores
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "\n  ".join(["options of scores:", *option_lines()])
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
@@ -252,45 +270,31 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
-_OF_INFERENCE = ("calibrate", "unknown_rate", "batch_size", "second_pass", "training_mode")
+_OF_INFERENCE = (
+    "score_option",
+    "calibrate",
+    "calibrate_on",
+    "unknown_rate",
+    "batch_size",
+    "second_pass",
+    "training_mode",
+)
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from hypermask_fast.inference.evaluation import evaluate
-    from hypermask_fast.runs import run
+    if options.infer is not None:
+        return _infer(options)
+    from hypermask_fast.runs.inferred import loaded
 
-    if options.infer is None:
-        for name in _OF_INFERENCE:
-            value = getattr(options, name)
-            if value is not None and value is not False:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
-                    f"with one of {', '.join(scores())}"
-                )
-        score = None
-    else:
-        score = make_score(options.infer)
-    trainer = run.load(options.run, device=options.device, data_dir=options.data_dir)
+    for name in _OF_INFERENCE:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
+                f"with one of {', '.join(scores())}"
+            )
+    trainer = loaded(options.run, device=options.device, data_dir=options.data_dir)
     learner = trainer.learner
-    if not learner.learned:
-        raise ConfigError(
-            f"{options.run} has learned no task to the end yet; continue it with "
-            f"`hypermask resume {options.run}`"
-        )
-    if score is not None:
-        rows = options.batch_size
-        report = evaluate(
-            learner,
-            trainer.tasks,
-            score,
-            calibrated=options.calibrate,
-            unknown_rate=options.unknown_rate,
-            batch_size=trainer.settings.eval_batch_size if rows is None else rows,
-            training_mode=options.training_mode,
-            second_pass=options.second_pass,
-        )
-        print(json.dumps(report.to_json(), indent=2) if options.json else report.table())
-        return 0
     names = [learner.tasks[task].name for task in learner.learned]
     accuracies = [trainer.evaluate(task) for task in learner.learned]
     mean = sum(accuracies) / len(accuracies)
@@ -300,6 +304,31 @@ def _eval(options: argparse.Namespace) -> int:
         return 0
     for name, accuracy in zip([*names, "mean"], [*accuracies, mean], strict=True):
         print(f"{name:<24} {accuracy:6.2f} %")
+    return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from hypermask_fast.runs.inferred import infer
+
+    names = [name.strip() for name in options.infer.split(",")]
+    if options.calibrate_on is not None and not (options.calibrate or options.unknown_rate):
+        raise ConfigError(
+            f"--calibrate-on {options.calibrate_on} is for a calibration; give --calibrate too"
+        )
+    found = infer(
+        options.run,
+        make_scores(names, options.score_option or ()),
+        device=options.device,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        calibrated=options.calibrate,
+        calibrate_on=options.calibrate_on or "validation",
+        unknown_rate=options.unknown_rate,
+        training_mode=options.training_mode,
+        second_pass=options.second_pass,
+    )
+    shown = found.single() or found
+    print(json.dumps(shown.to_json(), indent=2) if options.json else shown.table())
     return 0
 
 

@@ -35,6 +35,10 @@ class TrainingError(HypermaskError, RuntimeError):
     """Training met a value it cannot continue from, such as a loss that is not finite."""
 
 
+class InferenceError(HypermaskError, ValueError):
+    """Outputs, scores or gradients are not finite, so that no task can be inferred from them."""
+
+
 class Stopped(HypermaskError):
     """A signal stopped a run after its checkpoint was saved."""
 

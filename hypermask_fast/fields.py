@@ -124,6 +124,14 @@ def described(fields: Mapping[str, dataclasses.Field[Any]]) -> str:
     return "\n".join(lines)
 
 
+def document(cls: type[Any]) -> None:
+    """Let the docstring of a class go on with its own fields that :func:`setting` makes."""
+    fields = {k: v for k, v in vars(cls).items() if isinstance(v, dataclasses.Field)}
+    own = {name: field for name, field in fields.items() if "help" in field.metadata}
+    if own:
+        cls.__doc__ = f"{cls.__doc__}\n\n    Attributes:\n{described(own)}\n    "
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of the settings classes: frozen dataclasses whose fields :func:`setting` makes.
@@ -146,9 +154,7 @@ class Settings:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = {k: v for k, v in vars(cls).items() if isinstance(v, dataclasses.Field)}
-        if own:
-            cls.__doc__ = f"{cls.__doc__}\n\n    Attributes:\n{described(own)}\n    "
+        document(cls)
 
     def __post_init__(self) -> None:
         kinds = kinds_of(type(self))

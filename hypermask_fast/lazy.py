@@ -1,10 +1,11 @@
-"""Public names of a package that are imported when first used (PEP 562)."""
+"""What is imported when first used: public names (PEP 562), and what stands on a floor above."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
@@ -28,3 +29,23 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], obje
         return value
 
     return get
+
+
+_OFFERED: dict[str, str] = {}
+
+
+def offer(use: str, function: str) -> None:
+    """Offer a function to those who must not know where it stands, for it stands above them.
+
+    Args:
+        use: What they ask for.
+        function: "module:name".
+    """
+    _OFFERED[use] = function
+
+
+def offered(use: str) -> Callable[..., Any]:
+    """Return the function that was offered for a use, imported now."""
+    module, _, name = _OFFERED[use].partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Self
@@ -9,7 +10,8 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import shown
+from hypermask_fast.errors import InferenceError, shown
+from hypermask_fast.fields import checked, document, kinds_of
 from hypermask_fast.methods.base import Learner
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -35,11 +37,31 @@ class Evidence(NamedTuple):
 class Score(ABC):
     """A way to tell how likely a batch's rows are of each task; see `registry` for the names.
 
+    One with options is a frozen dataclass whose fields :func:`hypermask_fast.fields.setting` makes:
+    they are checked, told in its docstring, and options of the command line.
+
     Attributes:
         needs_training_data: Whether :meth:`fitted` has to be called before.
     """
 
     needs_training_data: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        document(cls)
+
+    def __post_init__(self) -> None:
+        kinds = kinds_of(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if "help" in field.metadata:
+                value = getattr(self, field.name)
+                value = checked(field.name, field.metadata, kinds[field.name], value)
+                object.__setattr__(self, field.name, value)
+
+    @property
+    def shares_task(self) -> bool:
+        """Whether the rows that run together get one task."""
+        return False
 
     def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
         """Return the score with what it has to know of training data. Default: nothing.
@@ -49,6 +71,10 @@ class Score(ABC):
             data: Batches by task id.
         """
         return self
+
+    def memory_bytes(self) -> int:
+        """Return the bytes that :meth:`fitted` takes at most, where they are many. Default: 0."""
+        return 0
 
     @abstractmethod
     def evidence(
@@ -110,14 +136,14 @@ def _checked(learner: Learner, task: int) -> int:
 
 
 def check_finite(values: Tensor, tasks: Sequence[int], what: str) -> None:
-    """Raise ValueError where a task's values, (tasks, batch), are not finite.
+    """Raise InferenceError where a task's values, (tasks, batch), are not finite.
 
     A comparison with NaN would choose its task.
     """
     wrong = ~values.isfinite()
     if bool(wrong.any()):
         place = int(wrong.any(1).nonzero()[0])
-        raise ValueError(
+        raise InferenceError(
             f"the {what} of task {tasks[place]} is not finite in {int(wrong[place].sum())} of "
             f"{values.shape[1]} rows; the inputs or the weights are not finite"
         )

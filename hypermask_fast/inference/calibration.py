@@ -200,7 +200,7 @@ def _scores(
         if not rows:
             raise ConfigError(
                 f"task {task} has no validation rows to calibrate with; hold some out, such as "
-                "validation=40 of a scenario"
+                "validation=40 of a scenario, or give training data"
             )
         parts += own
         labels.append(torch.full((rows,), place))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hypermask_fast.fields import check_value
 from hypermask_fast.inference.base import UNKNOWN, Score, competing
 from hypermask_fast.inference.calibration import KINDS, Calibration, calibrate
 from hypermask_fast.inference.evidence import ROWS, gather
@@ -43,6 +44,8 @@ class Report:
 
     Attributes:
         score: What tasks were inferred by.
+        rows: That share a task: a batch's, where the score tells one task for it, else 1.
+        calibrated_on: The split that the calibration saw, or None without one.
         names: Of the tasks.
         before: For each task, without calibration.
         after: For each task, with it; None without one.
@@ -54,6 +57,19 @@ class Report:
     before: Sequence[Shares]
     after: Sequence[Shares] | None
     calibration: Calibration | None
+    rows: int = 1
+    calibrated_on: str | None = None
+
+    def mean(self, *, after: bool = False) -> Shares:
+        """Return the mean over tasks, without calibration or with it.
+
+        Raises:
+            ValueError: There is none.
+        """
+        shares = self.after if after else self.before
+        if shares is None:
+            raise ValueError("the report is without a calibration; evaluate with calibrated=True")
+        return Shares(*(sum(values) / len(shares) for values in zip(*shares, strict=True)))
 
     @property
     def mean(self) -> Shares:
@@ -71,19 +87,26 @@ class Report:
         rows = zip(self.names, self.before, after, strict=True)
         return {
             "score": repr(self.score),
+            "images_that_share_a_task": self.rows,
+            "calibrated_on": self.calibrated_on,
             "tasks": [{"name": name, **both(b, a)} for name, b, a in rows],
-            "mean": both(_mean(self.before), None if self.after is None else _mean(self.after)),
+            "mean": both(self.mean(), None if self.after is None else self.mean(after=True)),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
 
     def table(self) -> str:
         """Return the report as lines of text."""
-        columns = [[*self.before, _mean(self.before)]]
+        columns = [[*self.before, self.mean()]]
         titles = f"{'':<24} {'task':>8} {'class':>8}"
         lines = [repr(self.score)]
+        if self.rows > 1:
+            lines.append(f"a task for each {self.rows} images, which are all of one")
         if self.after is not None and self.calibration is not None:
-            columns.append([*self.after, _mean(self.after)])
-            lines.append(f"{'':<24} {'before':>17}   after calibration: {self.calibration.kind}")
+            columns.append([*self.after, self.mean(after=True)])
+            how = self.calibration.kind
+            if self.calibrated_on != "validation":
+                how += f" (on {self.calibrated_on} data)"
+            lines.append(f"{'':<24} {'before':>17}   after calibration: {how}")
             titles += f"   {'task':>8} {'class':>8} {'unknown':>8}"
         lines.append(titles)
         for name, *shares in zip([*self.names, "mean"], *columns, strict=True):
@@ -93,16 +116,13 @@ class Report:
         return "\n".join(lines)
 
 
-def _mean(shares: Sequence[Shares]) -> Shares:
-    return Shares(*(sum(values) / len(shares) for values in zip(*shares, strict=True)))
-
-
 def evaluate(
     learner: Learner,
     data: Mapping[int, Task],
     score: Score,
     *,
     calibrated: bool = False,
+    calibrate_on: str = "validation",
     unknown_rate: float | None = None,
     batch_size: int = ROWS,
     training_mode: bool = False,
@@ -117,6 +137,8 @@ def evaluate(
         data: Its tasks by id.
         score: The score; it need not be fitted.
         calibrated: Choose how to compare scores on validation data, and report both. Default False.
+        calibrate_on: "validation", or "train" where no data was held out, of which the learner is
+            more certain than of new data. Default "validation".
         unknown_rate: As in :func:`hypermask_fast.inference.calibration.calibrate`.
         batch_size, training_mode, second_pass: As in
             :func:`hypermask_fast.inference.predict.predict`.
@@ -125,14 +147,17 @@ def evaluate(
         ValueError, ConfigError: As in ``predict`` and ``calibrate``.
     """
     tasks = competing(learner, None)
+    check_value("calibrate_on", str, calibrate_on, choices=("validation", "train"))
+    check_value("batch_size", int, batch_size, low=1)
+    together = batch_size * max(1, ROWS // batch_size)
     mode: dict[str, Any] = {"batch_size": batch_size, "training_mode": training_mode}
     if score.needs_training_data:
         with evaluating(learner):
-            train = {task: data[task].evaluation_batches("train", batch_size) for task in tasks}
+            train = {task: data[task].evaluation_batches("train", together) for task in tasks}
             score = score.fitted(learner, train)
     calibration = None
     if calibrated or unknown_rate is not None:
-        held_out = {t: data[t].evaluation_batches("validation", batch_size) for t in tasks}
+        held_out = {t: data[t].evaluation_batches(calibrate_on, together) for t in tasks}
         kinds = KINDS if calibrated else ("none",)
         calibration = calibrate(
             learner, score, held_out, kinds=kinds, unknown_rate=unknown_rate, **mode
@@ -141,7 +166,7 @@ def evaluate(
     shares: list[list[Shares]] = [[] for _ in ways]
     for task in tasks:
         counts = torch.zeros(len(ways), 3, dtype=torch.int64)
-        for x, y in data[task].evaluation_batches("test", batch_size):
+        for x, y in data[task].evaluation_batches("test", together):
             evidence = gather(learner, x, score, tasks, **mode)
             for count, way in zip(counts, ways, strict=True):
                 prediction = decide(
@@ -151,7 +176,15 @@ def evaluate(
         for column, count in zip(shares, counts, strict=True):
             column.append(Shares(*(100.0 * count.double() / len(data[task].test)).tolist()))
     names = [learner.tasks[task].name for task in tasks]
-    return Report(score, names, shares[0], shares[1] if calibration else None, calibration)
+    return Report(
+        score,
+        names,
+        shares[0],
+        None if calibration is None else shares[1],
+        calibration,
+        batch_size if score.shares_task else 1,
+        None if calibration is None else calibrate_on,
+    )
 
 
 def _counts(learner: Learner, found: Prediction, task: int, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.fields import check_value
+from hypermask_fast.fields import setting
 from hypermask_fast.inference.base import Batches, Evidence, Score, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
 
@@ -47,41 +47,35 @@ class FeCAM(Score):
     Nothing is trained. It takes 16 bytes for each class and pair of features: 2 GiB for 100 classes
     and 1,000 features.
 
-    Attributes:
-        shrinkage: How often a covariance is shrunk: its mean variance times ``alpha1`` is added to
-            the diagonal, the mean of its other entries that are not 0 times ``alpha2`` to those.
-            Default 2.
-        alpha1, alpha2: Default 1.
-        normalize_covariance: Divide by the standard deviations. Default True.
-        normalize_features: Give prototypes and features unit length. Default True.
-        tukey: "none"; "root", the square root of all features; "published", their square, applied
-            to prototypes and covariances twice. Default "none".
-        classes: The class within a task is that of the nearest "prototype", or of the largest
-            "output" of the chosen task's network. Default "prototype".
-
     Raises:
         ConfigError: An option is unknown, of another type or out of range.
     """
 
     needs_training_data: ClassVar[bool] = True
 
-    shrinkage: int = 2
-    alpha1: float = 1.0
-    alpha2: float = 1.0
-    normalize_covariance: bool = True
-    normalize_features: bool = True
-    tukey: str = "none"
-    classes: str = "prototype"
+    shrinkage: int = setting(
+        2,
+        "how often a covariance is shrunk",
+        "Its mean variance times alpha1 is added to the diagonal, the mean of its other entries "
+        "that are not 0 times alpha2 to those",
+        low=0,
+    )
+    alpha1: float = setting(1.0, "factor of the mean variance in shrinkage", low=0.0)
+    alpha2: float = setting(1.0, "factor of the mean covariance in shrinkage", low=0.0)
+    normalize_covariance: bool = setting(True, "divide covariances by the standard deviations")
+    normalize_features: bool = setting(True, "give prototypes and features unit length")
+    tukey: str = setting(
+        "none",
+        "root: the square root of all features; published: their square",
+        "The published one is applied to prototypes and covariances twice",
+        choices=_TUKEY,
+    )
+    classes: str = setting(
+        "prototype",
+        "the class within a task is that of the nearest prototype, or of the network's output",
+        choices=_CLASSES,
+    )
     models: Mapping[int, ClassModels] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_value("shrinkage", int, self.shrinkage, low=0)
-        check_value("alpha1", float, self.alpha1, low=0.0)
-        check_value("alpha2", float, self.alpha2, low=0.0)
-        check_value("normalize_covariance", bool, self.normalize_covariance)
-        check_value("normalize_features", bool, self.normalize_features)
-        check_value("tukey", str, self.tukey, choices=_TUKEY)
-        check_value("classes", str, self.classes, choices=_CLASSES)
 
     def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
         """Return the score with prototypes and covariances of these tasks' classes.

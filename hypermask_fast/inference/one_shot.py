@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from hypermask_fast.errors import nearest
+from hypermask_fast.errors import ConfigError, InferenceError, nearest
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.batches import check_devices
 
@@ -37,41 +38,48 @@ def entropy(logits: Tensor) -> Tensor:
     Args:
         logits: (batch, outputs).
     """
+    return entropies(logits).mean()
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Return the entropy of each row, (batch,), as :func:`entropy`."""
     logs = logits.log_softmax(1)
-    return -(logs.exp() * logs).sum(1).mean()
+    return -(logs.exp() * logs).sum(1)
 
 
 def superfluous(logits: Tensor, classes: int) -> Tensor:
-    """Return G, 0-d: the mean logsumexp of all outputs, with a gradient through those after the
-    classes only.
+    """Return G of each row, (batch,), of which SupSup's objective is the mean.
+
+    The logsumexp of all outputs, with a gradient through those after the classes only.
 
     Args:
         logits: (batch, outputs).
         classes: Outputs that stand for a class.
 
     Raises:
-        ValueError: There is no output after them, and so no gradient.
+        ConfigError: There is no output after them, and so no gradient.
     """
     if not 0 < classes < logits.shape[1]:
-        raise ValueError(
+        raise ConfigError(
             f"objective='g' needs outputs beyond the {classes} classes and the network has "
             f"{logits.shape[1]}; train with superfluous outputs, or use objective='entropy'"
         )
     split = torch.cat((logits[:, :classes].detach(), logits[:, classes:]), 1)
-    return split.logsumexp(1).mean()
+    return split.logsumexp(1)
 
 
 def _objective(name: str, learner: Learner, classes: int | None) -> Callable[[Tensor], Tensor]:
+    """Return the objective of each row, (batch,), of logits."""
     if name not in OBJECTIVES:
-        raise ValueError(
+        raise ConfigError(
             f"objective is {name!r}{nearest(name, OBJECTIVES)}; use one of {', '.join(OBJECTIVES)}"
         )
     if name == "entropy":
-        return entropy
+        return entropies
     if classes is None:
         known = [len(record.classes) for record in learner.tasks if record.classes is not None]
         if not known:
-            raise ValueError(
+            raise ConfigError(
                 "objective='g' must know which outputs stand for classes, and no task says so; "
                 "give classes="
             )
@@ -112,6 +120,49 @@ def gradient_of(
     return value.detach(), grad
 
 
+def gradients_of_rows(
+    learner: Learner,
+    x: Tensor,
+    tasks: Sequence[int],
+    batch_size: int,
+    *,
+    objective: str = "entropy",
+    classes: int | None = None,
+) -> Tensor:
+    """Return the objective's gradient of each row alone, (tasks, batch), at equal shares.
+
+    What one row gives is a derivative along one task's weights: a forward for each task, in which
+    derivatives are taken forward, does that of all rows.
+
+    Args:
+        learner: The learner, in the mode that it is to run in.
+        x: Inputs (batch, ...).
+        tasks: Ids of the tasks that have a share.
+        batch_size: Rows that run together.
+        objective, classes: As for :func:`one_shot`.
+
+    Raises:
+        ValueError: As for :func:`one_shot`.
+    """
+    of_rows = _objective(objective, learner, classes)
+    alpha = x.new_zeros(len(learner.tasks))
+    alpha[list(tasks)] = 1 / len(tasks)
+    found = []
+    for task in tasks:
+        along = torch.zeros_like(alpha)
+        along[task] = 1
+        # Where gradients are asked for, batch norm by blended statistics has derivatives.
+        with torch.enable_grad(), forward_ad.dual_level():
+            shares = forward_ad.make_dual(alpha.clone().requires_grad_(), along)
+            with learner.blended(shares) as net:
+                parts = [
+                    forward_ad.unpack_dual(of_rows(net(rows))).tangent.detach()
+                    for rows in x.split(batch_size)
+                ]
+        found.append(torch.cat(parts))
+    return torch.stack(found)
+
+
 def one_shot(
     learner: Learner,
     x: Tensor,
@@ -138,7 +189,7 @@ def one_shot(
         ValueError: The objective is unknown or has no outputs to look at, there is no task to
             choose from, or no input.
     """
-    return _search(learner, x, None, objective, rows, classes, tasks)
+    return _search(learner, x, None, objective, rows, classes, tasks)[0]
 
 
 def binary(
@@ -166,7 +217,33 @@ def binary(
     """
     if base < 2:
         raise ValueError(f"base is {base}; give 2 or more")
-    return _search(learner, x, base, objective, rows, classes, tasks)
+    found, left = _search(learner, x, base, objective, rows, classes, tasks)
+    if len(left) > 1:
+        raise ConfigError(
+            f"the gradients of tasks {left} are {found.grad[-1][left].tolist()}, which does not "
+            "tell them apart; give more rows, or another objective"
+        )
+    return found
+
+
+def passes_stayed(
+    learner: Learner,
+    x: Tensor,
+    *,
+    base: int = 2,
+    objective: str = "entropy",
+    rows: int | None = None,
+    classes: int | None = None,
+    tasks: Sequence[int] | None = None,
+) -> Tensor:
+    """Return after how many passes of :func:`binary` each task is left, (tasks,).
+
+    Where a pass cannot tell tasks apart, the search ends with all of them.
+    """
+    found, left = _search(learner, x, base, objective, rows, classes, tasks)
+    stayed = (found.alpha[1:] != 0).sum(0)
+    stayed[left] = len(found.alpha)
+    return stayed
 
 
 def recognized(
@@ -218,7 +295,8 @@ def _search(
     rows: int | None,
     classes: int | None,
     tasks: Sequence[int] | None,
-) -> Inferred:
+) -> tuple[Inferred, list[int]]:
+    """Return the result, and the tasks that are left: several where nothing tells them apart."""
     check_learner(learner)
     check_devices(next(learner.parameters()).device, inputs=x)
     left = _candidates(learner, tasks)
@@ -230,11 +308,11 @@ def _search(
     while base is None or len(left) > 1 or not passes:
         alpha = x.new_zeros(len(learner.tasks))
         alpha[left] = 1 / len(left)
-        value, grad = gradient_of(learner, x, alpha, aim)
+        value, grad = gradient_of(learner, x, alpha, lambda logits: aim(logits).mean())
         passes.append((alpha, grad, value))
         of_left = grad[left]
         if not of_left.isfinite().all():
-            raise ValueError(
+            raise InferenceError(
                 f"the objective's gradient is {of_left.tolist()}; the inputs or weights are not "
                 "finite"
             )
@@ -244,10 +322,7 @@ def _search(
         bound = of_left.sort().values[(len(left) - 1) // base]
         kept = [task for task, g in zip(left, of_left.tolist(), strict=True) if g <= float(bound)]
         if len(kept) == len(left):
-            raise ValueError(
-                f"the gradients of tasks {left} are {of_left.tolist()}, which does not tell them "
-                "apart; give more rows, or another objective"
-            )
+            break
         left = kept
     alphas, grads, values = (torch.stack(parts) for parts in zip(*passes, strict=True))
-    return Inferred(left[0], alphas, grads, values)
+    return Inferred(left[0], alphas, grads, values), left

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.fields import check_value
+from hypermask_fast.fields import setting
 from hypermask_fast.inference.base import Evidence, Score, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
 
@@ -88,17 +88,11 @@ class _OutputScore(Score):
 class Entropy(_OutputScore):
     """The negative entropy of softmax in nats, as published for HNET and HyperMask.
 
-    Attributes:
-        temperature: What the logits are divided by. Default 1.
-
     Raises:
         ConfigError: The temperature is not above 0.
     """
 
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_value("temperature", float, self.temperature, above=0.0)
+    temperature: float = setting(1.0, "what the logits are divided by", above=0.0)
 
     def of_logits(self, logits: Tensor) -> Tensor:
         return -entropy(logits / self.temperature)
@@ -120,18 +114,12 @@ class Margin(_OutputScore):
 class Energy(_OutputScore):
     """The logsumexp of the logits.
 
-    Attributes:
-        temperature: T of ``T * logsumexp(logits / T)``. Default 1.
-
     Raises:
         ConfigError: The temperature is not above 0.
     """
 
-    temperature: float = 1.0
+    temperature: float = setting(1.0, "T of T * logsumexp(logits / T)", above=0.0)
     needs_two_classes: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_value("temperature", float, self.temperature, above=0.0)
 
     def of_logits(self, logits: Tensor) -> Tensor:
         return self.temperature * energy(logits / self.temperature)

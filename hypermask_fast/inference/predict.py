@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, InferenceError
 from hypermask_fast.inference.base import (
     UNKNOWN,
     Evidence,
@@ -98,7 +98,7 @@ def decide(
     if evidence.outputs is None or second_pass:
         with evaluating(learner):
             parts = zip(x.split(batch_size), ids.split(batch_size), strict=True)
-            found = [learner(rows, task).argmax(1) for rows, task in parts if len(rows)]
+            found = [_classes(learner, rows, task) for rows, task in parts if len(rows)]
         outputs = torch.cat(found) if found else ids.new_zeros(0)
     else:
         outputs = evidence.outputs.gather(0, places[None])[0]
@@ -107,6 +107,18 @@ def decide(
         unknown = best < calibration.threshold
         ids, classes = ids.masked_fill(unknown, UNKNOWN), classes.masked_fill(unknown, UNKNOWN)
     return Prediction(ids, classes, scores, tuple(tasks))
+
+
+def _classes(learner: Learner, x: Tensor, tasks: Tensor) -> Tensor:
+    """Return the places of the largest outputs, (batch,), of rows of different tasks."""
+    best, places = learner(x, tasks).max(1)
+    wrong = tasks[~best.isfinite()]
+    if len(wrong):
+        raise InferenceError(
+            f"the largest output of task {int(wrong[0])} is not finite, and so in {len(wrong)} of "
+            f"{len(x)} rows; the inputs or the weights are not finite"
+        )
+    return places
 
 
 def _global_ids(learner: Learner, tasks: Sequence[int], places: Tensor, outputs: Tensor) -> Tensor:

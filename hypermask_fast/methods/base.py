@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import Entry, manifest
 from hypermask_fast.errors import shown
+from hypermask_fast.lazy import offered
 from hypermask_fast.methods.batches import (
     WithWeights,
     check_devices,
@@ -31,8 +31,6 @@ from hypermask_fast.methods.life import TaskLife
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.rows import mark_table
-
-_PREDICT = "hypermask_fast.inference.predict"
 
 
 def ordinary_step(
@@ -250,15 +248,15 @@ class Learner(TaskLife):
 
         Args:
             x: Inputs (batch, ...).
-            score: How tasks are told apart: "entropy", "margin", "energy", or a score that was
-                fitted, such as ``FeCAM().fitted(learner, data)``. Default "entropy".
+            score: How tasks are told apart: "entropy", "margin", "energy", "one_shot", "binary", or
+                a score that was fitted, such as ``Ridge().fitted(learner, data)``. Default
+                "entropy".
             options: Of :func:`hypermask_fast.inference.predict.predict`.
 
         Raises:
             ValueError, ConfigError, TypeError: As there.
         """
-        # By its name, for what infers tasks stands above the methods.
-        made: Prediction = import_module(_PREDICT).predict(self, x, score, **options)
+        made: Prediction = offered("predict")(self, x, score, **options)
         return made
 
     def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:

@@ -63,21 +63,32 @@ class TaskRows(nn.Module):
         self.rows = torch.cat((self.rows, more))
 
 
+def _blend(
+    alpha: Tensor, rows: Mapping[int, Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    factors = alpha.tolist()
+    sizes = [w.numel() for w in weights]
+    chosen = [factors[task] for task in rows]
+    mask = weighted_sum([*rows.values()], chosen, sum(sizes), weights[0].dtype)
+    parts = zip(mask.split(sizes), weights, strict=True)
+    return tuple(part.view(w.shape) * w for part, w in parts)
+
+
 class _Blend(torch.autograd.Function):
-    """``W * sum_j alpha_j M_j`` of packed masks, and the gradient of alpha."""
+    """``W * sum_j alpha_j M_j`` of packed masks, and its derivatives by alpha."""
 
     @staticmethod
     def forward(
         ctx: Any, alpha: Tensor, rows: Mapping[int, Tensor], *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        factors = alpha.tolist()
-        sizes = [w.numel() for w in weights]
-        chosen = [factors[task] for task in rows]
-        mask = weighted_sum([*rows.values()], chosen, sum(sizes), weights[0].dtype)
         ctx.rows = rows
         ctx.save_for_backward(alpha, *weights)
-        parts = zip(mask.split(sizes), weights, strict=True)
-        return tuple(part.view(w.shape) * w for part, w in parts)
+        ctx.save_for_forward(*weights)
+        return _blend(alpha, rows, weights)
+
+    @staticmethod
+    def jvp(ctx: Any, of_alpha: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        return _blend(of_alpha, ctx.rows, ctx.saved_tensors)
 
     @staticmethod
     @once_differentiable

@@ -57,6 +57,17 @@ def folder_of(path: Path, seed: int) -> RunFolder:
     return RunFolder(path / f"{_RUN}{seed}")
 
 
+def folders(path: Path) -> list[Path]:
+    """Return the folders of the runs of several seeds, of which some may not have begun.
+
+    Raises:
+        ConfigError: The record of their settings was altered.
+    """
+    config, count = read(path)
+    seeds = range(config.run.seed, config.run.seed + count)
+    return [folder_of(path, seed).path for seed in seeds]
+
+
 def read(path: Path) -> tuple[RunConfig, int]:
     """Return the settings of the first run, and the number of runs.
 
