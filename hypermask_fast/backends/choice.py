@@ -26,8 +26,12 @@ _KERNELS = {
     "mask_weights": _FLOAT32,
     "masked_linear": _FLOATS,
     "masked_conv2d": _FLOATS,
+    "top_k": _FLOAT32,
+    "pack": (torch.bool,),
 }
-"""What dtypes the kernels take: of the head, the logits, or the layers' inputs."""
+"""What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
+_LAUNCHED = ("head", "top_k", "pack")
+"""Those that are launched; the other kernels are operators, which a trace sees."""
 
 
 class _Chosen(threading.local):
@@ -73,8 +77,7 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
         return f"the kernel of {op} takes {names}, not {tensor.dtype}"
     if not _HAS_TRITON:
         return "triton is not installed"
-    # The head's passes are launched; the other kernels are operators, which a trace sees.
-    if is_followed() or not is_plain(tensor) if op == "head" else is_transformed():
+    if is_followed() or not is_plain(tensor) if op in _LAUNCHED else is_transformed():
         return f"what traces or transforms PyTorch's operators here cannot see the kernel of {op}"
     return None
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypermask_fast.backends.choice import requested
+from hypermask_fast.backends.choice import requested, uses_kernels
 from hypermask_fast.native import library
 from hypermask_fast.native.calls import call, pointers
 from hypermask_fast.native.packed import PACKED_BLOCK, PackedPass
@@ -28,6 +28,10 @@ def _places(device: torch.device) -> Tensor:
 
 def pack(mask: Tensor) -> Tensor:
     """Return a mask, bool (n,), as uint8 (ceil(n / 8),)."""
+    if uses_kernels("pack", mask):
+        from hypermask_fast.kernels.masks import top_k
+
+        return top_k.pack(mask)
     padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8))
     return (padded.view(-1, 8) << _places(mask.device)).sum(1, dtype=torch.uint8)
 

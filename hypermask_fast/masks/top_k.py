@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hypermask_fast import reference
-from hypermask_fast.backends.choice import note, requested
+from hypermask_fast.backends.choice import note, requested, uses_kernels
 from hypermask_fast.native import library
 from hypermask_fast.native.calls import call, pointers
 from hypermask_fast.native.masks import layout
@@ -32,7 +32,8 @@ def top_k_weights(
     """Return ``W * M`` of each tensor, M being 1 where |score| is not among the lowest ones.
 
     Equal magnitudes are dropped from the lowest index up. The gradient of a score is that of its
-    mask times sign(score), whether it is kept or not. One native pass on a CPU, without a sort.
+    mask times sign(score), whether it is kept or not. Without a sort: by one
+    native pass on a CPU, by Triton kernels on CUDA.
 
     Args:
         weights: Of the tensors.
@@ -71,6 +72,12 @@ def top_k_mask(scores: Tensor, sizes: Sequence[int], dropped: Sequence[int]) -> 
         return kept.bool()
     if requested() == "reference":
         return reference.top_k_mask(scores, sizes, dropped)
+    if _runs_on_kernels(scores):
+        from hypermask_fast.kernels.masks import top_k
+
+        mask = top_k.forward(None, scores, sizes, dropped)[1]
+        assert mask is not None
+        return mask
     parts = scores.split([*sizes])
     return torch.cat([_largest(s, d) for s, d in zip(parts, dropped, strict=True)])
 
@@ -84,6 +91,16 @@ def _runs_natively(scores: Tensor, weights: Sequence[Tensor] = ()) -> bool:
         and requested() == "auto"
         and library.load() is not None
     )
+
+
+def _runs_on_kernels(scores: Tensor, weights: Sequence[Tensor] = ()) -> bool:
+    """Return whether the kernels can do it, and the backend chooses them.
+
+    Raises:
+        ConfigError: Backend "triton" was forced and cannot run.
+    """
+    is_known = all(w.dtype in (torch.float32, torch.float16, torch.bfloat16) for w in weights)
+    return is_known and uses_kernels("top_k", scores, entries=len(scores), tensors=len(weights))
 
 
 def _planned(scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -183,6 +200,11 @@ class _MaskedByScores(torch.autograd.Function):
             else:
                 _select(scores, weights, products, sizes, dropped, None)
             return products
+        ctx.on_kernels = _runs_on_kernels(scores, weights)
+        if ctx.on_kernels:
+            from hypermask_fast.kernels.masks import top_k
+
+            return tuple(top_k.forward(weights, scores, sizes, dropped)[0])
         kept = scores >= 0 if dropped is None else top_k_mask(scores, sizes, dropped)
         parts = zip(kept.split(sizes), weights, strict=True)
         return tuple(torch.where(part.view(w.shape), w, 0) for part, w in parts)
@@ -213,6 +235,10 @@ class _MaskedByScores(torch.autograd.Function):
                 score_grad=out,
             )
             return out, *none
+        if ctx.on_kernels:
+            from hypermask_fast.kernels.masks import top_k
+
+            return top_k.backward(weights, scores, given, ctx.by_magnitude), *none
         parts = [
             w.new_zeros(w.numel()) if grad is None else (grad * w).flatten()
             for grad, w in zip(given, weights, strict=True)

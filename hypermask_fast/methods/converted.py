@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
 from hypermask_fast.fields import strings
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.batches import run
+from hypermask_fast.methods.batches import check_weights, run
 from hypermask_fast.methods.evaluating import evaluating
 
 
@@ -83,6 +84,22 @@ class ConvertedLearner(Learner):
                 run(self.net, x, rows=2)
 
         see(dry)
+
+    @contextmanager
+    def activated(
+        self, task: int, weights: Mapping[str, Tensor] | None = None
+    ) -> Iterator[nn.Module]:
+        task = self._tasks.checked(task)
+        check_weights(weights)
+        if weights is None:
+            weights = self._weights_in_place(task)
+        norms = self.norms.states(task, learning=task == self._current)
+        with self._network.applied(weights, norms) as net:
+            yield net
+
+    def _weights_in_place(self, task: int) -> Mapping[str, Tensor]:
+        """Return the weights of a task's network, by name."""
+        return self.task_weights(task)
 
     def _compile_net(self, compiler: Compiler) -> bool:
         """Compile the network, or leave it as it is; return whether that changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.counters import SCORES, counter_randint
 from hypermask_fast.fields import strings
 from hypermask_fast.layers.masked import MASKED_LAYERS
 from hypermask_fast.layers.norms import check_module
@@ -24,10 +23,8 @@ from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.state_checks import check_count
+from hypermask_fast.methods.subnetwork_scores import arrange, draw
 from hypermask_fast.methods.subnetwork_settings import SubnetworkSettings
-
-_UNIFORM_BITS = 24
-_DRAWN_AT_ONCE = 2**18
 
 
 def _biases(net: nn.Module) -> list[str]:
@@ -113,33 +110,39 @@ class SubnetworkLearner(ConvertedLearner):
         net: The target network; it is converted in place and gets the weights of the settings.
         exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
             frozen.
-        settings: The settings.
-        source: What the layers' repr shows as the source of their weights.
+        settings: The settings; default: those that are given by name, with their defaults.
 
     Attributes:
         scores: (N,), those of the current or the last task, of all tensors one after the other.
         bits: uint8 (tasks, ceil(N / 8)), the masks of the tasks that were learned.
+        earlier_scores: Those of the tasks that were learned, or None where only masks are kept.
         capacity: The number of tasks.
 
     Raises:
-        ConfigError: The network has a part that cannot be masked; it is left as it was.
+        ConfigError: A setting is wrong, or the network has a part that cannot be masked; it is left
+            as it was.
     """
+
+    settings_class: ClassVar[type[SubnetworkSettings]]
+    earlier_scores: TaskRows | None
 
     def __init__(
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str],
-        settings: SubnetworkSettings,
-        source: str,
+        exclude: str | Sequence[str] = (),
+        settings: SubnetworkSettings | None = None,
+        **options: Any,
     ) -> None:
+        chosen = self.settings_class.chosen(type(self).__name__, settings, options)
         check_module(net)
         patterns = strings("exclude", exclude)
         biases = _biases(net)
+        source = f"bits({chosen.mask_rule})"
         super().__init__(
             net, capacity=0, exclude=(*patterns, *biases), source=source, bn="per_task"
         )
-        self._settings = settings
+        self._settings = chosen
         try:
             freeze(net, [name for name, _ in net.named_parameters()])
             self.norms = TaskNorms(net, "per_task", 0)
@@ -148,7 +151,7 @@ class SubnetworkLearner(ConvertedLearner):
             raise
         self._set_weights(biases)
         self._sizes = [entry.size for entry in self._network.tensors]
-        shares = [settings.density_of(entry.shape) for entry in self._network.tensors]
+        shares = [chosen.density_of(entry.shape) for entry in self._network.tensors]
         self._dropped = [dropped_count(n, k) for n, k in zip(self._sizes, shares, strict=True)]
         self._seed = int(torch.randint(2**62, (), device="cpu"))
         first = self._network.weights()[0]
@@ -156,6 +159,13 @@ class SubnetworkLearner(ConvertedLearner):
         self._draw_scores(0, self.scores)
         width = packed_bytes(self._network.size)
         self.packed = TaskRows(width, torch.uint8, first.device)
+        self.earlier_scores = None
+        if chosen.keeps_scores:
+            self.earlier_scores = TaskRows(len(self.scores), self.scores.dtype, first.device)
+        self._add_own()
+
+    def _add_own(self) -> None:
+        """Add what only this method has, once the rest is there."""
 
     @property
     def bits(self) -> Tensor:
@@ -170,18 +180,19 @@ class SubnetworkLearner(ConvertedLearner):
                 constant = math.sqrt(2 / weight[0].numel())
                 weight.copy_(torch.randn_like(weight).sign_().mul_(constant))
 
-    @torch.no_grad()
     def _draw_scores(self, task: int, out: Tensor) -> None:
         """Draw a task's scores, uniform on +-1 / sqrt(fan_in) of each layer."""
-        parts = out.split(self._sizes)
-        for layer, (part, entry) in enumerate(zip(parts, self._network.tensors, strict=True)):
-            for first in range(0, entry.size, _DRAWN_AT_ONCE):
-                piece = part[first : first + _DRAWN_AT_ONCE]
-                entries = torch.arange(first, first + len(piece), device=part.device)
-                words = (self._seed, SCORES, task, layer, entries)
-                piece.copy_(counter_randint(1 << _UNIFORM_BITS, *words))
-            bound = 1 / math.sqrt(math.prod(entry.shape[1:]))
-            part.add_(0.5).mul_(2.0**-_UNIFORM_BITS * 2 * bound).sub_(bound)
+        draw(out, [entry.shape for entry in self._network.tensors], self._seed, task)
+
+    def _scores_of(self, learned: int, task: int) -> Tensor:
+        """Return scores that make a learned task's mask, (N,): its own, or drawn for a task."""
+        if self.earlier_scores is not None:
+            return self.earlier_scores.rows[learned]
+        scores = torch.empty_like(self.scores, requires_grad=False)
+        self._draw_scores(task, scores)
+        shapes = [entry.shape for entry in self._network.tensors]
+        arrange(scores, self._flat_mask(learned), shapes, self._settings.mask_rule)
+        return scores
 
     def _make_room(self, rows: int = 0) -> None:
         # Rows are added one by one: a table of bits is small, and no optimizer has a state of it.
@@ -193,12 +204,16 @@ class SubnetworkLearner(ConvertedLearner):
     def _grow(self, capacity: int) -> None:
         self.norms.grow(capacity)
         self.packed.grow(capacity)
+        if self.earlier_scores is not None:
+            self.earlier_scores.grow(capacity)
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         return [ParameterGroup([self.scores])]
 
     def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
-        """Start learning a task, with new scores.
+        """Start learning a task: with new scores, or, where it was learned, from its mask.
+
+        Scores of a learned task are those that were kept, else new ones that make its mask.
 
         Args and errors: as in :meth:`Learner.begin_task`.
         """
@@ -210,7 +225,7 @@ class SubnetworkLearner(ConvertedLearner):
 
     def _scores_from(self, task: int, data: object) -> Tensor:
         """Return the scores that a task begins with, (N,), which may depend on its data."""
-        return self._first_scores(task)
+        return self._scores_of(task, task) if task in self._learned else self._first_scores(task)
 
     def _first_scores(self, task: int) -> Tensor:
         """Return the scores of a task that was not begun, (N,)."""
@@ -220,8 +235,10 @@ class SubnetworkLearner(ConvertedLearner):
 
     @torch.no_grad()
     def end_task(self, data: object = None) -> None:
-        """Finish the current task: of its scores the bits of their mask stay."""
+        """Finish the current task: of its scores the bits of their mask stay, or they too."""
         task = self._require_current("end_task")
+        if self.earlier_scores is not None:
+            self.earlier_scores.rows[task] = self.scores
         self.bits[task] = pack(self._mask_of(self.scores))
         super().end_task(data)
 
@@ -265,17 +282,6 @@ class SubnetworkLearner(ConvertedLearner):
         weights = self._network.weights()
         masks = self._shaped(self._flat_mask(self._tasks.checked(task)))
         return self._named([torch.where(m, w, 0) for w, m in zip(weights, masks, strict=True)])
-
-    @contextmanager
-    def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
-    ) -> Iterator[nn.Module]:
-        task = self._tasks.checked(task)
-        if weights is None:
-            weights = self.task_weights(task)
-        norms = self.norms.states(task, learning=task == self._current)
-        with self._network.applied(weights, norms) as net:
-            yield net
 
     @contextmanager
     def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
@@ -336,10 +342,12 @@ class SubnetworkLearner(ConvertedLearner):
         )
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
+        kept = self.earlier_scores
         return {
             "scores": [self.scores],
             **super().memory_parts(),
             "masks of the tasks": [self.bits],
+            "scores of the earlier tasks": [] if kept is None else [kept.rows],
         }
 
     def facts(self) -> Mapping[str, int]:

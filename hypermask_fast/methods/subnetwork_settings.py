@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from hypermask_fast.fields import setting
 from hypermask_fast.methods.settings import MethodSettings
@@ -38,6 +38,26 @@ class SubnetworkSettings(MethodSettings):
         "weights to begin with: sign times sqrt(2 / fan_in) of the layer (published), or as_is",
         choices=("signed_constant", "as_is"),
     )
+
+    keep_scores: bool | Literal["auto"] = setting(
+        "auto",
+        "keep the scores of every learned task, 32 times its mask: true, false, or auto: where kkt "
+        "copies them",
+        "without them a task that goes on, or a copy, has new scores that make the same mask",
+    )
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether scores of learned tasks are kept."""
+        return self.keep_scores is True
+
+    @property
+    def mask_rule(self) -> str:
+        """What a mask keeps: "top_k" or "threshold"."""
+        return "top_k"
+
+    def cheaper(self) -> list[dict[str, Any]]:
+        return [{"keep_scores": False}] if self.keeps_scores else []
 
     def density_of(self, shape: Sequence[int]) -> float:
         """Return the share of a weight's entries that a task keeps.

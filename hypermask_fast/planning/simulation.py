@@ -190,7 +190,8 @@ class _Run:
         kept = weights_of(self.learner).values() if self.config.training.selection != "last" else ()
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
-        self._evaluate(self.size.validation, stale)
+        is_of_test = self.config.training.measured == "test"
+        self._evaluate(self.size.test if is_of_test else self.size.validation, stale)
         with self.memory.making(BEST):
             # The one before is freed when the new one is whole.
             best = [torch.empty_like(tensor) for tensor in kept]
@@ -231,7 +232,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
             checkpoint = max(checkpoint, run.state_bytes() + moments)
             if phase is not phases[-1]:
                 del optimizers, states
-        if config.training.validates:
+        if config.training.validates or config.training.measured == "test":
             checkpoint += _bytes(run.validate(stale))
         del stale
         run.end()

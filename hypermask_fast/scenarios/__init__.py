@@ -1,6 +1,6 @@
 """Data sets, tasks and device-resident batches.
 
-``split`` and ``permuted`` turn any :class:`ImageDataset` into a :class:`Scenario`;
+``split``, ``permuted`` and ``rotated`` turn any :class:`ImageDataset` into a :class:`Scenario`;
 ``make_scenario`` and the functions named after data sets give the published ones.
 
 The public names are imported when first used: the catalogue is read without PyTorch.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hypermask_fast.scenarios.builders import permuted, split
+    from hypermask_fast.scenarios.builders import permuted, rotated, split
     from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
     from hypermask_fast.scenarios.datasets import (
         load,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         permuted_digits,
         permuted_fashion_mnist,
         permuted_mnist,
+        rotated_mnist,
         split_cifar100,
         split_cifar100_fecam,
         split_digits,
@@ -58,6 +59,8 @@ __all__ = [
     "permuted_digits",
     "permuted_fashion_mnist",
     "permuted_mnist",
+    "rotated",
+    "rotated_mnist",
     "split",
     "split_cifar100",
     "split_cifar100_fecam",
@@ -68,6 +71,7 @@ __all__ = [
 
 _MODULES = {
     "permuted": "builders",
+    "rotated": "builders",
     "split": "builders",
     "load": "datasets",
     "load_cifar100": "datasets",
@@ -83,6 +87,7 @@ _MODULES = {
     "permuted_digits": "published",
     "permuted_fashion_mnist": "published",
     "permuted_mnist": "published",
+    "rotated_mnist": "published",
     "split_cifar100": "published",
     "split_cifar100_fecam": "published",
     "split_digits": "published",

@@ -1,4 +1,4 @@
-"""Scenarios from any data set: classes split over tasks, or pixels permuted in each task."""
+"""Scenarios from any data set: classes split over tasks, or images changed in each task."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
 from hypermask_fast.scenarios.preprocess import Preprocess
+from hypermask_fast.scenarios.rotations import rotation
 from hypermask_fast.scenarios.scenario import Scenario
 from hypermask_fast.scenarios.task import Task
 
@@ -214,29 +215,87 @@ def permuted(
     """
     numbers = {"tasks": tasks, "seed": seed, "validation": validation}
     _check_options(dataset, name, numbers, stratified=stratified, identity_first=identity_first)
-    _check_tasks(tasks, None)
-    classes = range(dataset.num_classes)
-    train, held_out = _hold_out(
-        _select(dataset.train, classes, len(classes)), validation, False, stratified, dataset.name
-    )
-    test = _select(dataset.test, classes, len(classes))
     channels, height, width = Preprocess(pad=pad).output_shape(dataset.train.shape)
-    result = []
+    preprocesses = []
+    _check_tasks(tasks, None)
     for number in range(tasks):
         permutation = None
         if number or not identity_first:
             permutation = counter_permutation(channels * height * width, seed, number, PERMUTATION)
-        preprocess = Preprocess(pad=pad, permutation=permutation, mean=mean, std=std)
-        result.append(
-            Task(
-                f"{dataset.name} permutation {number}",
-                tuple(number * len(classes) + c for c in classes),
-                dataset.class_names,
-                train,
-                held_out,
-                test,
-                preprocess,
-                preprocess,
-            )
+        preprocesses.append(Preprocess(pad=pad, permutation=permutation, mean=mean, std=std))
+    return _of_all_classes(
+        dataset, "permutation", "permuted", preprocesses, validation, stratified, name
+    )
+
+
+def rotated(
+    dataset: ImageDataset,
+    tasks: int,
+    *,
+    degrees: float = 10.0,
+    validation: int = 0,
+    stratified: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    name: str | None = None,
+) -> Scenario:
+    """Give each task all classes, and images rotated by ``task * degrees`` counter-clockwise.
+
+    The global class ids of task t are ``t * C + c``; see :func:`permuted`.
+
+    Args:
+        dataset: The data set; all tasks share its images and splits.
+        tasks: Number of tasks.
+        degrees: Between two tasks. Default 10.
+        validation: Training images that are held out. Default 0.
+        stratified: As in :func:`split`. Default True.
+        mean, std: Transforms of all images, as for :class:`Preprocess`.
+        name: Name of the scenario. Default: "rotated-" and the data set's name.
+
+    Raises:
+        ConfigError: a setting has another type or is out of range.
+        TypeError: ``dataset`` is none.
+    """
+    _check_options(dataset, name, {"tasks": tasks, "validation": validation}, stratified=stratified)
+    check_value("degrees", float, degrees)
+    channels, height, width = dataset.train.shape
+    first = torch.arange(channels)[:, None] * (height * width)
+    preprocesses = []
+    _check_tasks(tasks, None)
+    for number in range(tasks):
+        places = rotation(height, width, number * degrees)
+        source = torch.where(places < 0, -1, first + places).flatten()
+        preprocesses.append(Preprocess(source=source, mean=mean, std=std))
+    return _of_all_classes(
+        dataset, "rotation", "rotated", preprocesses, validation, stratified, name
+    )
+
+
+def _of_all_classes(
+    dataset: ImageDataset,
+    change: str,
+    changed: str,
+    preprocesses: Sequence[Preprocess],
+    validation: int,
+    stratified: bool,
+    name: str | None,
+) -> Scenario:
+    """Return tasks of all classes that differ in what is done to their images."""
+    classes = range(dataset.num_classes)
+    everything = _select(dataset.train, classes, len(classes))
+    train, held_out = _hold_out(everything, validation, False, stratified, dataset.name)
+    test = _select(dataset.test, classes, len(classes))
+    result = [
+        Task(
+            f"{dataset.name} {change} {number}",
+            tuple(number * len(classes) + c for c in classes),
+            dataset.class_names,
+            train,
+            held_out,
+            test,
+            preprocess,
+            preprocess,
         )
-    return Scenario(name or f"permuted-{dataset.name}", result).to(dataset.train.device)
+        for number, preprocess in enumerate(preprocesses)
+    ]
+    return Scenario(name or f"{changed}-{dataset.name}", result).to(dataset.train.device)

@@ -30,7 +30,7 @@ class ScenarioEntry:
         data_set: Sizes of its data set.
         tasks: Its tasks, where it is not given another number.
         validation: Training images of a task that are held out, where it is given no number.
-        classes: Of a task; None: all of the data set, with permuted pixels.
+        classes: Of a task; None: all of the data set, with moved pixels.
         pad: Zeros on all four sides of an image.
         validation_per_class: ``validation`` is of each class.
         normalized: Images are normalized where nothing else is asked for.
@@ -51,10 +51,12 @@ SCENARIOS = {
     "split-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2, normalized=True),
     "permuted-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
     "permuted-mnist-28": ScenarioEntry(_MNIST, 10, 0, normalized=True),
+    "rotated-mnist": ScenarioEntry(_MNIST, 36, 0, normalized=True),
     "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2, normalized=True),
     "permuted-fashion-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
     "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10, normalized=True),
     "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5, normalized=True),
+    "split-cifar100-5-random": ScenarioEntry(_CIFAR100, 20, 0, classes=5, normalized=True),
     "split-cifar100-fecam": ScenarioEntry(
         _CIFAR100, 5, 50, classes=20, validation_per_class=True, normalized=True
     ),

@@ -40,17 +40,34 @@ def _check_permutation(permutation: Tensor | None) -> None:
         )
 
 
-class Preprocess:
-    """Pad, crop and flip at random, permute pixels, scale to [0, 1] and normalise, in this order.
+def _check_source(source: Tensor | None) -> None:
+    if source is None:
+        return
+    if not isinstance(source, Tensor):
+        raise ConfigError(f"source is {shown(source)}; give an int64 tensor (C*H*W,)")
+    fits = source.dtype == torch.int64 and source.dim() == 1
+    if fits and has_values(source) and len(source):
+        fits = int(source.min()) >= -1 and int(source.max()) < len(source)
+    if not fits:
+        raise ConfigError(
+            f"source is {source.dtype} of shape {tuple(source.shape)}; give int64 (C*H*W,) of "
+            "places, and -1 for black pixels"
+        )
 
-    The first four only move bytes, so they run on uint8; the zeros that padding brings in are black
-    pixels, which are normalised like all others (torchvision's ``RandomCrop`` before ``ToTensor``
-    and ``Normalize`` does the same).
+
+class Preprocess:
+    """Pad, crop and flip at random, move and permute pixels, scale to [0, 1] and normalise.
+
+    In this order. All before scaling only move bytes, so they run on uint8; the zeros that padding
+    brings in are black pixels, which are normalised like all others (torchvision's ``RandomCrop``
+    before ``ToTensor`` and ``Normalize`` does the same).
 
     Args:
         pad: Zeros added on all four sides; the image grows. Default 0.
         permutation: int64 (C*H*W,) over the padded image: output pixel i is input pixel
             ``permutation[i]``. Default: none.
+        source: int64 (C*H*W,) over the padded image: pixel i comes from place ``source[i]``, and is
+            black where that is -1, before the permutation. Default: none.
         crop: Zeros added on all four sides before a crop back to the former size, at a place drawn
             for each sample. Default 0: no random crop.
         flip: Mirror each sample left to right with probability 1/2. Default False.
@@ -66,6 +83,7 @@ class Preprocess:
         *,
         pad: int = 0,
         permutation: Tensor | None = None,
+        source: Tensor | None = None,
         crop: int = 0,
         flip: bool = False,
         mean: Sequence[float] | None = None,
@@ -75,6 +93,7 @@ class Preprocess:
             check_value(name, int, value, low=0)
         check_value("flip", bool, flip)
         _check_permutation(permutation)
+        _check_source(source)
         self.mean, self.std = _per_channel("mean", mean), _per_channel("std", std)
         if (mean is None) != (std is None):
             raise ConfigError(f"mean is {mean} and std is {std}; give both or neither")
@@ -83,7 +102,7 @@ class Preprocess:
         if self.std is not None and not bool((self.std > 0).all()):
             raise ConfigError(f"std is {std}; every value must be above 0")
         self.pad = pad
-        self.permutation = permutation
+        self.permutation, self.source = permutation, source
         self.crop = crop
         self.flip = flip
 
@@ -131,9 +150,10 @@ class Preprocess:
             for name, tensor in (("mean", self.mean), ("std", self.std))
         }
         permuted = self.permutation is not None
+        moved = ", moved=True" if self.source is not None else ""
         return (
-            f"Preprocess(pad={self.pad}, permuted={permuted}, crop={self.crop}, flip={self.flip}, "
-            f"mean={flat['mean']}, std={flat['std']})"
+            f"Preprocess(pad={self.pad}, permuted={permuted}{moved}, crop={self.crop}, "
+            f"flip={self.flip}, mean={flat['mean']}, std={flat['std']})"
         )
 
     def __call__(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
@@ -174,14 +194,19 @@ class Preprocess:
             if draws.dtype != torch.int64:
                 raise TypeError(f"draws are {draws.dtype}; give torch.int64 of draws()")
             images = images.flatten(2).gather(2, self._source(draws, height, width, channels))
-        if self.permutation is not None:
-            if self.permutation.numel() != channels * height * width:
+        for name, table in (("source", self.source), ("permutation", self.permutation)):
+            if table is None:
+                continue
+            if table.numel() != channels * height * width:
                 raise ValueError(
-                    f"the permutation has {self.permutation.numel()} entries and the padded image "
+                    f"the {name} has {table.numel()} entries and the padded image "
                     f"{channels * height * width}; they must be equal"
                 )
+            places = table if name == "permutation" else table.clamp_min(0)
             # gather is several times faster than index_select on a CPU.
-            images = images.reshape(batch, -1).gather(1, self.permutation.expand(batch, -1))
+            images = images.reshape(batch, -1).gather(1, places.expand(batch, -1))
+            if name == "source":
+                images = images * (table >= 0)
         x = images.reshape(batch, channels, height, width).to(torch.float32).div_(255)
         if self.mean is not None and self.std is not None:
             x.sub_(self.mean).div_(self.std)

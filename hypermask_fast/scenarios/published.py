@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import check_value
-from hypermask_fast.scenarios.builders import permuted, split
+from hypermask_fast.scenarios.builders import permuted, rotated, split
 from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
 from hypermask_fast.scenarios.datasets import (
     load_cifar100,
@@ -184,6 +186,24 @@ def permuted_mnist_28(
     )
 
 
+def rotated_mnist(root: str | Path, tasks: int = 36, validation: int = 0) -> Scenario:
+    """Return Rotated MNIST as SupSup was trained on it: turned by 10 degrees a task, normalised.
+
+    Args:
+        root: Folder of the data sets; what is missing is downloaded.
+        tasks: Number of tasks. Default 36.
+        validation: Held-out training images, the first ones. Default 0.
+    """
+    return rotated(
+        load_mnist(root),
+        tasks,
+        validation=validation,
+        stratified=False,
+        mean=_MNIST_MEAN,
+        std=_MNIST_STD,
+    )
+
+
 def permuted_fashion_mnist(
     root: str | Path,
     tasks: int = 10,
@@ -211,6 +231,7 @@ def split_cifar100(
     augment: bool = True,
     normalize: bool = True,
     classes_per_task: int = 10,
+    class_order: Sequence[int] | None = None,
 ) -> Scenario:
     """Return Split CIFAR-100, 10 tasks of 10 classes in natural order, as HyperMask used it.
 
@@ -221,10 +242,12 @@ def split_cifar100(
         augment: Random crop to 32x32 with padding 4, and random horizontal flip. Default True.
         normalize: ImageNet's mean and standard deviation. Default True.
         classes_per_task: Default 10; HyperInterval also uses 5, for 20 tasks.
+        class_order: Global class ids in the order in which tasks take them. Default: natural.
     """
     return split(
         load_cifar100(root),
         classes_per_task,
+        class_order=class_order,
         tasks=tasks,
         validation=validation,
         stratified=False,
@@ -244,12 +267,32 @@ def split_cifar100_5(
 ) -> Scenario:
     """Return CIFAR-100 in 20 tasks of 5 classes in natural order, nothing held out (ExSSNeT).
 
-    SupSup draws the order of the classes.
+    SupSup draws the order of the classes: :func:`split_cifar100_5_random`.
 
     Args:
         root, tasks, validation, augment, normalize: As for :func:`split_cifar100`.
     """
     return split_cifar100(root, tasks, validation, augment, normalize, classes_per_task=5)
+
+
+def split_cifar100_5_random(
+    root: str | Path,
+    tasks: int | None = None,
+    validation: int = 0,
+    augment: bool = True,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Scenario:
+    """Return CIFAR-100 in 20 tasks of 5 classes in SupSup's order of a seed, nothing held out.
+
+    Args:
+        root, tasks, validation, augment, normalize: As for :func:`split_cifar100`.
+        seed: Of NumPy's ``RandomState``, whose permutation the order is; its low 32 bits count.
+            Default 0.
+    """
+    check_value("seed", int, seed)
+    order = np.random.RandomState(seed % 2**32).permutation(100).tolist()
+    return split_cifar100(root, tasks, validation, augment, normalize, 5, order)
 
 
 def split_cifar100_fecam(
@@ -317,7 +360,7 @@ def make_scenario(
         tasks, validation, augment, normalize, identity_first: As for the scenario's own function,
             "permuted-mnist" being :func:`permuted_mnist` and so on. Default: None, that function's
             default.
-        seed: Selects the permutations; split scenarios have a fixed class order. Default 0.
+        seed: Selects the permutations, or the classes' order where that is random. Default 0.
 
     Raises:
         ConfigError: the name is unknown, the scenario needs a root, has no such option, or a number

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
 _PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -23,22 +24,85 @@ def or_minus_infinity(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
+class CosinePlateau:
+    """ExSSNeT's two schedulers, both stepped after every epoch: a cosine to 0 and a plateau.
+
+    The plateau waits for a value that falls, and is given accuracies: where they rise it divides
+    the rate by ten after epochs 12, 23, 34 and 45, as published.
+
+    Args:
+        rates: To begin with.
+        epochs: Of the phase.
+
+    Attributes:
+        rates: The present ones.
+    """
+
+    def __init__(self, rates: list[float], epochs: int) -> None:
+        self._begun = list(rates)
+        groups = [{"params": [nn.Parameter(torch.zeros(0))], "lr": rate} for rate in rates]
+        # Its rates are numbers, whatever those of the optimizers that train are.
+        self._optimizer = torch.optim.SGD(groups, lr=1.0)
+        self._cosine = CosineAnnealingLR(self._optimizer, max(1, epochs))
+        self._plateau = ReduceLROnPlateau(self._optimizer, factor=0.1, patience=10)
+        # PyTorch warns where a scheduler steps and no optimizer did.
+        self._optimizer.step()
+
+    @property
+    def rates(self) -> list[float]:
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+    def after_epoch(self, accuracy: float) -> None:
+        """Step both."""
+        self._cosine.step()
+        self._plateau.step(accuracy)
+
+    def state(self) -> dict[str, Any]:
+        """Return rates and counters for JSON."""
+        state = {key: getattr(self._plateau, key) for key in _PLATEAU_STATE}
+        state["best"] = finite_or_none(state["best"])
+        return {**state, "begun": self._begun, "rates": self.rates}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state` returned; where the first rates are others, in proportion."""
+        best = math.inf if state["best"] is None else state["best"]
+        counters = {key: state[key] for key in _PLATEAU_STATE}
+        vars(self._plateau).update({**counters, "best": best})
+        self._cosine.last_epoch = state["last_epoch"]
+        saved = zip(state["rates"], state["begun"], self._begun, strict=True)
+        rates = [rate if old == new else rate * (new / old) for rate, old, new in saved]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
 class Schedule:
     """The learning rates of a phase's optimizers, step by step.
 
     Args:
-        kind: "constant"; "cosine", from the rate to 0 over the phase; or "plateau" (HyperMask on
-            CIFAR-100), sqrt(0.1) of the rate after 5 epochs of no better validation accuracy.
+        kind: "constant"; "cosine", from the rate to 0 over the phase step by step, or
+            "cosine_epochs", epoch by epoch; "plateau" (HyperMask on CIFAR-100), sqrt(0.1) of the
+            rate after 5 epochs of no better validation accuracy; or "cosine_plateau" (ExSSNeT), as
+            :class:`CosinePlateau`.
         optimizers: New, with the rates to begin with.
         steps: Of the phase.
         warmup_steps: Steps over which the rate rises linearly from 0. Default 0.
+        epoch_steps: Steps of an epoch. Default 1.
     """
 
     def __init__(
-        self, kind: str, optimizers: Iterable[Optimizer], *, steps: int, warmup_steps: int = 0
+        self,
+        kind: str,
+        optimizers: Iterable[Optimizer],
+        *,
+        steps: int,
+        warmup_steps: int = 0,
+        epoch_steps: int = 1,
     ) -> None:
-        self.watches = kind == "plateau"
-        self._cosine, self._steps, self._warmup_steps = kind == "cosine", steps, warmup_steps
+        self.watches = kind in ("plateau", "cosine_plateau")
+        self._cosine = kind in ("cosine", "cosine_epochs")
+        # A cosine that stands still for an epoch is one over epochs.
+        self._still = epoch_steps if kind == "cosine_epochs" else 1
+        self._steps, self._warmup_steps = max(1, round(steps / self._still)), warmup_steps
         optimizers = list(optimizers)
         # By optimizer: what it loads replaces its groups.
         self._rates = [
@@ -46,35 +110,49 @@ class Schedule:
         ]
         self._plateaus = [
             ReduceLROnPlateau(each, mode="max", factor=0.1**0.5, patience=5, min_lr=5e-7)
-            for each in (optimizers if self.watches else ())
+            for each in (optimizers if kind == "plateau" else ())
         ]
+        self._both = None
+        if kind == "cosine_plateau":
+            rates = [rate for _, of_one in self._rates for rate in of_one]
+            self._both = CosinePlateau(rates, round(steps / epoch_steps))
 
     def before_step(self, step: int) -> None:
         """Set the rates of a step of the phase, counted from 0."""
+        if self._both is not None:
+            self._set_each(self._both.rates)
+            return
         if not self._cosine and step >= self._warmup_steps:
             if self._warmup_steps and step == self._warmup_steps:
                 self._set(1.0)
             return
         factor = min(1.0, (step + 1) / self._warmup_steps) if self._warmup_steps else 1.0
         if self._cosine:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * step / self._steps)
+            factor *= 0.5 + 0.5 * math.cos(math.pi * (step // self._still) / self._steps)
         self._set(factor)
 
     def _set(self, factor: float) -> None:
-        for optimizer, rates in self._rates:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate * factor)
-                else:
-                    group["lr"] = rate * factor
+        self._set_each([rate * factor for _, rates in self._rates for rate in rates])
+
+    def _set_each(self, rates: list[float]) -> None:
+        groups = [group for optimizer, _ in self._rates for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def after_epoch(self, accuracy: float) -> None:
         """Take note of a validation accuracy."""
+        if self._both is not None:
+            self._both.after_epoch(accuracy)
         for each in self._plateaus:
             each.step(accuracy)
 
     def state(self) -> dict[str, Any] | None:
         """Return the counters for JSON, those of all optimizers being the same; None of none."""
+        if self._both is not None:
+            return self._both.state()
         if not self._plateaus:
             return None
         state = {key: getattr(self._plateaus[0], key) for key in _PLATEAU_STATE}
@@ -84,5 +162,7 @@ class Schedule:
         """Restore what :meth:`state` returned."""
         if state is None:
             return
+        if self._both is not None:
+            self._both.load(state)
         for each in self._plateaus:
             vars(each).update({**state, "best": or_minus_infinity(state["best"])})

@@ -38,24 +38,28 @@ class TrainingSettings(Settings):
     )
     schedule: str = setting(
         "constant",
-        "learning rate: constant, lowered when validation accuracy stalls, or a half cosine to 0",
+        "learning rate: constant; lowered when validation accuracy stalls (plateau); a half cosine "
+        "to 0 by steps or by epochs; or ExSSNeT's (cosine_plateau), for its published runs",
         "plateau (HyperMask on CIFAR-100): multiplied by sqrt(0.1) after 5 epochs without a better "
-        "accuracy",
-        choices=("constant", "plateau", "cosine"),
+        "accuracy; cosine_plateau: a cosine by epochs, and a tenth after each 11 epochs in which "
+        "accuracy did not fall",
+        choices=("constant", "plateau", "cosine", "cosine_epochs", "cosine_plateau"),
     )
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises from 0, in each phase of a task", low=0
     )
     selection: str = setting(
         "last",
-        "model kept after a task: the last, the best on validation data, or the best as "
-        "published (accuracy from before the step, weights from after it)",
-        choices=("last", "best", "best_published"),
+        "model kept after a task: the last; the best on validation data; the best as published for "
+        "HyperMask (accuracy from before the step, weights from after it); or the best on the test "
+        "data, to repeat ExSSNeT's published runs, whose accuracies that makes too high",
+        "best_on_test_data: test data are what validation data are elsewhere, for the schedule too",
+        choices=("last", "best", "best_published", "best_on_test_data"),
     )
     check_every: int = setting(
         100,
         "steps between validation checks where the selection is not last",
-        "epoch ends and the last step are checked too",
+        "epoch ends and the last step are checked too, and they alone with best_on_test_data",
         low=1,
     )
     eval_batch_size: int = setting(2000, "examples in an evaluation batch", low=1)
@@ -96,16 +100,25 @@ class TrainingSettings(Settings):
                 f"warmup_steps={self.warmup_steps} is more than steps={self.steps}; the rate would "
                 "never be reached, so give at most as many"
             )
-        if self.warmup_steps and self.schedule == "plateau":
+        if self.warmup_steps and self._watches:
             raise ConfigError(
-                f"warmup_steps={self.warmup_steps} changes the rate that schedule='plateau' "
-                "lowers; use 'constant' or 'cosine', or warmup_steps=0"
+                f"warmup_steps={self.warmup_steps} changes the rate that schedule="
+                f"{self.schedule!r} lowers; use 'constant' or 'cosine', or warmup_steps=0"
             )
 
     @property
     def validates(self) -> bool:
         """Whether accuracies on validation data are measured."""
-        return self.selection != "last" or self.schedule == "plateau"
+        return self.measured == "validation" and (self.selection != "last" or self._watches)
+
+    @property
+    def measured(self) -> str:
+        """The split whose accuracies select a model and lower the rate."""
+        return "test" if self.selection == "best_on_test_data" else "validation"
+
+    @property
+    def _watches(self) -> bool:
+        return self.schedule in ("plateau", "cosine_plateau")
 
     @classmethod
     def merged(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,8 +128,10 @@ class Trainer:
         check_task(task)
         if self.settings.steps is not None:
             return self.settings.steps
-        epochs = self.settings.epochs or _EPOCHS
-        return epochs * -(-len(task.train) // self.settings.batch_size)
+        return (self.settings.epochs or _EPOCHS) * self._epoch_steps(task)
+
+    def _epoch_steps(self, task: Task) -> int:
+        return -(-len(task.train) // self.settings.batch_size)
 
     def add(self, task: Task) -> int:
         """Add a task to the learner, if it is new, and return its id.
@@ -247,12 +249,16 @@ class Trainer:
             made.values(),
             steps=steps[self.learner.phase],
             warmup_steps=self.settings.warmup_steps,
+            epoch_steps=self._epoch_steps(self._tasks[task_id]),
         )
 
     def _train_step(self, stream: BatchStream, step: int, task_id: int, total: int) -> None:
         ends_epoch = (step + 1) % stream.steps_per_epoch == 0
         selects = self.settings.selection != "last"
-        is_due = step % self.settings.check_every == 0 or ends_epoch or step + 1 == total
+        measured = self.settings.measured
+        is_due = ends_epoch or step + 1 == total
+        if measured != "test":
+            is_due |= step % self.settings.check_every == 0
         assert self._schedule is not None
         watches = self._schedule.watches and ends_epoch
         checks = (selects and is_due) or watches
@@ -267,7 +273,7 @@ class Trainer:
         assert self._watch is not None
         self._watch.see(self.step, self.losses)
         if checks:
-            accuracy = self.evaluate(task_id, "validation", weights=stale or None)
+            accuracy = self.evaluate(task_id, measured, weights=stale or None)
             score = self.learner.published_score(self.losses, accuracy) if published else accuracy
             if selects and score > self._best_accuracy:
                 self._best_accuracy = score

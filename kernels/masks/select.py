@@ -1,4 +1,4 @@
-"""Percentiles of |tanh z| of all tensors of a network at once, by a radix selection on |z|.
+"""Percentiles of |tanh z|, or order statistics of |z|, of all tensors at once, by radix selection.
 
 Of n magnitudes two neighbours are needed, those of the ranks floor(x) and ceil(x) with
 x = p (n - 1) / 100 in float64; tanh keeps their order. The 31 bits of a float32 magnitude order as
@@ -15,7 +15,7 @@ second-level cache where z fits; histograms are 24 KiB a tensor, of which few bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import abs_tanh, on_device
-from hypermask_fast.kernels.masks.blocks import blocks, this_block
-from hypermask_fast.kernels.tuning import choose
+from hypermask_fast.kernels.masks.blocks import Blocks, blocks, this_block
+from hypermask_fast.kernels.tuning import Config, choose
 
 CONFIGS = (
     {"BLOCK": 4096, "num_warps": 8},
@@ -43,9 +43,10 @@ _WINDOW = {"WINDOW": (127 - 26) * 8, "WINDOW_BINS": 256}
 
 
 @triton.jit
-def _magnitude_bits(z):
-    """The bits of |z| as int32, which have the order of |z|; those of NaN are above all others."""
-    return z.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+def magnitude_bits(z):
+    """The bits of |z| as int32, which have the order of |z|; NaN are equal, and above all."""
+    bits = z.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.where(bits > 0x7F800000, 0x7FC00000, bits)
 
 
 @triton.jit
@@ -81,7 +82,7 @@ def _select_histogram_kernel(
     valid = offsets < count
     z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
     row_ptr = histogram_ptr + tensor * BINS
-    bins = _magnitude_bits(z) >> 20
+    bins = magnitude_bits(z) >> 20
     inside = valid & (bins >= WINDOW) & (bins < WINDOW + WINDOW_BINS)
     counts = tl.histogram(bins - WINDOW, WINDOW_BINS, mask=inside)
     window_ptr = row_ptr + WINDOW + tl.arange(0, WINDOW_BINS)
@@ -109,7 +110,7 @@ def _select_refine_kernel(
     tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
     offsets = tl.arange(0, BLOCK)
     valid = offsets < count
-    bits = _magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
+    bits = magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
     leading = bits >> (SHIFT + BITS)
     bins = (bits >> SHIFT) & (BINS - 1)
     low = tl.load(picked_ptr + 4 * tensor)
@@ -174,6 +175,15 @@ def _select_begin_kernel(
 
 
 @triton.jit
+def _select_begin_at_kernel(histogram_ptr, rank_ptr, picked_ptr, BINS: tl.constexpr):
+    """Pick the bin of a tensor's one rank; counted from 0."""
+    tensor = tl.program_id(0)
+    rank = tl.load(rank_ptr + tensor)
+    bin, within = _bin_of_rank(histogram_ptr + tensor * BINS, rank, BINS)
+    _store_picked(picked_ptr + 4 * tensor, bin, bin, within, within)
+
+
+@triton.jit
 def _refined(histogram_ptr, picked_ptr, tensor, BITS: tl.constexpr):
     """The leading bits of the two values, longer by BITS, and their ranks among such values."""
     BINS: tl.constexpr = 1 << BITS
@@ -218,6 +228,15 @@ def _select_end_kernel(
     tl.store(thresholds_ptr + tensor, tl.where(chosen, value, float("-inf")))
 
 
+@triton.jit
+def _select_end_at_kernel(histogram_ptr, picked_ptr, found_ptr, BITS: tl.constexpr):
+    """Write the bits of a tensor's one order statistic, and its rank among entries equal to it."""
+    tensor = tl.program_id(0)
+    bits, _, rank, _ = _refined(histogram_ptr, picked_ptr, tensor, BITS)
+    tl.store(found_ptr + 2 * tensor, bits)
+    tl.store(found_ptr + 2 * tensor + 1, rank)
+
+
 class Thresholds(NamedTuple):
     """What :func:`thresholds` returns.
 
@@ -230,6 +249,41 @@ class Thresholds(NamedTuple):
 
     values: Tensor
     has_nan: Tensor
+
+
+def _counted(
+    z: Tensor,
+    every: Blocks,
+    table: Blocks,
+    config: Config,
+    begin: Callable[[Tensor, Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """Launch the three counts and what picks between them.
+
+    Args:
+        z: The entries.
+        every, table: The blocks that the first count is of, and the others.
+        config: Of the launches.
+        begin: Launches what picks from the first histogram.
+
+    Returns:
+        The last histogram and what was picked before it.
+    """
+    tensors = len(every.chosen)
+    bins = (_FIRST_BINS, 2 * _BINS, 2 * _BINS)
+    # One buffer: one launch fills it.
+    counts = torch.zeros(tensors * sum(bins), dtype=torch.int32, device=z.device)
+    first, second, third = counts.split([tensors * count for count in bins])
+    begun, picked = torch.empty((2, tensors, 4), dtype=torch.int32, device=z.device).unbind()
+    _select_histogram_kernel[every.grid](
+        *(z, first, *every[:3]), BINS=_FIRST_BINS, **_WINDOW, **config
+    )
+    begin(first, begun)
+    refine = _select_refine_kernel[table.grid]
+    refine(z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config)
+    _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
+    refine(z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config)
+    return third, picked
 
 
 def thresholds(
@@ -258,30 +312,44 @@ def thresholds(
     config = choose("select", CONFIGS, device, entries=z.numel())
     every = blocks(tuple(sizes), config["BLOCK"], device)
     table = blocks(tuple(sizes), config["BLOCK"], device, tuple(masked))
-    bins = (_FIRST_BINS, 2 * _BINS, 2 * _BINS)
-    # One buffer: one launch fills it.
-    counts = torch.zeros(tensors * sum(bins), dtype=torch.int32, device=device)
-    first, second, third = counts.split([tensors * count for count in bins])
-    begun, picked = torch.empty((2, tensors, 4), dtype=torch.int32, device=device).unbind()
     values = torch.empty(tensors, dtype=torch.float32, device=device)
     has_nan = torch.empty((), dtype=torch.bool, device=device)
-    with on_device(z):
-        _select_histogram_kernel[every.grid](
-            *(z, first, *every[:3]), BINS=_FIRST_BINS, **_WINDOW, **config
-        )
+
+    def begin(histogram: Tensor, picked: Tensor) -> None:
         _select_begin_kernel[(tensors,)](
-            *(first, p, begun, has_nan, table.tensor_start, tensors),
+            *(histogram, p, picked, has_nan, table.tensor_start, tensors),
             BINS=_FIRST_BINS,
             BLOCK_TENSORS=triton.next_power_of_2(tensors),
         )
-        _select_refine_kernel[table.grid](
-            z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config
-        )
-        _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
-        _select_refine_kernel[table.grid](
-            z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config
-        )
+
+    with on_device(z):
+        histogram, picked = _counted(z, every, table, config, begin)
         _select_end_kernel[(tensors,)](
-            *(third, picked, p, values, table.tensor_start, table.chosen), BITS=_BITS
+            *(histogram, picked, p, values, table.tensor_start, table.chosen), BITS=_BITS
         )
     return Thresholds(values, has_nan)
+
+
+def order_statistics(z: Tensor, sizes: Sequence[int], ranks: Tensor) -> Tensor:
+    """Return of every tensor the magnitude that has a rank, and its rank among those equal to it.
+
+    Args:
+        z, sizes: As of :func:`thresholds`.
+        ranks: (T,) int32 on z's device, counted from 0, each below the tensor's size.
+
+    Returns:
+        (T, 2) int32: the bits of the magnitude as float32, those of NaN being 0x7FC00000, and how
+        many of the entries equal to it come before.
+    """
+    z, tensors = z.contiguous(), len(sizes)
+    config = choose("select", CONFIGS, z.device, entries=z.numel())
+    every = blocks(tuple(sizes), config["BLOCK"], z.device)
+    found = torch.empty(tensors, 2, dtype=torch.int32, device=z.device)
+
+    def begin(histogram: Tensor, picked: Tensor) -> None:
+        _select_begin_at_kernel[(tensors,)](histogram, ranks, picked, BINS=_FIRST_BINS)
+
+    with on_device(z):
+        histogram, picked = _counted(z, every, every, config, begin)
+        _select_end_at_kernel[(tensors,)](histogram, picked, found, BITS=_BITS)
+    return found

@@ -16,8 +16,6 @@ Bytes an entry, w of them a weight: forward 8 + 2 w, backward 8 + 3 w, with drif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import triton
@@ -25,8 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cast, mask_slope, on_device, only_if, semi_binary, sign
-from hypermask_fast.kernels.masks.blocks import Blocks, blocks, this_block
-from hypermask_fast.kernels.tuning import Config, choose
+from hypermask_fast.kernels.masks.blocks import this_block
+from hypermask_fast.kernels.masks.groups import address, groups_of
+from hypermask_fast.kernels.tuning import choose
 
 CONFIGS = (
     {"BLOCK": 2048, "num_warps": 8},
@@ -34,17 +33,6 @@ CONFIGS = (
     {"BLOCK": 1024, "num_warps": 8},
     {"BLOCK": 512, "num_warps": 4},
 )
-
-_GROUP = 64
-
-
-@triton.jit
-def _address(pointers, tensor):
-    """The address of one of several tensors, as int64."""
-    address = pointers[0].to(tl.int64)
-    for i in tl.static_range(1, len(pointers)):
-        address = tl.where(tensor == i, pointers[i].to(tl.int64), address)
-    return address
 
 
 @triton.jit
@@ -69,7 +57,7 @@ def _load_block(
     threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
     z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
     within = start - tl.load(tensor_start_ptr + tensor)
-    weight_ptr = _address(weights, tensor).to(like_ptr.dtype) + within
+    weight_ptr = address(weights, tensor).to(like_ptr.dtype) + within
     weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
     mask = semi_binary(z, threshold, HAS_THRESHOLDS)
     return tensor, start, within, offsets, valid, z, mask, weight
@@ -99,7 +87,7 @@ def _mask_weights_forward_kernel(
         *(HAS_THRESHOLDS, BLOCK),
     )
     tl.store(masks_ptr + start + offsets, mask, mask=valid)
-    product = _address(products, tensor)
+    product = address(products, tensor)
     product_ptr = product.to(like_ptr.dtype) + within
     kept = cast(weight * mask, like_ptr.dtype.element_ty)
     tl.store(product_ptr + offsets, kept, mask=only_if(valid, product != 0))
@@ -136,7 +124,7 @@ def _mask_weights_backward_kernel(
         *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
         *(HAS_THRESHOLDS, BLOCK),
     )
-    grad = _address(grads, tensor)
+    grad = address(grads, tensor)
     grad_ptr = grad.to(like_ptr.dtype) + within
     given = only_if(valid, grad != 0)
     upstream = tl.load(grad_ptr + offsets, mask=given, other=0.0).to(tl.float32)
@@ -154,40 +142,9 @@ def _mask_weights_backward_kernel(
         else:
             of_weight += along
 
-    weight_grad_ptr = _address(weight_grads, tensor).to(like_ptr.dtype) + within
+    weight_grad_ptr = address(weight_grads, tensor).to(like_ptr.dtype) + within
     tl.store(weight_grad_ptr + offsets, cast(of_weight, like_ptr.dtype.element_ty), mask=valid)
     tl.store(logit_grad_ptr + start + offsets, of_mask * mask_slope(z, mask), mask=valid)
-
-
-class _Group(NamedTuple):
-    """Tensors that one launch processes: the first of them, which they are, and their blocks."""
-
-    first: int
-    chosen: tuple[bool, ...]
-    table: Blocks
-
-    def only(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | int, ...]:
-        """Return the tensors, with the address 0 for None and for those of other launches."""
-        pairs = zip(tensors, self.chosen, strict=True)
-        return tuple(t if c and t is not None else 0 for t, c in pairs)
-
-
-@lru_cache(maxsize=256)
-def _groups(
-    sizes: tuple[int, ...], dtypes: tuple[torch.dtype, ...], block: int, device: torch.device
-) -> tuple[_Group, ...]:
-    groups = []
-    for dtype in dict.fromkeys(dtypes):
-        places = [place for place, other in enumerate(dtypes) if other == dtype]
-        for i in range(0, len(places), _GROUP):
-            chosen = tuple(place in places[i : i + _GROUP] for place in range(len(sizes)))
-            groups.append(_Group(places[i], chosen, blocks(sizes, block, device, chosen)))
-    return tuple(groups)
-
-
-def _groups_of(weights: Sequence[Tensor], z: Tensor, config: Config) -> tuple[_Group, ...]:
-    sizes, dtypes = tuple(w.numel() for w in weights), tuple(w.dtype for w in weights)
-    return _groups(sizes, dtypes, config["BLOCK"], z.device)
 
 
 def forward(
@@ -215,7 +172,7 @@ def forward(
     """
     weights, z = [w.contiguous() for w in weights], z.contiguous()
     config = choose("mask_weights_forward", CONFIGS, z.device, entries=z.numel())
-    groups = _groups_of(weights, z, config)
+    groups = groups_of(weights, config)
     products = [
         torch.empty_like(w) if is_masked else None
         for w, is_masked in zip(weights, masked, strict=True)
@@ -266,7 +223,7 @@ def backward(
     if previous is not None:
         previous = previous.contiguous()
     with on_device(z):
-        for group in _groups_of(weights, z, config):
+        for group in groups_of(weights, config):
             _mask_weights_backward_kernel[group.table.grid](
                 *(group.only(weights), weights[group.first], z, thresholds, previous),
                 *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad),

@@ -12,14 +12,12 @@ import torch
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.scenarios import (
     SCENARIO_NAMES,
-    ImageDataset,
-    ImageSet,
     Preprocess,
     make_scenario,
     split_cifar100,
     split_cifar100_fecam,
 )
-from hypermask_fast.scenarios import published as presets
+from tests.support.scenario_cases import replace_datasets
 
 # The first block of the class order published for HyperMask with FeCAM.
 FECAM_FIRST = {87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61, 14, 8, 86}
@@ -28,16 +26,7 @@ FECAM_FIRST = {87, 0, 52, 58, 44, 91, 68, 97, 51, 15, 94, 92, 10, 72, 49, 78, 61
 @pytest.fixture
 def published(monkeypatch):
     """Stand-ins for the data sets that are not here: small, and of the same shapes."""
-    for name, classes, n, shape in (
-        ("mnist", 10, 6000, (1, 28, 28)),
-        ("fashion_mnist", 10, 6000, (1, 28, 28)),
-        ("cifar100", 100, 6000, (3, 32, 32)),
-    ):
-        images = ImageSet(torch.zeros(n, *shape, dtype=torch.uint8), torch.arange(n) % classes)
-        dataset = ImageDataset(
-            name.replace("_", "-"), images, images, tuple(map(str, range(classes)))
-        )
-        monkeypatch.setattr(presets, f"load_{name}", lambda root, dataset=dataset: dataset)
+    replace_datasets(monkeypatch)
 
 
 @pytest.mark.usefixtures("published")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,3 +78,63 @@ def test_a_plateau_lowers_all_rates_alike_and_goes_on_from_its_state() -> None:
     for accuracy in accuracies[6:]:
         rest.after_epoch(accuracy)
     assert [o.param_groups[0]["lr"] for o in second] == [o.param_groups[0]["lr"] for o in whole]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numbers", "tensors"])
+@pytest.mark.parametrize("curve", ["rising", "falling", "wavy"])
+def test_the_two_schedulers_of_exssnet_are_the_recorded_ones(
+    curve: str, as_tensor: bool, data_dir: Path
+) -> None:
+    with np.load(data_dir / "golden" / "exssnet.npz") as file:
+        recorded = {key: file[f"schedule/{curve}/{key}"] for key in ("accuracy", "lr")}
+    first, base = float(recorded["lr"][0]), 4
+    each = optimizers(as_tensor)
+    for optimizer, rate in zip(each, (first, 2 * first), strict=True):
+        given = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = given.fill_(rate) if as_tensor else rate
+    options = {"steps": base * len(recorded["lr"]), "epoch_steps": base}
+    schedule = Schedule("cosine_plateau", each, **options)
+    assert schedule.watches
+    tolerance = 1e-6 if as_tensor else 1e-12
+    for epoch, (accuracy, lr) in enumerate(zip(*recorded.values(), strict=True)):
+        for step in range(base):
+            schedule.before_step(base * epoch + step)
+            rates = [float(o.param_groups[0]["lr"]) for o in each]
+            assert rates == pytest.approx([lr, 2 * lr], rel=tolerance, abs=0)
+        schedule.after_epoch(float(accuracy))
+        if epoch % 7 == 3:
+            # A run that stopped here goes on with the same bits, from JSON.
+            state = json.loads(json.dumps(schedule.state()))
+            for optimizer, rate in zip(each, (first, 2 * first), strict=True):
+                given = optimizer.param_groups[0]["lr"]
+                optimizer.param_groups[0]["lr"] = given.fill_(rate) if as_tensor else rate
+            schedule = Schedule("cosine_plateau", each, **options)
+            schedule.load(state)
+            assert schedule.state() == state
+    if curve == "rising":
+        assert float(recorded["lr"][45]) < 1.1e-4 * first
+
+
+def test_a_changed_rate_goes_on_in_proportion() -> None:
+    (before, _), (after, _) = optimizers(), optimizers()
+    whole = Schedule("cosine_plateau", [before], steps=20)
+    for accuracy in range(13):
+        whole.after_epoch(accuracy)
+    after.param_groups[0]["lr"] = 3.0
+    rest = Schedule("cosine_plateau", [after], steps=20)
+    rest.load(whole.state())
+    for schedule in (whole, rest):
+        schedule.before_step(13)
+    assert after.param_groups[0]["lr"] == pytest.approx(3 * before.param_groups[0]["lr"])
+
+
+def test_a_cosine_by_epochs_is_pytorchs() -> None:
+    (each, _), (other, _) = optimizers(), optimizers()
+    schedule = Schedule("cosine_epochs", [each], steps=21, epoch_steps=3)
+    published = torch.optim.lr_scheduler.CosineAnnealingLR(other, 7)
+    other.step()
+    for step in range(21):
+        schedule.before_step(step)
+        assert each.param_groups[0]["lr"] == pytest.approx(other.param_groups[0]["lr"], abs=1e-12)
+        if step % 3 == 2:
+            published.step()

@@ -16,7 +16,7 @@ from hypermask_fast.methods.exssnet import transfer
 from hypermask_fast.methods.exssnet.editable import EditableWeights
 from hypermask_fast.methods.exssnet.settings import ExSSNeTSettings
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
-from hypermask_fast.methods.subnetwork import SubnetworkLearner, TaskRows
+from hypermask_fast.methods.subnetwork import SubnetworkLearner
 
 MASK, WEIGHTS = "mask", "weights"
 
@@ -49,43 +49,21 @@ class ExSSNeT(SubnetworkLearner):
             network is left as it was.
     """
 
-    earlier_scores: TaskRows | None
+    settings_class = ExSSNeTSettings
+    _settings: ExSSNeTSettings
     edited: EditableWeights | None
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        exclude: str | Sequence[str] = (),
-        settings: ExSSNeTSettings | None = None,
-        **options: Any,
-    ) -> None:
-        chosen = ExSSNeTSettings.chosen("ExSSNeT", settings, options)
-        super().__init__(net, exclude=exclude, settings=chosen, source="bits(top_k)")
-        self._own_settings = chosen
+    def _add_own(self) -> None:
         self.edited = None
-        self.earlier_scores = None
-        if chosen.kkt != "off":
-            self.earlier_scores = TaskRows(len(self.scores), self.scores.dtype, self.scores.device)
         self.register_state_dict_pre_hook(lambda *_: self._write_back())
 
-    def _grow(self, capacity: int) -> None:
-        super()._grow(capacity)
-        if self.earlier_scores is not None:
-            self.earlier_scores.grow(capacity)
-
-    @property
-    def kept_scores(self) -> Tensor | None:
-        """The scores of the tasks that were learned, (tasks, N); None without ``kkt``."""
-        return None if self.earlier_scores is None else self.earlier_scores.rows
-
     def phases(self, task: int, steps: int) -> Sequence[Phase]:
-        of_mask = min(steps, max(1, round(steps * self._own_settings.mask_share)))
+        of_mask = min(steps, max(1, round(steps * self._settings.mask_share)))
         return [Phase(MASK, of_mask), Phase(WEIGHTS, steps - of_mask)]
 
     def parameter_groups(self, phase: str = MASK) -> Sequence[ParameterGroup]:
         if phase == WEIGHTS and self.edited is not None:
-            return [ParameterGroup([self.edited.values], lr=self._own_settings.weight_lr)]
+            return [ParameterGroup([self.edited.values], lr=self._settings.weight_lr)]
         return [ParameterGroup([self.scores])]
 
     def begin_phase(self, name: str) -> None:
@@ -108,12 +86,11 @@ class ExSSNeT(SubnetworkLearner):
         super().begin_task(task, steps=steps, data=data)
 
     def _scores_from(self, task: int, data: object) -> Tensor:
-        earlier = [other for other in self._learned if other != task]
-        kept = self.kept_scores
-        if kept is not None and earlier and not kept.is_meta:
-            chosen = transfer.donors(self, earlier, task, data, self._own_settings, self._seed)
+        copies = self._settings.kkt != "off" and task not in self._learned
+        if copies and self._learned and not self.scores.is_meta:
+            chosen = transfer.donors(self, self._learned, task, data, self._settings, self._seed)
             if chosen:
-                return kept[chosen].mean(0)
+                return torch.stack([self._scores_of(other, task) for other in chosen]).mean(0)
         return super()._scores_from(task, data)
 
     @torch.no_grad()
@@ -133,7 +110,7 @@ class ExSSNeT(SubnetworkLearner):
     def _taken(self, task: int) -> Tensor:
         """Return the weights that must not move for the sake of other tasks, bool (N,)."""
         others = [other for other in self._learned if other != task]
-        if self._own_settings.editable == "original":
+        if self._settings.editable == "original":
             others = []
         rows = [self.bits[other] for other in others]
         return unpack(union(rows, self.bits[task]), self._network.size)
@@ -179,10 +156,8 @@ class ExSSNeT(SubnetworkLearner):
 
     @torch.no_grad()
     def end_task(self, data: object = None) -> None:
-        task = self._require_current("end_task")
+        self._require_current("end_task")
         self._write_back()
-        if self.kept_scores is not None:
-            self.kept_scores[task] = self.scores
         super().end_task(data)
 
     def _leave(self) -> None:
@@ -213,10 +188,8 @@ class ExSSNeT(SubnetworkLearner):
         super().load_task_state(tensors, state)
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
-        kept = [] if self.kept_scores is None else [self.kept_scores]
         edited = [] if self.edited is None else [*self.edited.parameters(), *self.edited.buffers()]
         return {
             **super().memory_parts(),
-            "scores of the earlier tasks": kept,
             "weights in training": edited,
         }

@@ -33,7 +33,8 @@ class ExSSNeTSettings(SubnetworkSettings):
         "scores that a task begins with: new ones (off), or those of the earlier task whose "
         "features tell its classes apart best, if better than chance (knn_best) or always "
         "(knn_always), or the mean of those better than chance (knn_all)",
-        "keeps the scores of every task, 32 times its mask",
+        "keeps the scores of every task, 32 times its mask, unless keep_scores is false: a copy "
+        "then has the donor's mask and new magnitudes",
         choices=("off", "knn_best", "knn_always", "knn_all"),
     )
     kkt_neighbours: int = setting(
@@ -54,5 +55,9 @@ class ExSSNeTSettings(SubnetworkSettings):
         choices=("inputs", "outputs"),
     )
 
+    @property
+    def keeps_scores(self) -> bool:
+        return self.keep_scores is True or (self.keep_scores == "auto" and self.kkt != "off")
+
     def cheaper(self) -> list[dict[str, Any]]:
-        return [] if self.kkt == "off" else [{"kkt": "off"}]
+        return super().cheaper() + ([] if self.kkt == "off" else [{"kkt": "off"}])

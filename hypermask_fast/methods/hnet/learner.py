@@ -180,16 +180,8 @@ class HNET(GeneratedLearner):
         rows = self._rows(self._tasks.checked(task))
         return self._weights(self.hypernetwork.logits(self._ids([task]))[0], rows)
 
-    @contextmanager
-    def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
-    ) -> Iterator[nn.Module]:
-        task = self._tasks.checked(task)
-        if weights is None:
-            weights = self._generated(task)
-        norms = self.norms.states(task, learning=task == self._current)
-        with self._network.applied(weights, norms) as net:
-            yield net
+    def _weights_in_place(self, task: int) -> Mapping[str, Tensor]:
+        return self._generated(task)
 
     @torch.no_grad()
     def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypermask_fast.fields import takes_options
 from hypermask_fast.masks.top_k import threshold_weights
@@ -35,20 +34,14 @@ class SupSup(SubnetworkLearner):
             network is left as it was.
     """
 
+    settings_class = SupSupSettings
+    _settings: SupSupSettings
     score_mean: Tensor | None
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        exclude: str | Sequence[str] = (),
-        settings: SupSupSettings | None = None,
-        **options: Any,
-    ) -> None:
-        chosen = SupSupSettings.chosen("SupSup", settings, options)
-        super().__init__(net, exclude=exclude, settings=chosen, source=f"bits({chosen.rule})")
-        self.rule, self.superfluous = chosen.rule, chosen.superfluous
-        mean = torch.zeros_like(self.scores.detach()) if chosen.score_init == "mean" else None
+    def _add_own(self) -> None:
+        self.rule, self.superfluous = self._settings.rule, self._settings.superfluous
+        has_mean = self._settings.score_init == "mean"
+        mean = torch.zeros_like(self.scores.detach()) if has_mean else None
         self.register_buffer("score_mean", mean)
 
     def _mask_of(self, scores: Tensor) -> Tensor:
@@ -66,8 +59,10 @@ class SupSup(SubnetworkLearner):
 
     @torch.no_grad()
     def end_task(self, data: object = None) -> None:
+        is_new = self._current not in self._learned
         super().end_task(data)
-        if self.score_mean is not None:
+        # Of a task that went on, the mean has the scores of its first end.
+        if self.score_mean is not None and is_new:
             self.score_mean.lerp_(self.scores, 1 / len(self._learned))
 
     def _training_outputs(self, outputs: Tensor, task: int) -> Tensor:

@@ -35,5 +35,9 @@ class SupSupSettings(SubnetworkSettings):
         low=0,
     )
 
+    @property
+    def mask_rule(self) -> str:
+        return self.rule
+
     def outputs(self, *, tasks: int, classes: int) -> int:
         return classes + self.superfluous

@@ -74,10 +74,10 @@ def test_scores_begin_as_published_and_donors_stay(case: str, mode: str, data_di
         expected = run.flat(f"{case}/{mode}/scores")
     learner.begin_task(donors, data=batches(run, case))
     close(learner.scores, expected.detach(), 2e-5, mode)
-    assert learner.kept_scores is not None
+    assert learner.earlier_scores is not None
     for task in range(donors):
         start = run.flat(f"init/scores/{task}")
-        assert torch.equal(learner.kept_scores[task], start)
+        assert torch.equal(learner.earlier_scores.rows[task], start)
         for name, mask in learner.masks(task).items():
             assert torch.equal(mask, masks[task][name])
 
