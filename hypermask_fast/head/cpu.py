@@ -6,6 +6,7 @@ threads.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,15 +92,19 @@ def adam_rows(step: HeadStep) -> None:
     )
 
 
+@lru_cache(maxsize=64)
+def _places(count: int, size: int, chunks: int, rows: int) -> tuple[Tensor, Tensor]:
+    firsts = torch.arange(chunks) * rows
+    places = torch.arange(count)[:, None] * size + firsts
+    return places.flatten(), (size - firsts).clamp_max(rows).repeat(count)
+
+
 def _spread(step: HeadStep) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Return where each embedding's logits to keep begin, and how many there are, of chunks."""
     kept, rows = step.kept, len(step.head.weight)
     if not isinstance(kept, KeptChunks):
         return None, None
-    count, size = kept.logits.shape
-    firsts = torch.arange(kept.chunks) * rows
-    places = torch.arange(count)[:, None] * size + firsts
-    return places.flatten(), (size - firsts).clamp_max(rows).repeat(count)
+    return _places(*kept.logits.shape, kept.chunks, rows)
 
 
 def step_rows(step: HeadStep) -> HeadGrads:

@@ -63,11 +63,17 @@ void reduce_columns(const T *a, int64_t stride, const T *dz, int rows, T *out) {
 template <typename T>
 void reduce(const T *a, int64_t stride, const T *dz, int count, int rows, T *out, Ahead &ahead,
             int64_t lines) {
+  // Rows of one vector: of four sums each would wait for what it was before.
+  const int most = stride == kWidth<T> ? 8 : 4;
   for (int j = 0; j < count;) {
     ahead.fetch(lines);
-    const int groups = (count - j + 3) / 4, size = (count - j + groups - 1) / groups;
+    const int groups = (count - j + most - 1) / most, size = (count - j + groups - 1) / groups;
     const T *d = dz + j * kTile;
     T *o = out + j * stride;
+    if (size == 8) reduce_rows<T, 8, 1>(a, stride, d, rows, o);
+    if (size == 7) reduce_rows<T, 7, 1>(a, stride, d, rows, o);
+    if (size == 6) reduce_rows<T, 6, 1>(a, stride, d, rows, o);
+    if (size == 5) reduce_rows<T, 5, 1>(a, stride, d, rows, o);
     if (size == 4) reduce_columns<T, 4>(a, stride, d, rows, o);
     if (size == 3) reduce_columns<T, 3>(a, stride, d, rows, o);
     if (size == 2) reduce_columns<T, 2>(a, stride, d, rows, o);
@@ -76,23 +82,23 @@ void reduce(const T *a, int64_t stride, const T *dz, int count, int rows, T *out
   }
 }
 
-// grad (rows, H) = dz^T h for four rows and C vectors of columns; the last may reach into the next
-// row, which is written later.
-template <typename T, int C>
+// grad (R, H) = dz^T h for R rows and C vectors of columns; the last may reach into the next row,
+// which is written later.
+template <typename T, int C, int R = kGroup>
 void gradient_rows(const T *h, int64_t stride, const T *dz, int count, T *grad, int64_t width) {
   constexpr int W = kWidth<T>;
   using V = typename VectorOf<T, W>::type;
-  V sum[kGroup][C] = {};
+  V sum[R][C] = {};
   for (int j = 0; j < count; ++j) {
     V x[C];
     UNROLL for (int c = 0; c < C; ++c) {
       x[c] = load<V>(h + j * stride + c * W);
       KEEP(x[c]);
     }
-    UNROLL for (int r = 0; r < kGroup; ++r)
+    UNROLL for (int r = 0; r < R; ++r)
       UNROLL for (int c = 0; c < C; ++c) sum[r][c] += dz[j * kTile + r] * x[c];
   }
-  UNROLL for (int r = 0; r < kGroup; ++r)
+  UNROLL for (int r = 0; r < R; ++r)
     UNROLL for (int c = 0; c < C; ++c) store(grad + r * width + c * W, sum[r][c]);
 }
 
@@ -106,6 +112,19 @@ void gradient(const T *h, int64_t stride, const T *dz, int count, T *grad, int64
   if (tail == 1) gradient_rows<T, 1>(h + i, stride, dz, count, grad + i, width);
   while ((i -= kColumns * W) >= 0)
     gradient_rows<T, kColumns>(h + i, stride, dz, count, grad + i, width);
+}
+
+// The same for any number of rows, which are written up to a multiple of kGroup.
+template <typename T>
+void gradients(const T *h, int64_t stride, const T *dz, int count, int rows, T *grad, int64_t width,
+               Ahead &ahead, int64_t lines) {
+  for (int q = 0; q < rows;) {
+    ahead.fetch(lines);
+    const bool narrow = stride == kWidth<T> && rows - q >= 2 * kGroup;
+    if (narrow) gradient_rows<T, 1, 2 * kGroup>(h, stride, dz + q, count, grad + q * width, width);
+    else gradient(h, stride, dz + q, count, grad + q * width, width);
+    q += narrow ? 2 * kGroup : kGroup;
+  }
 }
 
 // torch.optim.Adam's single-tensor update, in its order of operations save that the bias
@@ -247,7 +266,9 @@ void update(Pass &pass) {
   // There is no other pass whose bits these logits must have.
   const bool transposes = pass.looks_ahead && count - given >= kMany;
   T *transposed = transposes ? allocate<T>(kTile * width) : nullptr;
-  int whole = kGroup;  // the fewest rows that are whole vectors to Adam
+  // The fewest rows that are whole vectors to Adam. Of narrow ones a whole tile: what was just
+  // written in parts of vectors cannot be read at once.
+  int whole = stride == kWidth<T> ? kTile : kGroup;
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
   const int64_t tile_lines = kTile * width * sizeof(T) / 64;
   const int64_t group_lines = kGroup * width * (sizeof(T) + 2 * sizeof(M)) / 64 + 1;
@@ -272,8 +293,7 @@ void update(Pass &pass) {
       if (pass.looks_ahead) {
         for (int r = 0; r < tile; r += whole) {
           const int batch = std::min(whole, tile - r);
-          for (int q = 0; q < batch; q += kGroup)
-            gradient(h, stride, dz + r + q, given, grad + q * width, width);
+          gradients(h, stride, dz + r, given, batch, grad, width, ahead, 0);
           const int64_t at = (row + r) * width;
           adam.ahead(grad, weight + at, exp_avg + at, exp_avg_sq + at, T(pass.ahead_eps),
                      shifted + r * width, batch * width);
@@ -298,10 +318,7 @@ void update(Pass &pass) {
       if (!exp_avg) continue;
       for (int r = 0; r < tile; r += whole) {
         const int batch = std::min(whole, tile - r);
-        for (int q = 0; q < batch; q += kGroup) {
-          ahead.fetch(group_lines);
-          gradient(h, stride, dz + r + q, count, grad + q * width, width);
-        }
+        gradients(h, stride, dz + r, count, batch, grad, width, ahead, group_lines);
         const int64_t at = (row + r) * width;
         adam(grad, weight + at, exp_avg + at, exp_avg_sq + at, batch * width);
       }

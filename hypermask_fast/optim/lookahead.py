@@ -91,19 +91,18 @@ def lookahead(optimizer: Optimizer, p: Tensor) -> Tensor:
 
 @contextmanager
 def ahead(optimizer: Optimizer, params: Sequence[Tensor]) -> Iterator[None]:
-    """Set parameters to their :func:`lookahead` inside a ``with`` block, and back, to the bit.
+    """Let parameters be their :func:`lookahead` inside a ``with`` block, and then again themselves.
 
-    What is computed there adds its gradients, taken at the shifted point, to ``.grad``.
+    What is computed there adds its gradients, taken at the shifted point, to ``.grad``. Nothing is
+    copied: the parameters hold other memory for a while.
     """
     there = [lookahead(optimizer, p) for p in params]
-    before = [p.detach().clone() for p in params]
+    before = [p.data for p in params]
     try:
-        with torch.no_grad():
-            for p, value in zip(params, there, strict=True):
-                p.copy_(value)
-        del there
+        for p, value in zip(params, there, strict=True):
+            p.data = value
+        del there, value
         yield
     finally:
-        with torch.no_grad():
-            for p, value in zip(params, before, strict=True):
-                p.copy_(value)
+        for p, value in zip(params, before, strict=True):
+            p.data = value

@@ -56,7 +56,7 @@ class Update:
         return optimizer if any({id(p) for p in parts} <= group for group in groups) else None
 
     def logits(self) -> Tensor:
-        """Return the current task's weights (N,)."""
+        """Return the current task's weights (N,); the last chunk may be whole."""
         hypernetwork, ids = self.hypernetwork, self.kept.current()
         if self._head_optimizer is None:
             return hypernetwork.logits(ids)[0]
@@ -65,7 +65,8 @@ class Update:
         with full_precision(ids.device):
             chunks = passes.logits(Head(head.weight, head.bias), self._hidden.detach())
         self._chunks = chunks.requires_grad_()
-        return self._chunks.view(-1)[: hypernetwork.num_outputs]
+        # To cut it off here would cost the backward pass a copy of all.
+        return self._chunks.view(-1)
 
     def backward(self, loss: Tensor, step: int | Tensor) -> Tensor:
         """Leave the gradients of both terms, or step the head; return the regularizer, 0-d.

@@ -164,9 +164,15 @@ class HNET(GeneratedLearner):
         return rows_of(self.tasks, task, len(layer.weight), so_far=so_far)
 
     def _weights(self, logits: Tensor, rows: slice | None) -> dict[str, Tensor]:
-        """Return what the hypernetwork emitted (N,) as the network's tensors, by name."""
+        """Return what the hypernetwork emitted as the network's tensors, by name.
+
+        Args:
+            logits: (N,), or longer where the last chunk is not cut off.
+            rows: Of the output layer; None for all.
+        """
         tensors = self._network.tensors
-        parts = logits.split([entry.size for entry in tensors])
+        sizes = [entry.size for entry in tensors]
+        *parts, _ = logits.split([*sizes, len(logits) - self._network.size])
         weights = {e.name: part.view(e.shape) for e, part in zip(tensors, parts, strict=True)}
         if rows is None:
             return weights
