@@ -133,6 +133,11 @@ class Learner(TaskLife):
         """
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 
+    @property
+    def scores_by_accuracy(self) -> bool:
+        """Whether :meth:`published_score` looks at the accuracy; else none is measured for it."""
+        return True
+
     def published_score(self, losses: Losses, accuracy: float) -> float:
         """Return what ``selection="best_published"`` keeps the highest of; minus infinity: nothing.
 
@@ -140,7 +145,7 @@ class Learner(TaskLife):
 
         Args:
             losses: Of the step that was taken last.
-            accuracy: On validation data, in percent.
+            accuracy: On validation data, in percent; NaN where it is not looked at.
         """
         return accuracy
 

@@ -356,6 +356,10 @@ class HyperInterval(GeneratedLearner):
         terms = {"output_reg": output_reg, "center": center_loss, "worst_case": worst_loss}
         return Losses(total, task_loss, mid, terms)
 
+    @property
+    def scores_by_accuracy(self) -> bool:
+        return not self.nested
+
     def published_score(self, losses: Losses, accuracy: float) -> float:
         """Return what the published selection keeps the highest of.
 

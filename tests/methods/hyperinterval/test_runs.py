@@ -94,6 +94,22 @@ def test_the_published_selection_returns_the_start_where_no_extent_is_full() -> 
     assert not torch.equal(after["hypernetwork.head.weight"], before["hypernetwork.head.weight"])
 
 
+@pytest.mark.parametrize(("mode", "measured"), [("nested", 0), ("task", STEPS // 3 + 1)])
+def test_the_published_selection_measures_what_it_looks_at(mode: str, measured: int) -> None:
+    """The first check, one every third step, and the last; of nested tasks by the loss alone."""
+    scenario, trainer = made(mode=mode, selection="best_published", check_every=3)
+    splits: list[str] = []
+    evaluate = trainer.evaluate
+
+    def counted(task: int, split: str = "test", **options: Any) -> float:
+        splits.append(split)
+        return evaluate(task, split, **options)
+
+    trainer.evaluate = counted  # type: ignore[method-assign]
+    trainer.fit(scenario[0])
+    assert splits.count("validation") == measured
+
+
 def test_a_run_in_a_folder(tmp_path: Path) -> None:
     chosen = config()
     result = run.train(chosen, tmp_path / "run", show_progress=False)
