@@ -14,6 +14,7 @@ _SCORES = {
     "entropy": "hypermask_fast.inference.outputs:Entropy",
     "margin": "hypermask_fast.inference.outputs:Margin",
     "energy": "hypermask_fast.inference.outputs:Energy",
+    "box_entropy": "hypermask_fast.inference.box_entropy:BoxEntropy",
     "fecam": "hypermask_fast.inference.fecam:FeCAM",
 }
 

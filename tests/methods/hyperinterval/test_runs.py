@@ -110,15 +110,22 @@ def test_the_published_selection_measures_what_it_looks_at(mode: str, measured: 
     assert splits.count("validation") == measured
 
 
-def test_a_run_in_a_folder(tmp_path: Path) -> None:
-    chosen = config()
+@pytest.mark.parametrize("mode", ["nested", "task"])
+def test_a_run_in_a_folder(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = config(mode=mode)
     result = run.train(chosen, tmp_path / "run", show_progress=False)
     assert RunConfig.from_toml(tmp_path / "run" / "config.toml") == chosen
     again = run.resume(tmp_path / "run", show_progress=False)
     assert str(again.accuracy) == str(result.accuracy)
     learner = run.load(tmp_path / "run").learner
     assert isinstance(learner, HyperInterval)
-    assert learner.universal_network()(torch.rand(2, 1, 8, 8)).shape == (2, 2)
+    if mode == "nested":
+        assert learner.universal_network()(torch.rand(2, 1, 8, 8)).shape == (2, 2)
+    for score in ("entropy", "box_entropy"):
+        words = ["eval", str(tmp_path / "run"), "--infer", score, "--calibrate", "--json"]
+        capsys.readouterr()
+        assert cli.main(words) == 0
+        assert json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("mode", ["nested", "task"])
