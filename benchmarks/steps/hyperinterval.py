@@ -7,13 +7,12 @@ and |A|, forms low, center and up of all of them for the regularizer, and steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermask_fast.layers.intervals import Interval, IntervalWeights
 from hypermask_fast.methods.hyperinterval.learner import HyperInterval
 from hypermask_fast.methods.hyperinterval.target import weights_of
 from hypermask_fast.networks import MLP
@@ -24,6 +23,7 @@ CASES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "tiny": ((64, 32, 2), (16,), 16),
     "split-mnist": ((784, 400, 400, 2), (100,), 64),
 }
+KEYS = ("weight", "bias")
 EARLIER, _STEPS = 4, 2000
 
 
@@ -50,6 +50,18 @@ def make(name: str, mode: str = "nested") -> tuple[HyperInterval, Tensor, Tensor
     return learner, torch.rand(batch, widths[0]), torch.randint(widths[-1], (batch,))
 
 
+def published_layer(
+    x: Sequence[Tensor], weight: Sequence[Tensor], bias: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return low, mid and up of a layer whose inputs are not negative."""
+    (low, mid, up), (w_low, w_mid, w_up), (b_low, b_mid, b_up) = x, weight, bias
+    return [
+        F.linear(low, w_low.clamp(min=0), b_low) + F.linear(up, w_low.clamp(max=0)),
+        F.linear(mid, w_mid, b_mid),
+        F.linear(up, w_up.clamp(min=0), b_up) + F.linear(low, w_up.clamp(max=0)),
+    ]
+
+
 def plain_step(
     learner: HyperInterval,
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], torch.optim.Optimizer]:
@@ -71,16 +83,12 @@ def plain_step(
         optimizer.zero_grad()
         found = ends()
         current = [weights_of(network, each) for each in found[:, 0]]
-        h = x.repeat(3, 1)
+        h = [x, x, x]
         names = [entry.name.rpartition(".")[0] for entry in network.tensors[::2]]
         for layer in names:
-            weight, bias = (
-                Interval(*(each[f"{layer}.{key}"] for each in current))
-                for key in ("weight", "bias")
-            )
-            h = IntervalWeights(weight, bias).applied(h, F.linear)
-            h = h if layer == names[-1] else F.relu(h)
-        low, mid, up = h.chunk(3)
+            h = published_layer(h, *([each[f"{layer}.{key}"] for each in current] for key in KEYS))
+            h = h if layer == names[-1] else [F.relu(each) for each in h]
+        low, mid, up = h
         worst = torch.where(F.one_hot(y, low.shape[1]).bool(), low, up)
         loss = 0.5 * F.cross_entropy(mid, y) + 0.5 * F.cross_entropy(worst, y)
         changes = (found[:, 1:] - kept).square().sum() / (3 * EARLIER)

@@ -49,6 +49,23 @@ def energy(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1)
 
 
+def check_classes(learner: Learner, tasks: Sequence[int], outputs: int) -> None:
+    """Raise ConfigError where a task has one class alone.
+
+    Args:
+        learner: The learner.
+        tasks: Ids of tasks.
+        outputs: Of the network, for tasks that do not say their classes.
+    """
+    for task in tasks:
+        classes = learner.tasks[task].classes
+        if (outputs if classes is None else len(classes)) < 2:
+            raise ConfigError(
+                f"task {task} has one class, of which its network is always certain; use "
+                "'energy' or 'fecam', or give the task more classes"
+            )
+
+
 @dataclass(frozen=True)
 class _OutputScore(Score):
     """A score of the logits of each task's outputs, in float64.
@@ -62,22 +79,13 @@ class _OutputScore(Score):
     def evidence(
         self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
     ) -> Evidence:
-        logits = learner.all_outputs(x, tasks, batch_size).double()
+        logits = learner.competing_outputs(x, tasks, batch_size).double()
         if self.needs_two_classes:
-            self._check_classes(learner, tasks, logits.shape[-1])
+            check_classes(learner, tasks, logits.shape[-1])
         check_finite(logits.amax(-1), tasks, "largest output")
         scores = self.of_logits(logits)
         check_finite(scores, tasks, "score")
         return Evidence(scores, logits.argmax(-1))
-
-    def _check_classes(self, learner: Learner, tasks: Sequence[int], outputs: int) -> None:
-        for task in tasks:
-            classes = learner.tasks[task].classes
-            if (outputs if classes is None else len(classes)) < 2:
-                raise ConfigError(
-                    f"task {task} has one class, of which its network is always certain; use "
-                    "'energy' or 'fecam', or give the task more classes"
-                )
 
     @abstractmethod
     def of_logits(self, logits: Tensor) -> Tensor:

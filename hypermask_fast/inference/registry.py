@@ -19,6 +19,7 @@ _SCORES = {
     "margin": "hypermask_fast.inference.outputs:Margin",
     "energy": "hypermask_fast.inference.outputs:Energy",
     "max_logit": "hypermask_fast.inference.outputs:MaxLogit",
+    "box_entropy": "hypermask_fast.inference.box_entropy:BoxEntropy",
     "fecam": "hypermask_fast.inference.fecam:FeCAM",
     "tir": "hypermask_fast.inference.tir:TIR",
     "ridge": "hypermask_fast.inference.ridge:Ridge",

@@ -134,17 +134,6 @@ class Learner(TaskLife):
         """
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 
-    def published_score(self, losses: Losses, accuracy: float) -> float:
-        """Return what ``selection="best_published"`` keeps the highest of; minus infinity: nothing.
-
-        Default: the validation accuracy.
-
-        Args:
-            losses: Of the step that was taken last.
-            accuracy: On validation data, in percent.
-        """
-        return accuracy
-
     def activated(
         self, task: int, weights: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[nn.Module]:
@@ -242,6 +231,12 @@ class Learner(TaskLife):
         with self.activated(task) as net:
             outputs = torch.cat([run(net, rows, self._input) for rows in batches])
         return self._tasks.own_outputs(outputs, task)
+
+    def competing_outputs(
+        self, x: Tensor, tasks: Sequence[int], batch_size: int | None = None
+    ) -> Tensor:
+        """Return :meth:`all_outputs` by which unknown tasks are told apart. Default: just those."""
+        return self.all_outputs(x, tasks, batch_size)
 
     def predict(self, x: Tensor, score: Any = "entropy", **options: Any) -> Prediction:
         """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.

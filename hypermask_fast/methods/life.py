@@ -17,7 +17,7 @@ from hypermask_fast.methods.extra_state import (
     extra_of,
     weights_of,
 )
-from hypermask_fast.methods.protocol import Phase
+from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.methods.state_checks import check_phase, check_state
 from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_steps
 
@@ -227,6 +227,22 @@ class TaskLife(HoldsTensors):
         for name, value in own.items():
             saved = weights[name]
             (value[: len(saved)] if value.dim() else value).copy_(saved)
+
+    @property
+    def scores_by_accuracy(self) -> bool:
+        """Whether :meth:`published_score` looks at the accuracy; else none is measured for it."""
+        return True
+
+    def published_score(self, losses: Losses, accuracy: float) -> float:
+        """Return what ``selection="best_published"`` keeps the highest of; minus infinity: nothing.
+
+        Default: the validation accuracy.
+
+        Args:
+            losses: Of the step that was taken last.
+            accuracy: On validation data, in percent; NaN where it is not looked at.
+        """
+        return accuracy
 
     def task_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all but parameters and buffers, to continue within a task: tensors, and JSON."""

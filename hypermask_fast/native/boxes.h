@@ -8,94 +8,209 @@
 
 #pragma once
 
+#include <limits>
+#include <type_traits>
+#include <utility>
+
 namespace {
 
-template <typename V>
-inline V absolute(V x) {
-  return x < 0 ? -x : x;
-}
+constexpr int kPairs = kVectorBytes == 64 ? 4 : 2;  // boxes whose sums stay in registers
 
 template <typename T>
-inline T total(const T *lanes) {
-  T sum[kWidth<T>];
-  std::memcpy(sum, lanes, sizeof sum);
-  for (int half = kWidth<T> / 2; half; half /= 2)
-    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-  return sum[0];
+using Bits = typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
+template <typename T>
+using Vector = typename VectorOf<T, kWidth<T>>::type;
+template <typename T>
+using BitVector = typename VectorOf<Bits<T>, kWidth<T>>::type;
+
+template <typename T>
+inline Vector<T> absolute(Vector<T> x) {
+  return (Vector<T>)((BitVector<T>)x & std::numeric_limits<Bits<T>>::max());
 }
 
-// Centers without bias and radii of a tile of padded rows, for boxes first .. count - 1.
+// sign(w) x, 0 where w is 0.
 template <typename T>
-void box_logits(const T *a, int64_t stride, const T *h, int count, int first, T *c, T *radius) {
-  using V = typename VectorOf<T, kWidth<T>>::type;
-  const T *rho = h + count * stride;
-  for (int r = 0; r < kTile; r += kGroup)
-    for (int j = first; j < count; ++j) {
-      V center[kGroup] = {}, spread[kGroup] = {};
-      for (int64_t i = 0; i < stride; i += kWidth<T>) {
-        const V x = load<V>(h + j * stride + i), e = load<V>(rho + j * stride + i);
-        UNROLL for (int q = 0; q < kGroup; ++q) {
-          const V w = load<V>(a + (r + q) * stride + i);
-          center[q] += w * x;
-          spread[q] += absolute(w) * e;
+inline Vector<T> with_sign(Vector<T> w, Vector<T> x) {
+  const BitVector<T> sign = (BitVector<T>)w & std::numeric_limits<Bits<T>>::min();
+  const Vector<T> zero = {};
+  return w != 0 ? (Vector<T>)((BitVector<T>)x ^ sign) : zero;
+}
+
+// a and b interleaved, from their element `First` on.
+template <typename T, int First, int... I>
+inline Vector<T> interleaved(Vector<T> a, Vector<T> b, std::integer_sequence<int, I...>) {
+  constexpr int W = kWidth<T>;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (I % 2 * W + First + I / 2)...);
+#else
+  return __builtin_shuffle(a, b, BitVector<T>{(I % 2 * W + First + I / 2)...});
+#endif
+}
+
+// at (stride, kTile) = the transpose of a (kTile, stride).
+template <typename T>
+void transpose(const T *a, int64_t stride, T *at, Ahead &ahead, int64_t lines) {
+  constexpr int W = kWidth<T>;
+  constexpr std::make_integer_sequence<int, W> all{};
+  for (int r = 0; r < kTile; r += W)
+    for (int64_t i = 0; i < stride; i += W) {
+      ahead.fetch(lines);
+      Vector<T> x[W], y[W];
+      UNROLL for (int k = 0; k < W; ++k) x[k] = load<Vector<T>>(a + (r + k) * stride + i);
+      UNROLL for (int turn = 1; turn < W; turn *= 2) {
+        UNROLL for (int k = 0; k < W / 2; ++k) {
+          y[2 * k] = interleaved<T, 0>(x[k], x[k + W / 2], all);
+          y[2 * k + 1] = interleaved<T, W / 2>(x[k], x[k + W / 2], all);
         }
+        UNROLL for (int k = 0; k < W; ++k) x[k] = y[k];
       }
-      for (int q = 0; q < kGroup; ++q) {
-        T lanes[kWidth<T>];
-        store(lanes, center[q]);
-        c[j * kTile + r + q] = total(lanes);
-        store(lanes, spread[q]);
-        radius[j * kTile + r + q] = total(lanes);
-      }
+      UNROLL for (int k = 0; k < W; ++k) store(at + (i + k) * kTile + r, x[k]);
     }
 }
 
-// out (2 k, H): += dc (k, tile) a, and dr (k, tile) |a|; J boxes together.
-template <typename T, int J>
+// Centers without bias, and radii if asked for, of J boxes and two vectors of rows of the transposed
+// tile: one chain each, over columns.
+template <typename T, int J, bool Radii>
+void box_dots(const T *at, const T *h, const T *rho, int64_t stride, int64_t width, T *c, T *radius) {
+  constexpr int W = kWidth<T>;
+  Vector<T> center[J][2] = {}, spread[J][2] = {};
+  for (int64_t i = 0; i < width; ++i) {
+    Vector<T> x[2], size[2];
+    UNROLL for (int v = 0; v < 2; ++v) {
+      x[v] = load<Vector<T>>(at + i * kTile + v * W);
+      KEEP(x[v]);
+      size[v] = absolute<T>(x[v]);
+    }
+    UNROLL for (int j = 0; j < J; ++j)
+      UNROLL for (int v = 0; v < 2; ++v) {
+        center[j][v] += h[j * stride + i] * x[v];
+        if (Radii) spread[j][v] += rho[j * stride + i] * size[v];
+      }
+  }
+  UNROLL for (int j = 0; j < J; ++j)
+    UNROLL for (int v = 0; v < 2; ++v) {
+      store(c + j * kTile + v * W, center[j][v]);
+      if (Radii) store(radius + j * kTile + v * W, spread[j][v]);
+    }
+}
+
+// Those of a tile and `count` boxes.
+template <typename T, bool Radii>
+void box_logits(const T *at, const T *h, const T *rho, int64_t stride, int64_t width, int count,
+                T *c, T *radius) {
+  for (int r = 0; r < kTile; r += 2 * kWidth<T>)
+    for (int j = 0; j < count; j += kPairs) {
+      const int size = std::min(kPairs, count - j);
+      const auto dots = size == 1   ? box_dots<T, 1, Radii>
+                        : size == 2 ? box_dots<T, 2, Radii>
+                        : size == 3 ? box_dots<T, 3, Radii>
+                                    : box_dots<T, 4, Radii>;
+      const int64_t first = j * stride, out = j * kTile + r;
+      dots(at + r, h + first, rho + first, stride, width, c + out, radius + out);
+    }
+}
+
+// out (J, H) += dc (J, tile) a, and of spreads += dr (J, tile) |a|, for C vectors of columns.
+template <typename T, int J, int C, bool Radii>
+void reduce_columns_of_boxes(const T *a, int64_t stride, const T *dc, const T *dr, T *out, T *spread) {
+  constexpr int W = kWidth<T>;
+  Vector<T> center[J][C] = {}, radius[J][C] = {};
+  for (int r = 0; r < kTile; ++r) {
+    Vector<T> w[C], size[C];
+    UNROLL for (int v = 0; v < C; ++v) {
+      w[v] = load<Vector<T>>(a + r * stride + v * W);
+      KEEP(w[v]);
+      size[v] = absolute<T>(w[v]);
+    }
+    UNROLL for (int j = 0; j < J; ++j)
+      UNROLL for (int v = 0; v < C; ++v) {
+        center[j][v] += dc[j * kTile + r] * w[v];
+        if (Radii) radius[j][v] += dr[j * kTile + r] * size[v];
+      }
+  }
+  UNROLL for (int j = 0; j < J; ++j)
+    UNROLL for (int v = 0; v < C; ++v) {
+      T *o = out + j * stride + v * W, *s = spread + j * stride + v * W;
+      store(o, load<Vector<T>>(o) + center[j][v]);
+      if (Radii) store(s, load<Vector<T>>(s) + radius[j][v]);
+    }
+}
+
+template <typename T, int J, bool Radii>
 void reduce_boxes(const T *a, int64_t stride, const T *dc, const T *dr, T *out, T *spread) {
-  using V = typename VectorOf<T, kWidth<T>>::type;
-  for (int64_t i = 0; i < stride; i += kWidth<T>) {
-    V center[J] = {}, radius[J] = {};
-    for (int r = 0; r < kTile; ++r) {
-      const V w = load<V>(a + r * stride + i), size = absolute(w);
-      UNROLL for (int j = 0; j < J; ++j) {
-        center[j] += dc[j * kTile + r] * w;
-        radius[j] += dr[j * kTile + r] * size;
-      }
-    }
-    UNROLL for (int j = 0; j < J; ++j) {
-      T *o = out + j * stride + i, *s = spread + j * stride + i;
-      store(o, load<V>(o) + center[j]);
-      store(s, load<V>(s) + radius[j]);
-    }
+  constexpr int W = kWidth<T>;
+  int64_t i = 0;
+  for (; i + 2 * W <= stride; i += 2 * W)
+    reduce_columns_of_boxes<T, J, 2, Radii>(a + i, stride, dc, dr, out + i, spread + i);
+  if (i < stride)
+    reduce_columns_of_boxes<T, J, 1, Radii>(a + i, stride, dc, dr, out + i, spread + i);
+}
+
+// That of `count` boxes.
+template <typename T, bool Radii>
+void reduce(const T *a, int64_t stride, int count, const T *dc, const T *dr, T *out, T *spread) {
+  for (int j = 0; j < count;) {
+    const int groups = (count - j + kPairs - 1) / kPairs, size = (count - j + groups - 1) / groups;
+    const auto form = size == 1   ? reduce_boxes<T, 1, Radii>
+                      : size == 2 ? reduce_boxes<T, 2, Radii>
+                      : size == 3 ? reduce_boxes<T, 3, Radii>
+                                  : reduce_boxes<T, 4, Radii>;
+    const int64_t first = j * kTile, at = j * stride;
+    form(a, stride, dc + first, dr + first, out + at, spread + at);
+    j += size;
   }
 }
 
-// grad (rows, H) = dc^T h + sign(a) * (dr^T rho), for four padded rows, written without the padding.
+// grad (rows, H) = dc^T h + sign(a) * (dr^T rho) of `count` boxes, of which `spreads` have a dr, for
+// four padded rows and C vectors of columns; the last may reach into the next row, which is written
+// later.
+template <typename T, int C>
+void gradient_of_boxes(const T *a, int64_t stride, const T *h, const T *rho, int count, int spreads,
+                       const T *dc, const T *dr, T *grad, int64_t width) {
+  constexpr int W = kWidth<T>;
+  Vector<T> center[kGroup][C] = {}, spread[kGroup][C] = {};
+  const auto add = [&](const T *rows, const T *factors, int boxes, Vector<T>(&sum)[kGroup][C]) {
+    for (int j = 0; j < boxes; ++j) {
+      Vector<T> x[C];
+      UNROLL for (int v = 0; v < C; ++v) {
+        x[v] = load<Vector<T>>(rows + j * stride + v * W);
+        KEEP(x[v]);
+      }
+      UNROLL for (int q = 0; q < kGroup; ++q)
+        UNROLL for (int v = 0; v < C; ++v) sum[q][v] += factors[j * kTile + q] * x[v];
+    }
+  };
+  add(h, dc, count, center);
+  add(rho, dr, spreads, spread);
+  UNROLL for (int q = 0; q < kGroup; ++q)
+    UNROLL for (int v = 0; v < C; ++v) {
+      const Vector<T> w = load<Vector<T>>(a + q * stride + v * W);
+      store(grad + q * width + v * W, center[q][v] + with_sign<T>(w, spread[q][v]));
+    }
+}
+
 template <typename T>
-void box_gradient(const T *a, int64_t stride, const T *h, int count, const T *dc, const T *dr,
-                  T *grad, int64_t width) {
-  using V = typename VectorOf<T, kWidth<T>>::type;
-  const T *rho = h + count * stride;
-  // A row's last vector reaches into the next row, which is written later.
-  for (int q = 0; q < kGroup; ++q) {
-    for (int64_t i = 0; i < stride; i += kWidth<T>) {
-      V center = {}, spread = {};
-      for (int j = 0; j < count; ++j) {
-        center += dc[j * kTile + q] * load<V>(h + j * stride + i);
-        spread += dr[j * kTile + q] * load<V>(rho + j * stride + i);
-      }
-      const V w = load<V>(a + q * stride + i);
-      const V zero = {};
-      store(grad + q * width + i, center + (w > 0 ? spread : (w < 0 ? -spread : zero)));
-    }
+void box_gradient(const T *a, int64_t stride, const T *h, const T *rho, int count, int spreads,
+                  const T *dc, const T *dr, T *grad, int64_t width) {
+  constexpr int W = kWidth<T>;
+  int64_t i = stride;
+  if (stride / W % 2) {
+    i -= W;
+    gradient_of_boxes<T, 1>(a + i, stride, h + i, rho + i, count, spreads, dc, dr, grad + i, width);
   }
+  while ((i -= 2 * W) >= 0)
+    gradient_of_boxes<T, 2>(a + i, stride, h + i, rho + i, count, spreads, dc, dr, grad + i, width);
 }
 
+// A tile of rows, padded with zeros to whole vectors and to a whole tile.
 template <typename T>
 void padded(const T *from, int64_t width, int rows, T *to, int64_t stride) {
-  for (int r = 0; r < rows; ++r) std::memcpy(to + r * stride, from + r * width, width * sizeof(T));
-  for (int r = rows; r < kTile; ++r) std::memset(to + r * stride, 0, width * sizeof(T));
+  const int64_t whole = width / kWidth<T> * kWidth<T>;
+  for (int r = 0; r < rows; ++r, from += width, to += stride) {
+    for (int64_t i = 0; i < whole; i += kWidth<T>) store(to + i, load<Vector<T>>(from + i));
+    for (int64_t i = whole; i < width; ++i) to[i] = from[i];
+  }
+  std::memset(to, 0, (kTile - rows) * stride * sizeof(T));
 }
 
 template <typename T>
@@ -105,16 +220,21 @@ void boxes(Pass &pass) {
   const int count = int(pass.count);
   const T *weight = static_cast<const T *>(pass.weight), *bias = static_cast<const T *>(pass.bias);
   T *out = static_cast<T *>(pass.logits);
-  T *h = allocate<T>(2 * count * stride), *a = allocate<T>(kTile * stride);
+  T *h = allocate<T>(2 * count * stride), *a = allocate<T>(2 * kTile * stride);
+  T *at = a + kTile * stride;
   T *c = allocate<T>(2 * int64_t(count) * kTile), *radius = c + count * kTile;
   for (int j = 0; j < 2 * count; ++j)
     std::memcpy(h + j * stride, static_cast<const T *>(pass.hidden) + j * width, width * sizeof(T));
+  constexpr int64_t lines = kWidth<T> * kWidth<T> * sizeof(T) / 64;  // those of a square
   for (int64_t block; (block = claim(pass)) < pass.blocks;) {
     const int64_t end = std::min(rows, (block + 1) * pass.block_rows);
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row));
+      Ahead ahead;
+      if (row + 2 * kTile < end) ahead.add(weight + (row + kTile) * width, kTile * width * sizeof(T));
       padded(weight + row * width, width, tile, a, stride);
-      box_logits(a, stride, h, count, 0, c, radius);
+      transpose(a, stride, at, ahead, lines);
+      box_logits<T, true>(at, h, h + count * stride, stride, width, count, c, radius);
       for (int j = 0; j < count; ++j)
         for (int r = 0; r < tile; ++r) {
           out[2 * j * rows + row + r] = c[j * kTile + r] + bias[row + r];
@@ -130,10 +250,15 @@ template <typename T, typename S>
 void box_residuals(const void *targets, int64_t at, int tile, const T *bias, T factor,
                    double weight, T *z, double *sums) {
   const S *target = static_cast<const S *>(targets) + at;
-  T residual[kTile] = {};
-  for (int r = 0; r < tile; ++r)
-    residual[r] = difference(bias ? z[r] + bias[r] : z[r], target[r]);
-  for (int r = 0; r < kTile; ++r) sums[r % kLanes] += weight * double(residual[r]) * double(residual[r]);
+  T offset[kTile] = {}, residual[kTile] = {};
+  if (bias) std::memcpy(offset, bias, tile * sizeof(T));
+  if (tile == kTile)
+    for (int r = 0; r < kTile; ++r) residual[r] = difference(z[r] + offset[r], target[r]);
+  else
+    for (int r = 0; r < tile; ++r) residual[r] = difference(z[r] + offset[r], target[r]);
+  for (int r = 0; r < kTile; r += kLanes)
+    for (int l = 0; l < kLanes; ++l)
+      sums[l] += weight * double(residual[r + l]) * double(residual[r + l]);
   for (int r = 0; r < kTile; ++r) z[r] = factor * residual[r];
 }
 
@@ -149,14 +274,19 @@ void update_boxes(Pass &pass) {
   M *bias_exp_avg = static_cast<M *>(pass.bias_exp_avg);
   M *bias_exp_avg_sq = static_cast<M *>(pass.bias_exp_avg_sq);
   T *h = allocate<T>(2 * count * stride), *sum = allocate<T>(2 * count * stride);
-  T *a = allocate<T>(kTile * stride), *grad = allocate<T>((kTile + 1) * stride);
+  T *a = allocate<T>(2 * kTile * stride), *at = a + kTile * stride;
+  T *grad = allocate<T>((kTile + 1) * stride);
   T *dc = allocate<T>(2 * int64_t(count) * kTile), *dr = dc + count * kTile;
+  const T *rho = h + count * stride;
+  T *spread = sum + count * stride;
+  const int spreads = Radii ? count : 1;  // boxes whose radii have a gradient
   const Adam<T, M> adam(pass);
   const T factor = T(pass.coefficient), of_radii = Radii ? factor * T(2) / T(3) : T(0);
   const auto form = pass.bfloat16_targets ? box_residuals<T, BFloat16> : box_residuals<T, T>;
   const int64_t kept = Radii ? 2 * rows : rows;
   int whole = kGroup;
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
+  const int64_t group_lines = kGroup * width * (sizeof(T) + 2 * sizeof(M)) / 64 + 1;
   for (int j = 0; j < 2 * count; ++j)
     std::memcpy(h + j * stride, static_cast<const T *>(pass.hidden) + j * width, width * sizeof(T));
   for (int64_t block; (block = claim(pass)) < pass.blocks;) {
@@ -165,40 +295,44 @@ void update_boxes(Pass &pass) {
     std::memset(sum, 0, 2 * count * stride * sizeof(T));
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row));
+      Ahead ahead;
+      if (row + 2 * kTile < end) {
+        const int64_t next = (row + kTile) * width, elements = kTile * width;
+        ahead.add(weight + next, elements * sizeof(T));
+        ahead.add(exp_avg + next, elements * sizeof(M));
+        ahead.add(exp_avg_sq + next, elements * sizeof(M));
+      }
       padded(weight + row * width, width, tile, a, stride);
-      if (count > 1) box_logits(a, stride, h, count, 1, dc, dr);
+      if (count > 1) {
+        transpose(a, stride, at, ahead, 0);
+        box_logits<T, Radii>(at, h + stride, rho + stride, stride, width, count - 1, dc + kTile,
+                             dr + kTile);
+      }
       std::memset(dc, 0, kTile * sizeof(T));
       std::memset(dr, 0, kTile * sizeof(T));
       std::memcpy(dc, current + row, tile * sizeof(T));
       std::memcpy(dr, current + rows + row, tile * sizeof(T));
       for (int j = 1; j < count; ++j) {
-        const int64_t at = (j - 1) * kept + row;
-        form(pass.targets, at, tile, bias + row, factor, 1.0, dc + j * kTile, squares);
-        if (Radii) form(pass.targets, at + rows, tile, nullptr, of_radii, 2.0 / 3.0, dr + j * kTile, squares);
-        else std::memset(dr + j * kTile, 0, kTile * sizeof(T));
+        const int64_t from = (j - 1) * kept + row;
+        T *c = dc + j * kTile, *r = dr + j * kTile;
+        form(pass.targets, from, tile, bias + row, factor, 1.0, c, squares);
+        if (Radii) form(pass.targets, from + rows, tile, nullptr, of_radii, 2.0 / 3.0, r, squares);
       }
-      for (int j = 0; j < count;) {
-        const int size = std::min(4, count - j);
-        const T *c = dc + j * kTile, *r = dr + j * kTile;
-        T *o = sum + j * stride, *s = sum + (count + j) * stride;
-        if (size == 4) reduce_boxes<T, 4>(a, stride, c, r, o, s);
-        if (size == 3) reduce_boxes<T, 3>(a, stride, c, r, o, s);
-        if (size == 2) reduce_boxes<T, 2>(a, stride, c, r, o, s);
-        if (size == 1) reduce_boxes<T, 1>(a, stride, c, r, o, s);
-        j += size;
-      }
+      reduce<T, true>(a, stride, spreads, dc, dr, sum, spread);
+      if (spreads < count)
+        reduce<T, false>(a, stride, count - spreads, dc + spreads * kTile, dr, sum + spreads * stride,
+                         spread);
       for (int r = 0; r < tile; r += whole) {
         const int batch = std::min(whole, tile - r);
-        for (int q = 0; q < batch; q += kGroup)
-          box_gradient(a + (r + q) * stride, stride, h, count, dc + r + q, dr + r + q,
+        for (int q = 0; q < batch; q += kGroup) {
+          ahead.fetch(group_lines);
+          box_gradient(a + (r + q) * stride, stride, h, rho, count, spreads, dc + r + q, dr + r + q,
                        grad + q * width, width);
-        const int64_t at = (row + r) * width;
-        adam(grad, weight + at, exp_avg + at, exp_avg_sq + at, batch * width);
+        }
+        const int64_t from = (row + r) * width;
+        adam(grad, weight + from, exp_avg + from, exp_avg_sq + from, batch * width);
       }
-      for (int r = 0; r < kTile; ++r) {
-        grad[r] = dc[r];
-        for (int j = 1; j < count; ++j) grad[r] += dc[j * kTile + r];
-      }
+      sum_rows(dc, count, grad);
       if (bias_grad) std::memcpy(bias_grad + row, grad, tile * sizeof(T));
       else adam(grad, bias + row, bias_exp_avg + row, bias_exp_avg_sq + row, tile);
     }

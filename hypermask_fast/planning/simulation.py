@@ -176,7 +176,7 @@ class _Run:
         stale: dict[str, Tensor] = {}
 
         def after_forward() -> None:
-            if self.config.training.selection == "best_published":
+            if self._measures and self.config.training.selection == "best_published":
                 stale.update(self.learner.task_weights(self.last))
             self._now_make(GRADIENTS)
 
@@ -185,16 +185,20 @@ class _Run:
         self._ended("training step")
         return stale or None
 
+    @property
+    def _measures(self) -> bool:
+        published = self.config.training.selection == "best_published"
+        watches = self.config.training.schedule == "plateau"
+        return not published or watches or self.learner.scores_by_accuracy
+
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
         kept = weights_of(self.learner).values() if self.config.training.selection != "last" else ()
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
-        is_of_test = self.config.training.measured == "test"
-        self._evaluate(self.size.test if is_of_test else self.size.validation, stale)
-        with self.memory.making(BEST):
-            # The one before is freed when the new one is whole.
-            best = [torch.empty_like(tensor) for tensor in kept]
+        if self._measures:
+            is_of_test = self.config.training.measured == "test"
+            self._evaluate(self.size.test if is_of_test else self.size.validation, stale)
         self._ended("validation check")
         return best
 

@@ -232,7 +232,16 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
         if self.settings.selection == "best_published":
             # What stays where no check is taken.
-            self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Keep the model as it is now, in the memory of the one that was kept before."""
+        before = self._best or {}
+        self._best = {}
+        for name, value in weights_of(self.learner).items():
+            kept = before.get(name, value)
+            is_own = kept is not value and kept.shape == value.shape
+            self._best[name] = kept.copy_(value) if is_own else value.clone()
 
     def _drop_optimizers(self) -> None:
         """Free the moments of the phase before, where the next one begins."""
@@ -268,16 +277,19 @@ class Trainer:
             stale.update(self.learner.task_weights(task_id, in_step=True))
 
         published = checks and self.settings.selection == "best_published"
-        self.losses = self._graphed(step, keep_weights if published else None)
+        measures = not published or watches or self.learner.scores_by_accuracy
+        self.losses = self._graphed(step, keep_weights if published and measures else None)
         self.step = step + 1
         assert self._watch is not None
         self._watch.see(self.step, self.losses)
         if checks:
-            accuracy = self.evaluate(task_id, measured, weights=stale or None)
+            accuracy = math.nan
+            if measures:
+                accuracy = self.evaluate(task_id, measured, weights=stale or None)
             score = self.learner.published_score(self.losses, accuracy) if published else accuracy
             if selects and score > self._best_accuracy:
                 self._best_accuracy = score
-                self._best = {k: v.clone() for k, v in weights_of(self.learner).items()}
+                self._keep_best()
             if watches:
                 self._schedule.after_epoch(accuracy)
 

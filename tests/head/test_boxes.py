@@ -105,3 +105,32 @@ def test_a_step_is_autograds(radii: bool, count: int, width: int, own_bias: bool
         torch.testing.assert_close(head.bias, bias.detach(), rtol=1e-9, atol=1e-9)
     else:
         torch.testing.assert_close(of_bias, bias.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_a_boxs_bits_do_not_depend_on_the_others(engine: str) -> None:
+    """Nor on the rows that share a tile: 77 rows are two whole tiles and a part."""
+    if engine == "pytorch":
+        pytest.skip("a step forms all its boxes together there")
+    for dtype in (torch.float32, torch.float64):
+        head, hidden = _case(dtype, width=21, count=7)
+        points, spreads = hidden.chunk(2)
+        whole = boxes.logits(head, hidden)
+        for first, last in ((0, 1), (0, 2), (1, 4), (2, 7), (6, 7)):
+            part = torch.cat((points[first:last], spreads[first:last]))
+            assert torch.equal(boxes.logits(head, part), whole[first:last])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weight_that_is_zero_has_no_gradient_of_radii(dtype: torch.dtype) -> None:
+    head, hidden = _case(dtype, width=5, count=2)
+    with torch.no_grad():
+        head.weight[3], head.weight[4] = 0.0, -0.0
+    hidden[:2] = 0.0
+    before = head.weight.clone()
+    whole = head._replace(moments=_zeros(head.weight), bias_moments=_zeros(head.bias))
+    kept = KeptBoxes(torch.ones(1, 154, dtype=dtype), True)
+    boxes.step_rows(HeadStep(whole, torch.ones(2, 77, dtype=dtype), hidden, kept, 0.3, _adam()))
+    moved = (head.weight != before).all(1)
+    assert not (head.weight != before)[3:5].any()
+    assert moved[:3].all()
+    assert moved[5:].all()

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermask_fast.layers.intervals import (
+    Box,
     Interval,
     IntervalWeights,
     exchanged,
     intersection,
     interval_product,
     outwards,
+    point_product,
     rounding_margin,
 )
 
@@ -101,9 +103,60 @@ def test_bounds_are_reached(low: float) -> None:
 def test_a_box_that_is_a_point_is_an_ordinary_layer() -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     weight, bias = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    weights = IntervalWeights(Interval(weight, weight, weight), Interval(bias, bias, bias))
+    boxes = [Box(each, torch.zeros_like(each)) for each in (weight, bias)]
+    weights = IntervalWeights(*boxes)
     for part in weights.applied(x.repeat(3, 1), F.linear).chunk(3):
         torch.testing.assert_close(part, F.linear(x, weight, bias), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("product", "input_shape", "weight_shape"), LAYERS)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+def test_points_need_two_products_and_have_the_same_bounds_and_gradients(
+    product: Callable[..., Tensor],
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    has_bias: bool,
+) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(input_shape, dtype=torch.float64)
+    shapes = [weight_shape, weight_shape[:1]][: 1 + has_bias]
+    leaves = [
+        [torch.randn(s).double().requires_grad_(), torch.rand(s).double().requires_grad_()]
+        for s in shapes
+    ]
+    boxes = [Box(*pair) for pair in leaves]
+    bias = boxes[1] if has_bias else None
+    calls: list[Tensor] = []
+
+    def counted(*args: Tensor) -> Tensor:
+        calls.append(args[0])
+        return product(*args)
+
+    repeated = x.repeat(3, *[1] * (x.dim() - 1))
+    found = IntervalWeights(boxes[0], bias).applied(repeated, counted)
+    assert len(calls) == 2
+    ends = None if bias is None else bias.bounds()
+    expected = torch.cat(interval_product(Interval(x, x, x), boxes[0].bounds(), ends, product))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(point_product(x, boxes[0], bias, product)), found)
+    parameters, given = [leaf for pair in leaves for leaf in pair], torch.randn_like(found)
+    grads = [torch.autograd.grad(y, parameters, given) for y in (found, expected)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_that_want_gradients_are_no_points() -> None:
+    """Both ends have gradients of their own, also where they are equal."""
+    torch.manual_seed(3)
+    box = Box(torch.randn(4, 6).double(), torch.rand(4, 6).double())
+    x = torch.rand(2, 6).double()
+    leaf = x.repeat(3, 1).requires_grad_()
+    given = torch.randn(6, 4).double()
+    (found,) = torch.autograd.grad(IntervalWeights(box, None).applied(leaf, F.linear), leaf, given)
+    ends = Interval(*(x.clone().requires_grad_() for _ in range(3)))
+    y = torch.cat(interval_product(ends, box.bounds(), None, F.linear))
+    expected = torch.cat(torch.autograd.grad(y, ends, given))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_exchanges_are_the_published_two_and_no_sort() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.layers.intervals import Interval, IntervalWeights, exchanged
+from hypermask_fast.layers.intervals import Box, Interval, IntervalWeights, exchanged
 from hypermask_fast.layers.norms import TASK_NORMS, NormState, TaskNorm
 from hypermask_fast.methods.batches import run
 
@@ -63,11 +63,13 @@ class BoxNetwork:
         Args:
             emitted: (2 N,), the weights' centers and radii.
         """
-        center, radius = emitted.chunk(2)
-        ends = (weights_of(self._network, each) for each in (center - radius, center + radius))
-        low, up = ends
-        middle = weights_of(self._network, center)
-        return {name: Interval(low[name], middle[name], up[name]) for name in middle}
+        return {name: box.bounds() for name, box in self._by_name(emitted).items()}
+
+    def _by_name(self, emitted: Tensor) -> dict[str, Box]:
+        tensors = self._network.tensors
+        parts = emitted.split([entry.size for entry in tensors] * 2)
+        halves = zip(tensors, parts[: len(tensors)], parts[len(tensors) :], strict=True)
+        return {e.name: Box(c.view(e.shape), r.view(e.shape)) for e, c, r in halves}
 
     def outputs(
         self,
@@ -87,13 +89,12 @@ class BoxNetwork:
             compiled: Runs the network. Default: it is called.
             known: As in :func:`hypermask_fast.methods.batches.run`.
         """
-        bounds = self.bounds(emitted)
         if not self._by_passes:
-            layers = self._layers(bounds)
+            layers = self._layers(self._by_name(emitted))
             with self._network.running(layers, dropout=False) as net:
                 packed = run(compiled or net, x.repeat(3, *[1] * (x.dim() - 1)), known)
             return Interval(*packed.chunk(3))
-        passes = []
+        passes, bounds = [], self.bounds(emitted)
         for end in range(3):
             states = norms if end == 1 else [(norm, _still(state)) for norm, state in norms]
             weights = {name: each[end] for name, each in bounds.items()}
@@ -101,11 +102,11 @@ class BoxNetwork:
                 passes.append(run(compiled or net, x, known))
         return exchanged(*passes)
 
-    def _layers(self, bounds: dict[str, Interval]) -> dict[str, IntervalWeights]:
-        owners: Iterable[str] = dict.fromkeys(name.rpartition(".")[0] for name in bounds)
+    def _layers(self, boxes: dict[str, Box]) -> dict[str, IntervalWeights]:
+        owners: Iterable[str] = dict.fromkeys(name.rpartition(".")[0] for name in boxes)
         return {
             owner: IntervalWeights(
-                bounds[f"{owner}.weight".lstrip(".")], bounds.get(f"{owner}.bias".lstrip("."))
+                boxes[f"{owner}.weight".lstrip(".")], boxes.get(f"{owner}.bias".lstrip("."))
             )
             for owner in owners
         }

@@ -94,15 +94,38 @@ def test_the_published_selection_returns_the_start_where_no_extent_is_full() -> 
     assert not torch.equal(after["hypernetwork.head.weight"], before["hypernetwork.head.weight"])
 
 
-def test_a_run_in_a_folder(tmp_path: Path) -> None:
-    chosen = config()
+@pytest.mark.parametrize(("mode", "measured"), [("nested", 0), ("task", STEPS // 3 + 1)])
+def test_the_published_selection_measures_what_it_looks_at(mode: str, measured: int) -> None:
+    """The first check, one every third step, and the last; of nested tasks by the loss alone."""
+    scenario, trainer = made(mode=mode, selection="best_published", check_every=3)
+    splits: list[str] = []
+    evaluate = trainer.evaluate
+
+    def counted(task: int, split: str = "test", **options: Any) -> float:
+        splits.append(split)
+        return evaluate(task, split, **options)
+
+    trainer.evaluate = counted  # type: ignore[method-assign]
+    trainer.fit(scenario[0])
+    assert splits.count("validation") == measured
+
+
+@pytest.mark.parametrize("mode", ["nested", "task"])
+def test_a_run_in_a_folder(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = config(mode=mode)
     result = run.train(chosen, tmp_path / "run", show_progress=False)
     assert RunConfig.from_toml(tmp_path / "run" / "config.toml") == chosen
     again = run.resume(tmp_path / "run", show_progress=False)
     assert str(again.accuracy) == str(result.accuracy)
     learner = run.load(tmp_path / "run").learner
     assert isinstance(learner, HyperInterval)
-    assert learner.universal_network()(torch.rand(2, 1, 8, 8)).shape == (2, 2)
+    if mode == "nested":
+        assert learner.universal_network()(torch.rand(2, 1, 8, 8)).shape == (2, 2)
+    for score in ("entropy", "box_entropy"):
+        words = ["eval", str(tmp_path / "run"), "--infer", score, "--calibrate", "--json"]
+        capsys.readouterr()
+        assert cli.main(words) == 0
+        assert json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("mode", ["nested", "task"])
