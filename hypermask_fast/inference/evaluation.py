@@ -71,11 +71,6 @@ class Report:
             raise ValueError("the report is without a calibration; evaluate with calibrated=True")
         return Shares(*(sum(values) / len(shares) for values in zip(*shares, strict=True)))
 
-    @property
-    def mean(self) -> Shares:
-        """The mean over tasks, after calibration where there is one."""
-        return _mean(self.before if self.after is None else self.after)
-
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, in percent."""
 

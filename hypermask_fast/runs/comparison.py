@@ -290,6 +290,6 @@ class _Maker:
             except (ConfigError, ValueError) as error:
                 notes.append(f"nothing inferred by {name} ({' '.join(str(error).split())})")
                 continue
-            shares = report.mean
+            shares = report.mean(after=report.after is not None)
             values |= {f"task_{name}": shares.task, f"class_{name}": shares.class_}
         return values, notes

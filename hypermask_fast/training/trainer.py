@@ -23,13 +23,14 @@ from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
+from hypermask_fast.training.best import BestModel
 from hypermask_fast.training.checks import check_state, check_trainable
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.phases import phases_of
 from hypermask_fast.training.progress import Progress
-from hypermask_fast.training.schedules import Schedule, finite_or_none, or_minus_infinity
+from hypermask_fast.training.schedules import Schedule
 from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 
@@ -85,8 +86,7 @@ class Trainer:
         self._graphed = GraphedStep(self.settings.graph if is_captured else False)
         self._compiler = Compiler(self.settings.compile)
         self._schedule: Schedule | None = None
-        self._best: dict[str, Tensor] | None = None
-        self._best_accuracy = -math.inf
+        self._best = BestModel(learner)
 
     @property
     def _tasks(self) -> KnownTasks:
@@ -229,19 +229,11 @@ class Trainer:
         except BaseException:
             self.learner.abandon_task(restore=False)
             raise
-        self.step, self._best, self._best_accuracy = 0, None, -math.inf
+        self.step = 0
+        self._best.clear()
         if self.settings.selection == "best_published":
             # What stays where no check is taken.
-            self._keep_best()
-
-    def _keep_best(self) -> None:
-        """Keep the model as it is now, in the memory of the one that was kept before."""
-        before = self._best or {}
-        self._best = {}
-        for name, value in weights_of(self.learner).items():
-            kept = before.get(name, value)
-            is_own = kept is not value and kept.shape == value.shape
-            self._best[name] = kept.copy_(value) if is_own else value.clone()
+            self._best.keep()
 
     def _drop_optimizers(self) -> None:
         """Free the moments of the phase before, where the next one begins."""
@@ -287,17 +279,15 @@ class Trainer:
             if measures:
                 accuracy = self.evaluate(task_id, measured, weights=stale or None)
             score = self.learner.published_score(self.losses, accuracy) if published else accuracy
-            if selects and score > self._best_accuracy:
-                self._best_accuracy = score
-                self._keep_best()
+            if selects:
+                self._best.offer(score)
             if watches:
                 self._schedule.after_epoch(accuracy)
 
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
-        if self._best is not None:
-            self.learner.restore(self._best)
+        self._best.restore()
         self._graphed.end()
-        self._best = self._step_fn = self._schedule = self._watch = None
+        self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
         self.step = 0
         self._record.end(task_id, self._tasks, self.evaluate)
@@ -335,7 +325,7 @@ class Trainer:
         task_tensors, task_state = self.learner.task_state()
         tensors = {f"learner/{name}": value for name, value in weights_of(self.learner).items()}
         tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
-        tensors |= {f"best/{name}": value for name, value in (self._best or {}).items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.weights.items()}
         tensors["rng/cpu"] = torch.get_rng_state()
         if self._tasks.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self._tasks.device)
@@ -351,7 +341,7 @@ class Trainer:
             "optimizer": groups.pop(optimizers.MAIN, []),
             "optimizers": groups,
             "plateau": None if self._schedule is None else self._schedule.state(),
-            "best_accuracy": finite_or_none(self._best_accuracy),
+            "best_accuracy": self._best.saved_score,
             **self._record.state(),
         }
         return tensors, state
@@ -398,8 +388,7 @@ class Trainer:
         if self._schedule is not None:
             self._schedule.load(state["plateau"])
         device = self._tasks.device
-        self._best = {k: v.to(device) for k, v in parts["best"].items()} or None
-        self._best_accuracy = or_minus_infinity(state["best_accuracy"])
+        self._best.load(parts["best"], state["best_accuracy"], device)
         self.step = state["step"]
         self._record.load(state, self.learner.learned)
         torch.set_rng_state(parts["rng"]["cpu"].cpu())
