@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class _OfBlend(Score):
         ]
         scores = torch.cat(found, 1) if found else x.new_zeros(len(tasks), 0)
         return Evidence(scores.double(), None)
+
+    def _search(self, tasks: Sequence[int]) -> dict[str, Any]:
+        return {
+            "objective": self.objective,
+            "rows": self.rows,
+            "classes": self.outputs,
+            "tasks": tasks,
+        }
 
     def _of_batch(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Tensor:
         """Return the scores (tasks,) of images that have one task."""
@@ -93,14 +102,7 @@ class OneShot(_OfBlend):
         return Evidence(-gradients, None)
 
     def _of_batch(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        found = one_shot(
-            *(learner, x),
-            objective=self.objective,
-            rows=self.rows,
-            classes=self.outputs,
-            tasks=tasks,
-        )
-        return -found.grad[0][list(tasks)]
+        return -one_shot(learner, x, **self._search(tasks)).grad[0][list(tasks)]
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,7 @@ class Binary(_OfBlend):
     base: int = setting(2, "the inverse of the share of tasks that a pass keeps", low=2)
 
     def _of_batch(self, learner: Learner, x: Tensor, tasks: Sequence[int]) -> Tensor:
-        stayed = passes_stayed(
-            *(learner, x),
-            base=self.base,
-            objective=self.objective,
-            rows=self.rows,
-            classes=self.outputs,
-            tasks=tasks,
-        )
-        return stayed[list(tasks)]
+        return passes_stayed(learner, x, base=self.base, **self._search(tasks))[list(tasks)]
 
 
 def check_weights_differ(learner: Learner, tasks: Sequence[int]) -> None:

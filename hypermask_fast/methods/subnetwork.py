@@ -68,7 +68,7 @@ def _blend(
     chosen = [factors[task] for task in rows]
     mask = weighted_sum([*rows.values()], chosen, sum(sizes), weights[0].dtype)
     parts = zip(mask.split(sizes), weights, strict=True)
-    return tuple(part.view(w.shape) * w for part, w in parts)
+    return tuple(part.view(w.shape).mul_(w) for part, w in parts)
 
 
 class _Blend(torch.autograd.Function):
@@ -91,7 +91,10 @@ class _Blend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         alpha, *weights = ctx.saved_tensors
-        values = torch.cat([(g * w).flatten() for g, w in zip(grads, weights, strict=True)])
+        sizes = [w.numel() for w in weights]
+        values = weights[0].new_empty(sum(sizes))
+        for part, grad, w in zip(values.split(sizes), grads, weights, strict=True):
+            torch.mul(grad, w, out=part.view(w.shape))
         of_alpha = torch.zeros_like(alpha)
         of_alpha[list(ctx.rows)] = dots([*ctx.rows.values()], values).to(alpha)
         return of_alpha, None, *[None] * len(weights)
