@@ -58,9 +58,14 @@ class Kind(NamedTuple):
         return ", or ".join([_WORDS[self.base][1], *(word or "none" for word in self.words)])
 
 
-@functools.cache  # reading annotations is slow, and settings are read field by field
 def kinds_of(cls: type[Any]) -> Mapping[str, Kind]:
     """Return the kind of each field of the dataclass ``cls``, in their order."""
+    given: Any = cls
+    return _kinds_of(given)
+
+
+@functools.cache  # reading annotations is slow, and settings are read field by field
+def _kinds_of(cls: Any) -> Mapping[str, Kind]:
     hints = typing.get_type_hints(cls)
     kinds = {field.name: _kind(hints[field.name]) for field in dataclasses.fields(cls)}
     return types.MappingProxyType(kinds)
