@@ -60,11 +60,12 @@ class Kind(NamedTuple):
 
 def kinds_of(cls: type[Any]) -> Mapping[str, Kind]:
     """Return the kind of each field of the dataclass ``cls``, in their order."""
-    return _read_kinds(typing.cast("Any", cls))
+    given: Any = cls
+    return _kinds_of(given)
 
 
 @functools.cache  # reading annotations is slow, and settings are read field by field
-def _read_kinds(cls: Any) -> Mapping[str, Kind]:
+def _kinds_of(cls: Any) -> Mapping[str, Kind]:
     hints = typing.get_type_hints(cls)
     kinds = {field.name: _kind(hints[field.name]) for field in dataclasses.fields(cls)}
     return types.MappingProxyType(kinds)

@@ -359,7 +359,7 @@ def killed(path, point):
 
 assert not killed(root / "reference", -1)
 count = int((root / "count").read_text())
-points = [0, 3, 9, count // 3, 2 * count // 3, count - 6]
+points = [0, 9, count // 2, count - 6]
 for point in points:
     path = root / str(point)
     assert killed(path, point), point
@@ -382,7 +382,7 @@ def test_killed_at_any_moment_and_continued_gives_the_same_table(
     )
     assert done.returncode == 0, done.stderr
     points = re.findall(r"^point (\d+)$", done.stdout, re.MULTILINE)
-    assert len(points) == 6
+    assert len(points) == 4
     expected = {path.relative_to(tmp_path / "reference") for path in files(tmp_path / "reference")}
     for point in points:
         assert table_of(tmp_path / point) == table_of(tmp_path / "reference")
