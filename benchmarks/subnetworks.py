@@ -1,6 +1,7 @@
 """SupSup's training step and inference of the task, beside the published algorithm in PyTorch.
 
-``python -m benchmarks.subnetworks [--threads N] [--seconds S]`` prints milliseconds. Published: a
+``python -m benchmarks.subnetworks [--threads N] [--seconds S]`` prints milliseconds, of
+processor time on one thread. Published: a
 sort of every layer's scores in each step, dense masks of all tasks for inference.
 """
 
@@ -109,16 +110,26 @@ class Published:
         return int(grad.argmin())
 
 
-def best_ms(run: Callable[[], object], seconds: float) -> float:
-    """Return the lower quartile of the milliseconds of a call, over as many as fit."""
-    run()
-    taken: list[float] = []
+def paired_ms(
+    first: Callable[[], object], second: Callable[[], object], seconds: float
+) -> tuple[float, float]:
+    """Return the lower quartiles of the milliseconds of two calls, made in turn.
+
+    Of processor time on one thread, which others on the machine do not slow down as much.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    calls = first, second
+    taken: tuple[list[float], list[float]] = ([], [])
+    for call in calls:
+        call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 5:
-        start = time.perf_counter()
-        run()
-        taken.append(1e3 * (time.perf_counter() - start))
-    return sorted(taken)[len(taken) // 4]
+    while time.perf_counter() < end or len(taken[0]) < 5:
+        for call, times in zip(calls, taken, strict=True):
+            start = clock()
+            call()
+            times.append(1e3 * (clock() - start))
+    low, other = (sorted(times)[len(times) // 4] for times in taken)
+    return low, other
 
 
 def measure(case: Case, tasks: int, seconds: float) -> list[tuple[str, float, float]]:
@@ -140,8 +151,11 @@ def measure(case: Case, tasks: int, seconds: float) -> list[tuple[str, float, fl
     rows = [
         (
             f"{case.name}: step",
-            best_ms(lambda: plain.step(x, y), seconds),
-            best_ms(lambda: learner.step(x, y, tasks - 1, optimizers), seconds),
+            *paired_ms(
+                lambda: plain.step(x, y),
+                lambda: learner.step(x, y, tasks - 1, optimizers),
+                seconds,
+            ),
         )
     ]
     learner.end_task()
@@ -158,8 +172,7 @@ def measure(case: Case, tasks: int, seconds: float) -> list[tuple[str, float, fl
     rows.append(
         (
             f"{case.name}: task of {tasks}",
-            best_ms(lambda: plain.infer(x, masks), seconds),
-            best_ms(lambda: one_shot(learner, x), seconds),
+            *paired_ms(lambda: plain.infer(x, masks), lambda: one_shot(learner, x), seconds),
         )
     )
     return rows
