@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.methods.exssnet.learner import ExSSNeT
 from hypermask_fast.methods.subnetwork import SubnetworkLearner
+from hypermask_fast.methods.supsup.learner import SupSup
 from hypermask_fast.native import library
 from hypermask_fast.networks import MLP
 
 Golden = Mapping[str, Any]
 
+KINDS: dict[str, Any] = {"supsup": SupSup, "exssnet": ExSSNeT}
 PASSES = ("native", "pytorch", "reference")
 
 
@@ -107,6 +110,27 @@ class Run:
 
     def losses(self) -> dict[tuple[int, int], tuple[float, float]]:
         return {(int(t), int(s)): (loss, lr) for t, s, loss, lr in self["losses"]}
+
+
+def check_probes(
+    learner: SubnetworkLearner, run: Run, task: int, first: dict[int, Tensor] | None
+) -> None:
+    """Fail where statistics or probes after a task are not the recorded ones.
+
+    Args:
+        learner: In evaluation, the task learned.
+        run: The recorded run.
+        task: The task.
+        first: The logits of each task's probe after it, which must keep their bits; None: not so.
+    """
+    for layer, table in enumerate(learner.norms.tables):
+        for key in ("mean", "var"):
+            expected = run[f"after/{task}/bn/{layer}/{key}"]
+            close(table.get_buffer(f"running_{key}")[task], expected, 1e-5, f"{task} {key}")
+    for other in range(task + 1):
+        logits = learner(run.tensor(f"probe/{other}/x"), other)
+        close(logits, run[f"probe_logits/{task + 1}/{other}"], 1e-5, f"{task} {other}")
+        assert first is None or torch.equal(logits, first.setdefault(other, logits))
 
 
 def close(actual: Tensor, expected: np.ndarray | Tensor, tolerance: float, what: str) -> None:

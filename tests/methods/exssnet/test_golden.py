@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.methods.exssnet.learner import ExSSNeT
-from tests.support.subnetwork_cases import PASSES, Run, check_masks, choose_passes, close
+from tests.support.subnetwork_cases import (
+    PASSES,
+    Run,
+    check_masks,
+    check_probes,
+    choose_passes,
+    close,
+)
 
 RUNS = ("exclusive", "original", "conv")
 
@@ -77,12 +84,4 @@ def test_the_whole_run_in_float64(
         learner.eval()
         for i, weight in enumerate(learner.net.parameters()):
             close(weight, run[f"after/{task}/weight/{i}"], 2e-5, f"weights {i} after {task}")
-        for layer, table in enumerate(learner.norms.tables):
-            for key in ("mean", "var"):
-                expected = run[f"after/{task}/bn/{layer}/{key}"]
-                close(table.get_buffer(f"running_{key}")[task], expected, 1e-5, f"{task} {key}")
-        for other in range(task + 1):
-            logits = learner(run.tensor(f"probe/{other}/x"), other)
-            close(logits, run[f"probe_logits/{task + 1}/{other}"], 1e-5, f"{task} {other}")
-            if name != "original":
-                assert torch.equal(logits, first.setdefault(other, logits))
+        check_probes(learner, run, task, first if name != "original" else None)

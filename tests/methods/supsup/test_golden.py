@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from hypermask_fast.methods.supsup.learner import SupSup
-from tests.support.subnetwork_cases import PASSES, Run, check_masks, choose_passes, close
+from tests.support.subnetwork_cases import (
+    PASSES,
+    Run,
+    check_masks,
+    check_probes,
+    choose_passes,
+    close,
+)
 
 RUNS = {
     "topk": ("supsup", {"density": 0.3}),
@@ -37,6 +45,7 @@ def test_the_whole_run_in_float64(
     if config["rule"] == "topk":
         assert kept == config["kept"]
     weights = [w.clone() for w in learner.net.parameters()]
+    first: dict[int, Tensor] = {}
     for task in range(config["tasks"]):
         learner.begin_task(task, steps=config["steps"])
         with torch.no_grad():
@@ -65,11 +74,5 @@ def test_the_whole_run_in_float64(
         learner.end_task()
         learner.eval()
         check_masks(learner, task, run, f"after/{task}/mask")
-        for layer, table in enumerate(learner.norms.tables):
-            for key in ("mean", "var"):
-                expected = run[f"after/{task}/bn/{layer}/{key}"]
-                close(table.get_buffer(f"running_{key}")[task], expected, 1e-5, f"{task} {key}")
-        for other in range(task + 1):
-            logits = learner(run.tensor(f"probe/{other}/x"), other)
-            close(logits, run[f"probe_logits/{task + 1}/{other}"], 1e-5, f"{task} {other}")
+        check_probes(learner, run, task, first)
     assert all(torch.equal(a, b) for a, b in zip(weights, learner.net.parameters(), strict=True))
