@@ -15,8 +15,10 @@ from hypermask_fast.lazy import lazy_names
 if TYPE_CHECKING:
     from hypermask_fast.scenarios.builders import permuted, split
     from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
+    from hypermask_fast.scenarios.cifar10_100 import split_cifar10_100
     from hypermask_fast.scenarios.datasets import (
         load,
+        load_cifar10,
         load_cifar100,
         load_digits,
         load_fashion_mnist,
@@ -49,6 +51,7 @@ __all__ = [
     "Split",
     "Task",
     "load",
+    "load_cifar10",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
@@ -59,6 +62,7 @@ __all__ = [
     "permuted_fashion_mnist",
     "permuted_mnist",
     "split",
+    "split_cifar10_100",
     "split_cifar100",
     "split_cifar100_fecam",
     "split_digits",
@@ -70,6 +74,7 @@ _MODULES = {
     "permuted": "builders",
     "split": "builders",
     "load": "datasets",
+    "load_cifar10": "datasets",
     "load_cifar100": "datasets",
     "load_digits": "datasets",
     "load_fashion_mnist": "datasets",
@@ -79,6 +84,7 @@ _MODULES = {
     "Split": "images",
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
+    "split_cifar10_100": "cifar10_100",
     "make_scenario": "published",
     "permuted_digits": "published",
     "permuted_fashion_mnist": "published",

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
+MILESTONES = ((0.4, 0.1), (0.6, 0.01), (0.8, 1e-3), (0.9, 5e-4))
+"""Fractions of the steps, and factors of the rate from there on: HNET's ResNet, after epochs 80,
+120, 160 and 180 of 200. That run also had a plateau schedule, whose rates these replaced."""
 _PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
@@ -23,12 +26,21 @@ def or_minus_infinity(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
+def _half_cosine(done: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * done)
+
+
+def _after_milestones(done: float) -> float:
+    return next((factor for begins, factor in reversed(MILESTONES) if done >= begins), 1.0)
+
+
 class Schedule:
     """The learning rates of a phase's optimizers, step by step.
 
     Args:
-        kind: "constant"; "cosine", from the rate to 0 over the phase; or "plateau" (HyperMask on
-            CIFAR-100), sqrt(0.1) of the rate after 5 epochs of no better validation accuracy.
+        kind: "constant"; "cosine", from the rate to 0 over the phase; "milestones", by
+            :data:`MILESTONES`; or "plateau" (HyperMask on CIFAR-100), sqrt(0.1) of the rate after
+            5 epochs of no better validation accuracy.
         optimizers: New, with the rates to begin with.
         steps: Of the phase.
         warmup_steps: Steps over which the rate rises linearly from 0. Default 0.
@@ -38,7 +50,8 @@ class Schedule:
         self, kind: str, optimizers: Iterable[Optimizer], *, steps: int, warmup_steps: int = 0
     ) -> None:
         self.watches = kind == "plateau"
-        self._cosine, self._steps, self._warmup_steps = kind == "cosine", steps, warmup_steps
+        self._factors = {"cosine": _half_cosine, "milestones": _after_milestones}.get(kind)
+        self._steps, self._warmup_steps = steps, warmup_steps
         optimizers = list(optimizers)
         # By optimizer: what it loads replaces its groups.
         self._rates = [
@@ -51,13 +64,13 @@ class Schedule:
 
     def before_step(self, step: int) -> None:
         """Set the rates of a step of the phase, counted from 0."""
-        if not self._cosine and step >= self._warmup_steps:
+        if self._factors is None and step >= self._warmup_steps:
             if self._warmup_steps and step == self._warmup_steps:
                 self._set(1.0)
             return
         factor = min(1.0, (step + 1) / self._warmup_steps) if self._warmup_steps else 1.0
-        if self._cosine:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * step / self._steps)
+        if self._factors is not None:
+            factor *= self._factors(step / self._steps)
         self._set(factor)
 
     def _set(self, factor: float) -> None:

@@ -23,6 +23,9 @@ class TrainingSettings(Settings):
     lr: float = setting(1e-3, "learning rate", above=0.0)
     momentum: float = setting(0.0, "momentum of sgd and rmsprop", low=0.0, high=0.9999)
     weight_decay: float = setting(0.0, "weight decay, added to the gradient", low=0.0)
+    adam_beta1: float = setting(
+        0.9, "decay of Adam's mean of the gradient (its beta1)", low=0.0, high=0.9999
+    )
     moments: str = setting(
         "float32",
         "type of Adam's moments of the full head: bfloat16 halves their memory",
@@ -38,10 +41,12 @@ class TrainingSettings(Settings):
     )
     schedule: str = setting(
         "constant",
-        "learning rate: constant, lowered when validation accuracy stalls, or a half cosine to 0",
+        "learning rate: constant, lowered when validation accuracy stalls, a half cosine to 0, or "
+        "lowered at milestones",
         "plateau (HyperMask on CIFAR-100): multiplied by sqrt(0.1) after 5 epochs without a better "
-        "accuracy",
-        choices=("constant", "plateau", "cosine"),
+        "accuracy; milestones (HNET's ResNet): times 0.1, 0.01, 1e-3 and 5e-4 from 40, 60, 80 and "
+        "90 % of a task's steps on",
+        choices=("constant", "plateau", "cosine", "milestones"),
     )
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises from 0, in each phase of a task", low=0
@@ -80,6 +85,11 @@ class TrainingSettings(Settings):
             raise ConfigError(
                 f"momentum={self.momentum} is of sgd and rmsprop, and optimizer='adam' has betas; "
                 "leave it out or choose another optimizer"
+            )
+        if self.optimizer != "adam" and self.adam_beta1 != 0.9:
+            raise ConfigError(
+                f"adam_beta1={self.adam_beta1} is Adam's, and the optimizer is {self.optimizer!r}; "
+                "leave it out, or use optimizer='adam'"
             )
         if self.optimizer != "adam" and self.moments != "float32":
             raise ConfigError(
