@@ -75,6 +75,7 @@ def step_rows(step: HeadStep) -> HeadGrads:
                 b = shifted(b, factors.sum(0), of_bias, step.options)
             if kept is not None and len(kept):
                 residuals = output_residuals(torch.addmm(b, earlier, a.t()), kept[:, rows])
+                residuals = residuals.masked_fill(kept[:, rows].isnan(), 0)
                 if limits is not None:
                     numbers = torch.arange(rows.start, rows.stop, device=weight.device)
                     residuals = residuals.masked_fill(numbers >= limits[:, None], 0)

@@ -101,7 +101,8 @@ class HeadStep(NamedTuple):
         head: What is read, and with ``adam`` updated in place.
         dz: (r, N), the given gradients of the loss with respect to the logits of ``hidden[:r]``.
         hidden: (k, H), the trunk's outputs.
-        kept: Of ``hidden[r:]``; None where r is k.
+        kept: Of ``hidden[r:]``; None where r is k. In a step that looks ahead, or of a head in
+            chunks, nothing is kept where a logit to keep is NaN.
         coefficient: Factor of a residual in its gradient: 2 beta / t^2 for the regularizer
             beta / t * mean_j ||r_j||^2; a number or a 0-d tensor.
         adam: The step that A and b take; None before an optimizer filled it in.

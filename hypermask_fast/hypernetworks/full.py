@@ -65,12 +65,15 @@ class Hypernetwork(nn.Module):
 
     Attributes:
         trains_earlier: Whether embeddings of earlier tasks get gradients in a step. Default True.
+        keeps_all: False: where logits to keep are NaN, nothing is kept, and :meth:`forward` takes
+            no update. Default True.
 
     Raises:
         ConfigError: A size is below 1 or the activation is unknown.
     """
 
     trains_earlier: bool = True
+    keeps_all: bool = True
     _compiled_trunk: CompiledModule | None = None
 
     def __init__(
@@ -259,6 +262,14 @@ class Hypernetwork(nn.Module):
         is_frozen = isinstance(kept, FrozenHead)
         if kept is not None and not is_frozen:
             self._check_kept(kept, ids if rows is None else rows)
+        if not self.keeps_all:
+            assert update is None
+            logits = self._logits(ids)
+            logits = logits if rows is None else logits[rows]
+            if isinstance(kept, Tensor):
+                kept = torch.where(kept.isnan(), logits[1:].detach().to(kept.dtype), kept)
+            assert not isinstance(kept, FrozenHead)
+            return regularized(logits, kept)
         if not self.can_update or (update is None and rows is None and not is_frozen):
             assert not isinstance(kept, FrozenHead)
             logits = self._logits(ids)

@@ -25,7 +25,11 @@ class Fan(NamedTuple):
 
 @torch.no_grad()
 def xavier_(
-    hypernetwork: Hypernetwork, *, embedding_std: float = 1.0, chunk_embedding_std: float = 1.0
+    hypernetwork: Hypernetwork,
+    *,
+    embedding_std: float = 1.0,
+    chunk_embedding_std: float = 1.0,
+    layers: bool = True,
 ) -> None:
     """Initialise in place as HNET (von Oswald et al. 2020) does.
 
@@ -33,10 +37,11 @@ def xavier_(
 
     Args:
         hypernetwork: With any head.
+        layers: False: the embeddings alone. Default True.
         embedding_std, chunk_embedding_std: Standard deviations of the embeddings. Default 1.
     """
     for layer in (*hypernetwork.trunk, hypernetwork.head):
-        if isinstance(layer, nn.Linear):
+        if layers and isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     nn.init.normal_(hypernetwork.embeddings, std=embedding_std)

@@ -56,12 +56,15 @@ class KeptOutputs(HoldsTensors):
 
     Attributes:
         ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
+        free: Sets, in logits (k, N) of the tasks int64 (k,), those to NaN that need not be kept;
+            None: all are kept. A learner sets it.
     """
 
     held = ("ids", "logits", *_FROZEN, _COPY)
     ids: Tensor | None
     logits: Tensor | None
     frozen_hypernetwork: Tensor | None
+    free: Callable[[Tensor, Tensor], None] | None = None
 
     def __init__(self, form: str = "full", count: int | None = None) -> None:
         super().__init__()
@@ -102,6 +105,8 @@ class KeptOutputs(HoldsTensors):
             samples = self.count is not None and self.count < self.earlier
             with backend("reference") if samples else nullcontext():
                 self.logits = hypernetwork.kept(self.ids, dtype)
+            if self.free is not None and self.logits is not None:
+                self.free(self.logits, self.ids[1:])
 
     def clear(self) -> None:
         """Forget the earlier tasks."""
@@ -151,7 +156,10 @@ class KeptOutputs(HoldsTensors):
             f"hypernetwork.{name}": part.view_as(p)
             for (name, p), part in zip(shared.items(), parts, strict=True)
         }
-        return functional_call(_LogitsOf(hypernetwork), copies, (ids,))[1:].contiguous()
+        logits = functional_call(_LogitsOf(hypernetwork), copies, (ids,))[1:].contiguous()
+        if self.free is not None:
+            self.free(logits, ids[1:])
+        return logits
 
     def at(
         self,

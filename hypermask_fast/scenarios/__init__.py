@@ -15,8 +15,10 @@ from hypermask_fast.lazy import lazy_names
 if TYPE_CHECKING:
     from hypermask_fast.scenarios.builders import permuted, rotated, split
     from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
+    from hypermask_fast.scenarios.cifar10_100 import split_cifar10_100
     from hypermask_fast.scenarios.datasets import (
         load,
+        load_cifar10,
         load_cifar100,
         load_digits,
         load_fashion_mnist,
@@ -50,6 +52,7 @@ __all__ = [
     "Split",
     "Task",
     "load",
+    "load_cifar10",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
@@ -62,6 +65,7 @@ __all__ = [
     "rotated",
     "rotated_mnist",
     "split",
+    "split_cifar10_100",
     "split_cifar100",
     "split_cifar100_fecam",
     "split_digits",
@@ -74,6 +78,7 @@ _MODULES = {
     "rotated": "builders",
     "split": "builders",
     "load": "datasets",
+    "load_cifar10": "datasets",
     "load_cifar100": "datasets",
     "load_digits": "datasets",
     "load_fashion_mnist": "datasets",
@@ -83,6 +88,7 @@ _MODULES = {
     "Split": "images",
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
+    "split_cifar10_100": "cifar10_100",
     "make_scenario": "published",
     "permuted_digits": "published",
     "permuted_fashion_mnist": "published",

@@ -20,6 +20,7 @@ class DataSetSize(NamedTuple):
 _DIGITS = DataSetSize(1442, 355, (1, 8, 8), 10)
 _MNIST = DataSetSize(60000, 10000, (1, 28, 28), 10)
 _CIFAR100 = DataSetSize(50000, 10000, (3, 32, 32), 100)
+_CIFAR10_100 = DataSetSize(100000, 20000, (3, 32, 32), 110)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ SCENARIOS = {
     "split-cifar100-fecam": ScenarioEntry(
         _CIFAR100, 5, 50, classes=20, validation_per_class=True, normalized=True
     ),
+    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 

@@ -1,4 +1,4 @@
-"""Loaders of image data sets as uint8 tensors: UCI digits, MNIST, Fashion-MNIST and CIFAR-100.
+"""Loaders of image data sets as uint8 tensors: UCI digits, MNIST, Fashion-MNIST and CIFAR.
 
 The digits come with the package (``digits.npz``, about 45 kB): the test file of "Optical
 Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository,
@@ -8,7 +8,7 @@ beside it says the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -135,22 +135,64 @@ def load_fashion_mnist(root: str | Path, download: bool = True) -> ImageDataset:
     return _load_idx_family("fashion-mnist", "FashionMNIST", _FASHION, root, download)
 
 
-def _cifar100_set(root: Path, part: str) -> ImageSet:
-    relative = f"cifar-100-python/{part}"
-    content = read_pickle(root, relative)
-    data, labels = content.get("data"), content.get("fine_labels")
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.shape[1:] != (3072,)
-        or not isinstance(labels, list)
-        or not all(isinstance(label, int) for label in labels)
-    ):
+def _cifar_set(root: Path, files: Sequence[str], key: str, title: str) -> ImageSet:
+    """Return the images of files, and their labels, which have this key."""
+    images, labels = [], []
+    for relative in files:
+        content = read_pickle(root, relative)
+        data, some = content.get("data"), content.get(key)
+        if (
+            not isinstance(data, np.ndarray)
+            or data.dtype != np.uint8
+            or data.shape[1:] != (3072,)
+            or not isinstance(some, list)
+            or not all(isinstance(label, int) for label in some)
+        ):
+            raise DataError(
+                f"{root / relative} lacks the uint8 array 'data' (n, 3072) or the list '{key}' "
+                "of integers; replace or delete the file and load again"
+            )
+        images.append(data.reshape(-1, 3, 32, 32))
+        labels += some
+    return _image_set(np.concatenate(images), np.array(labels), title)
+
+
+def _cifar_names(root: Path, relative: str, key: str) -> tuple[str, ...]:
+    names = read_pickle(root, relative).get(key)
+    if not isinstance(names, list):
         raise DataError(
-            f"{root / relative} lacks the uint8 array 'data' (n, 3072) or the list 'fine_labels' "
-            "of integers; replace or delete the file and load again"
+            f"{root / relative} lacks the list '{key}'; replace or delete the file and load again"
         )
-    return _image_set(data.reshape(-1, 3, 32, 32), np.array(labels), f"cifar100 ({part})")
+    return tuple(map(str, names))
+
+
+def load_cifar10(root: str | Path, download: bool = True) -> ImageDataset:
+    """Return CIFAR-10: 50,000 and 10,000 images of 3x32x32 in 10 classes (Krizhevsky, 2009).
+
+    Args:
+        root: Folder that holds, or gets, ``cifar-10-batches-py/{data_batch_1,...,test_batch}`` and
+            ``batches.meta`` there.
+        download: Download through torchvision what is missing. Default True.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or a file is damaged.
+    """
+    root = _folder(root, download)
+    folder = "cifar-10-batches-py"
+    batches = [f"{folder}/data_batch_{number}" for number in range(1, 6)]
+    test, meta = f"{folder}/test_batch", f"{folder}/batches.meta"
+    fetch_missing(
+        root,
+        [*batches, test, meta],
+        partial(_download, "CIFAR10") if download else None,
+        "cifar10",
+    )
+    names = _cifar_names(root, meta, "label_names")
+    parts = (
+        _cifar_set(root, files, "labels", f"cifar10 ({part})")
+        for part, files in (("train", batches), ("test", [test]))
+    )
+    return ImageDataset("cifar10", *parts, names)
 
 
 def load_cifar100(root: str | Path, download: bool = True) -> ImageDataset:
@@ -170,25 +212,24 @@ def load_cifar100(root: str | Path, download: bool = True) -> ImageDataset:
         partial(_download, "CIFAR100") if download else None,
         "cifar100",
     )
-    names = read_pickle(root, "cifar-100-python/meta").get("fine_label_names")
-    if not isinstance(names, list):
-        raise DataError(
-            f"{root / 'cifar-100-python/meta'} lacks the list 'fine_label_names'; "
-            "replace or delete the file and load again"
-        )
-    train, test = (_cifar100_set(root, part) for part in ("train", "test"))
-    return ImageDataset("cifar100", train, test, tuple(map(str, names)))
+    names = _cifar_names(root, "cifar-100-python/meta", "fine_label_names")
+    train, test = (
+        _cifar_set(root, [f"cifar-100-python/{part}"], "fine_labels", f"cifar100 ({part})")
+        for part in ("train", "test")
+    )
+    return ImageDataset("cifar100", train, test, names)
 
 
 _LOADERS: dict[str, Callable[[str | Path, bool], ImageDataset]] = {
     "mnist": load_mnist,
     "fashion-mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
     "cifar100": load_cifar100,
 }
 
 
 def load(name: str, root: str | Path | None = None, download: bool = True) -> ImageDataset:
-    """Return a data set by name: "digits", "mnist", "fashion-mnist" or "cifar100".
+    """Return a data set by name: "digits", "mnist", "fashion-mnist", "cifar10" or "cifar100".
 
     Args:
         name: Name of the data set.

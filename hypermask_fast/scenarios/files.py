@@ -33,6 +33,13 @@ KNOWN_DIGESTS: dict[str, tuple[str, ...]] = {
     "FashionMNIST/raw/train-labels-idx1-ubyte.gz": ("25c81989df183df01b3e8a0aad5dffbe",),
     "FashionMNIST/raw/t10k-images-idx3-ubyte.gz": ("bef4ecab320f06d8554ea6380940ec79",),
     "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz": ("bb300cfdad3c16e7a12a480ee83cd310",),
+    "cifar-10-batches-py/data_batch_1": ("c99cafc152244af753f735de768cd75f",),
+    "cifar-10-batches-py/data_batch_2": ("d4bba439e000b95fd0a9bffe97cbabec",),
+    "cifar-10-batches-py/data_batch_3": ("54ebc095f3ab1f0389bbae665268c751",),
+    "cifar-10-batches-py/data_batch_4": ("634d18415352ddfa80567beed471001a",),
+    "cifar-10-batches-py/data_batch_5": ("482c414d41f54cd18b22e5b47cb7c3cb",),
+    "cifar-10-batches-py/test_batch": ("40351d587109b95175f43aff81a1287e",),
+    "cifar-10-batches-py/batches.meta": ("5ff9c542aee3614f3951f8cda6e48888",),
     "cifar-100-python/train": (
         "16019d7e3df5f24257cddd939b257f8d",
         "6955403b9f27d09366f96d648bb74d90",

@@ -14,6 +14,9 @@ from hypermask_fast.fields import check_value
 from hypermask_fast.modes import has_values
 from hypermask_fast.scenarios.images import check_tensors
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels of ImageNet's images; the published runs use them for CIFAR's too."""
+
 
 def _per_channel(name: str, values: Sequence[float] | None) -> Tensor | None:
     if values is None:

@@ -13,6 +13,7 @@ from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.builders import permuted, rotated, split
 from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
+from hypermask_fast.scenarios.cifar10_100 import split_cifar10_100  # noqa: F401 - by its name below
 from hypermask_fast.scenarios.datasets import (
     load_cifar100,
     load_digits,
@@ -20,10 +21,10 @@ from hypermask_fast.scenarios.datasets import (
     load_mnist,
 )
 from hypermask_fast.scenarios.images import ImageDataset
+from hypermask_fast.scenarios.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from hypermask_fast.scenarios.scenario import Scenario
 
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FECAM_MEAN, _FECAM_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 # fmt: off
 _FECAM_ORDER = (
@@ -253,8 +254,8 @@ def split_cifar100(
         stratified=False,
         crop=4 if _flag("augment", augment) else 0,
         flip=augment,
-        mean=_IMAGENET_MEAN if _flag("normalize", normalize) else None,
-        std=_IMAGENET_STD if normalize else None,
+        mean=IMAGENET_MEAN if _flag("normalize", normalize) else None,
+        std=IMAGENET_STD if normalize else None,
     )
 
 
@@ -335,7 +336,7 @@ def split_cifar100_fecam(
     )
 
 
-# The functions above, by the names in the catalogue.
+# The functions above and the one imported, by the names in the catalogue.
 _BUILDERS: dict[str, Callable[..., Scenario]] = {
     name: globals()[name.replace("-", "_")] for name in SCENARIO_NAMES
 }

@@ -12,7 +12,7 @@ from hypermask_fast.settings.config import RunConfig
 FREE = ("device", "data_dir", "log_every", "checkpoint_every", "graph", "compile")
 """What a run may go on with whatever it was before: where and how, and never what it learns."""
 
-_BETWEEN_TASKS = ("optimizer", "moments", "schedule", "warmup_steps", "train_target")
+_BETWEEN_TASKS = ("optimizer", "moments", "schedule", "warmup_steps", "train_target", "adam_beta1")
 """What an optimizer has for the whole of a task."""
 
 Changes = Mapping[str, tuple[Any, Any]]

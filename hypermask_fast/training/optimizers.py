@@ -39,6 +39,7 @@ def _make(
         return adam(
             options,
             lr=settings.lr,
+            betas=(settings.adam_beta1, 0.999),
             weight_decay=settings.weight_decay,
             moments_dtype=_MOMENTS[settings.moments],
         )

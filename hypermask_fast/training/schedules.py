@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
+MILESTONES = ((0.4, 0.1), (0.6, 0.01), (0.8, 1e-3), (0.9, 5e-4))
+"""Fractions of the steps, and factors of the rate from there on: HNET's ResNet, after epochs 80,
+120, 160 and 180 of 200. That run also had a plateau schedule, whose rates these replaced."""
 _PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
@@ -75,14 +78,29 @@ class CosinePlateau:
             group["lr"] = rate
 
 
+def _half_cosine(done: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * done)
+
+
+def _after_milestones(done: float) -> float:
+    return next((factor for begins, factor in reversed(MILESTONES) if done >= begins), 1.0)
+
+
+_FACTORS = {
+    "cosine": _half_cosine,
+    "cosine_epochs": _half_cosine,
+    "milestones": _after_milestones,
+}
+
+
 class Schedule:
     """The learning rates of a phase's optimizers, step by step.
 
     Args:
         kind: "constant"; "cosine", from the rate to 0 over the phase step by step, or
-            "cosine_epochs", epoch by epoch; "plateau" (HyperMask on CIFAR-100), sqrt(0.1) of the
-            rate after 5 epochs of no better validation accuracy; or "cosine_plateau" (ExSSNeT), as
-            :class:`CosinePlateau`.
+            "cosine_epochs", epoch by epoch; "milestones", by :data:`MILESTONES`; "plateau"
+            (HyperMask on CIFAR-100), sqrt(0.1) of the rate after 5 epochs of no better validation
+            accuracy; or "cosine_plateau" (ExSSNeT), as :class:`CosinePlateau`.
         optimizers: New, with the rates to begin with.
         steps: Of the phase.
         warmup_steps: Steps over which the rate rises linearly from 0. Default 0.
@@ -99,8 +117,8 @@ class Schedule:
         epoch_steps: int = 1,
     ) -> None:
         self.watches = kind in ("plateau", "cosine_plateau")
-        self._cosine = kind in ("cosine", "cosine_epochs")
-        # A cosine that stands still for an epoch is one over epochs.
+        self._factor = _FACTORS.get(kind)
+        # A factor that stands still for an epoch is one over epochs.
         self._still = epoch_steps if kind == "cosine_epochs" else 1
         self._steps, self._warmup_steps = max(1, round(steps / self._still)), warmup_steps
         optimizers = list(optimizers)
@@ -122,13 +140,13 @@ class Schedule:
         if self._both is not None:
             self._set_each(self._both.rates)
             return
-        if not self._cosine and step >= self._warmup_steps:
+        if self._factor is None and step >= self._warmup_steps:
             if self._warmup_steps and step == self._warmup_steps:
                 self._set(1.0)
             return
         factor = min(1.0, (step + 1) / self._warmup_steps) if self._warmup_steps else 1.0
-        if self._cosine:
-            factor *= 0.5 + 0.5 * math.cos(math.pi * (step // self._still) / self._steps)
+        if self._factor is not None:
+            factor *= self._factor(step // self._still / self._steps)
         self._set(factor)
 
     def _set(self, factor: float) -> None:

@@ -23,6 +23,9 @@ class TrainingSettings(Settings):
     lr: float = setting(1e-3, "learning rate", above=0.0)
     momentum: float = setting(0.0, "momentum of sgd and rmsprop", low=0.0, high=0.9999)
     weight_decay: float = setting(0.0, "weight decay, added to the gradient", low=0.0)
+    adam_beta1: float = setting(
+        0.9, "decay of Adam's mean of the gradient (its beta1)", low=0.0, high=0.9999
+    )
     moments: str = setting(
         "float32",
         "type of Adam's moments of the full head: bfloat16 halves their memory",
@@ -39,11 +42,20 @@ class TrainingSettings(Settings):
     schedule: str = setting(
         "constant",
         "learning rate: constant; lowered when validation accuracy stalls (plateau); a half cosine "
-        "to 0 by steps or by epochs; or ExSSNeT's (cosine_plateau), for its published runs",
+        "to 0 by steps or by epochs; lowered at milestones; or ExSSNeT's (cosine_plateau), for its "
+        "published runs",
         "plateau (HyperMask on CIFAR-100): multiplied by sqrt(0.1) after 5 epochs without a better "
-        "accuracy; cosine_plateau: a cosine by epochs, and a tenth after each 11 epochs in which "
-        "accuracy did not fall",
-        choices=("constant", "plateau", "cosine", "cosine_epochs", "cosine_plateau"),
+        "accuracy; milestones (HNET's ResNet): times 0.1, 0.01, 1e-3 and 5e-4 from 40, 60, 80 and "
+        "90 % of a task's steps on; cosine_plateau: a cosine by epochs, and a tenth after each 11 "
+        "epochs in which accuracy did not fall",
+        choices=(
+            "constant",
+            "plateau",
+            "cosine",
+            "cosine_epochs",
+            "milestones",
+            "cosine_plateau",
+        ),
     )
     warmup_steps: int = setting(
         0, "steps over which the learning rate rises from 0, in each phase of a task", low=0
@@ -84,6 +96,11 @@ class TrainingSettings(Settings):
             raise ConfigError(
                 f"momentum={self.momentum} is of sgd and rmsprop, and optimizer='adam' has betas; "
                 "leave it out or choose another optimizer"
+            )
+        if self.optimizer != "adam" and self.adam_beta1 != 0.9:
+            raise ConfigError(
+                f"adam_beta1={self.adam_beta1} is Adam's, and the optimizer is {self.optimizer!r}; "
+                "leave it out, or use optimizer='adam'"
             )
         if self.optimizer != "adam" and self.moments != "float32":
             raise ConfigError(

@@ -138,10 +138,11 @@ SUBJECTS = [
             {"name": ["digit", 3, None, ["digits"], "mnist"]}),
     *(Subject(name, nothing, call(getattr(hmf.scenarios, name)), {},
               {"root": PATHS, "root,download": [("data", "yes"), ("data", 3)]}, runs=False)
-      for name in ("load_mnist", "load_fashion_mnist", "load_cifar100")),
+      for name in ("load_mnist", "load_fashion_mnist", "load_cifar10", "load_cifar100")),
     *(Subject(name, nothing, call(getattr(hmf.scenarios, name)), {}, {"root": PATHS}, runs=False)
       for name in ("split_mnist", "split_fashion_mnist", "split_cifar100", "split_cifar100_fecam",
-                   "permuted_mnist", "permuted_fashion_mnist", "rotated_mnist")),
+                   "split_cifar10_100", "permuted_mnist", "permuted_fashion_mnist",
+                   "rotated_mnist")),
     Subject("ImageSet", nothing, call(ImageSet), {"images": IMAGES, "labels": LABELS},
             {"images": [*TENSORS, IMAGES.float(), IMAGES[0], IMAGES[:3]],
              "labels": [*TENSORS, LABELS.int(), LABELS[:3], LABELS[:, None]]}),

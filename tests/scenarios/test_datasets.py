@@ -12,13 +12,21 @@ from hypermask_fast.errors import ConfigError, DataError
 from hypermask_fast.scenarios import (
     files,
     load,
+    load_cifar10,
     load_cifar100,
     load_digits,
     load_fashion_mnist,
     load_mnist,
     vision,
 )
-from tests.support.data_files import TRAIN_LABELS, idx, make_cifar, make_idx, write
+from tests.support.data_files import (
+    TRAIN_LABELS,
+    idx,
+    make_cifar,
+    make_cifar10,
+    make_idx,
+    write,
+)
 
 
 def test_digits_are_the_uci_images_split_by_rule():
@@ -109,10 +117,22 @@ def test_cifar_pickles_are_read(tmp_path):
 
 
 @pytest.mark.usefixtures("unknown")
+def test_the_batches_of_cifar10_are_joined_in_order(tmp_path):
+    content = make_cifar10(tmp_path)
+    dataset = load_cifar10(tmp_path, download=False)
+    batches = [content[f"data_batch_{i}"] for i in range(1, 6)]
+    planes = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    assert np.array_equal(dataset.train.images, planes)
+    assert dataset.train.labels.tolist() == [x for batch in batches for x in batch["labels"]]
+    assert dataset.test.labels.tolist() == content["test_batch"]["labels"]
+    assert dataset.class_names == tuple(f"kind{i}" for i in range(10))
+
+
+@pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize(
     ("name", "make", "images"),
-    [("mnist", make_idx, 20), ("cifar100", make_cifar, 8)],
-    ids=["mnist", "cifar100"],
+    [("mnist", make_idx, 20), ("cifar10", make_cifar10, 100), ("cifar100", make_cifar, 8)],
+    ids=["mnist", "cifar10", "cifar100"],
 )
 def test_load_by_name(tmp_path, name, make, images):
     make(tmp_path)

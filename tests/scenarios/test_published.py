@@ -81,6 +81,14 @@ def published(monkeypatch):
             "std=[0.2675, 0.2565, 0.2761]",
             id="split-cifar100-fecam",
         ),
+        pytest.param(
+            "split-cifar10-100", 6, (3, 32, 32), [range(10), range(10, 20)], (6000, 0, 6000),
+            "pad=0, permuted=False, crop=4, flip=True, mean=[0.485, 0.456, 0.406], "
+            "std=[0.229, 0.224, 0.225]",
+            "pad=0, permuted=False, crop=0, flip=False, mean=[0.485, 0.456, 0.406], "
+            "std=[0.229, 0.224, 0.225]",
+            id="split-cifar10-100",
+        ),
     ],
 )  # fmt: skip
 def test_presets_follow_the_published_protocols(
@@ -109,6 +117,16 @@ def test_fecam_tasks_use_every_class_once():
     assert set(scenario[0].classes) == FECAM_FIRST
     held = scenario[2].validation.labels
     assert torch.bincount(held).tolist() == [50] * 20
+
+
+@pytest.mark.usefixtures("published")
+def test_after_cifar10_come_the_classes_of_cifar100():
+    scenario = make_scenario("split-cifar10-100", "unused", tasks=11)
+    assert [c for task in scenario for c in task.classes] == list(range(110))
+    assert [len(task.train) for task in scenario] == [6000, *[600] * 10]
+    last = scenario[10].train
+    # Images 6000 and on are CIFAR-100's, of the class by their number.
+    assert ((last.index - 6000) % 100 - 90).tolist() == last.labels.tolist()
 
 
 @pytest.mark.usefixtures("published")

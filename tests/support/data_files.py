@@ -40,18 +40,36 @@ def make_idx(root, folder="MNIST", packed=False) -> dict[str, np.ndarray]:
     return arrays
 
 
-def make_cifar(root) -> dict[str, dict]:
+def make_cifar(root, each=0) -> dict[str, dict]:
+    """Write a small CIFAR-100, with ``each`` images of every class where it is given."""
     rng = np.random.default_rng(0)
     content = {
         part: {
-            "data": rng.integers(0, 256, (n, 3072), dtype=np.uint8),
-            "fine_labels": rng.integers(0, 100, n).tolist(),
+            "data": rng.integers(0, 256, (100 * each or n, 3072), dtype=np.uint8),
+            "fine_labels": list(range(100)) * each or rng.integers(0, 100, n).tolist(),
         }
         for part, n in (("train", 8), ("test", 4))
     }
     content["meta"] = {"fine_label_names": [f"name{i}" for i in range(100)]}
     for part, value in content.items():
         write(root / "cifar-100-python" / part, pickle.dumps(value, protocol=4))
+    return content
+
+
+def make_cifar10(root, per_batch=20) -> dict[str, dict]:
+    """Write a small CIFAR-10 with all classes in each file, and return what is in it."""
+    rng = np.random.default_rng(1)
+    batches = [f"data_batch_{i}" for i in range(1, 6)]
+    content = {
+        name: {
+            "data": rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(per_batch)],
+        }
+        for name in (*batches, "test_batch")
+    }
+    content["batches.meta"] = {"label_names": [f"kind{i}" for i in range(10)]}
+    for name, value in content.items():
+        write(root / "cifar-10-batches-py" / name, pickle.dumps(value, protocol=4))
     return content
 
 

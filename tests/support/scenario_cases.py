@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.scenarios import ImageDataset, ImageSet, published, split
+from hypermask_fast.scenarios import ImageDataset, ImageSet, cifar10_100, published, split
 
 
 def make_task(n: int, *, shape=(1, 4, 4), crop=0, flip=False, classes=3):
@@ -57,6 +57,7 @@ def replace_datasets(monkeypatch: pytest.MonkeyPatch, count: int = 6000) -> None
     for name, classes, shape in (
         ("mnist", 10, (1, 28, 28)),
         ("fashion_mnist", 10, (1, 28, 28)),
+        ("cifar10", 10, (3, 32, 32)),
         ("cifar100", 100, (3, 32, 32)),
     ):
         images = ImageSet(
@@ -64,4 +65,6 @@ def replace_datasets(monkeypatch: pytest.MonkeyPatch, count: int = 6000) -> None
         )
         names = tuple(map(str, range(classes)))
         dataset = ImageDataset(name.replace("_", "-"), images, images, names)
-        monkeypatch.setattr(published, f"load_{name}", lambda root, dataset=dataset: dataset)
+        for module in (published, cifar10_100):
+            if hasattr(module, f"load_{name}"):
+                monkeypatch.setattr(module, f"load_{name}", lambda root, dataset=dataset: dataset)

@@ -33,12 +33,18 @@ def optimizers(as_tensor: bool = False) -> list[torch.optim.Optimizer]:
             lambda s: min(1.0, (s + 1) / 4) * (1 + math.cos(math.pi * s / 10)) / 2,
             id="warm-up-and-cosine",
         ),
+        pytest.param(
+            "milestones", 0, [1.0] * 4 + [0.1] * 2 + [0.01] * 2 + [1e-3, 5e-4], id="milestones"
+        ),
     ],
 )
-def test_rates(kind: str, warmup: int, rate: Callable[[int], float], as_tensor: bool) -> None:
+def test_rates(
+    kind: str, warmup: int, rate: Callable[[int], float] | list[float], as_tensor: bool
+) -> None:
     each = optimizers(as_tensor)
     schedule = Schedule(kind, each, steps=10, warmup_steps=warmup)
     tensors = [o.param_groups[0]["lr"] for o in each]
+    rate = rate.__getitem__ if isinstance(rate, list) else rate
     for step in range(10):
         schedule.before_step(step)
         found = [float(o.param_groups[0]["lr"]) for o in each]

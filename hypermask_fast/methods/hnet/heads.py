@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from hypermask_fast.methods.tasks import TaskRecord
+from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
 def check_classes(classes: Sequence[int] | None, mode: str) -> None:
@@ -66,3 +68,33 @@ def shrink(net: nn.Module, layer: str, rows: slice) -> None:
             setattr(module, key, nn.Parameter(value.detach()[rows].clone(), value.requires_grad))
     name = "out_features" if isinstance(module, nn.Linear) else "out_channels"
     setattr(module, name, rows.stop - rows.start)
+
+
+class OwnOutputs:
+    """Frees, in what is kept of tasks, the weights of outputs that are not their own.
+
+    Args:
+        network: The target network, whose output layer is known when this is called.
+        tasks: All tasks; each has as many outputs as classes, in their order.
+    """
+
+    def __init__(self, network: ConvertedNetwork, tasks: TaskList) -> None:
+        self._network, self._tasks = network, tasks
+        self._sizes = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, logits: Tensor, ids: Tensor) -> None:
+        """Set the others' weights to NaN in those of the tasks ``ids``, (k, N) and int64 (k,)."""
+        records, device = self._tasks.records, logits.device
+        if len(self._sizes) != len(records) or self._sizes.device != device:
+            # Only then, for a CUDA graph cannot copy from the host.
+            sizes = [len(record.classes or ()) for record in records]
+            self._sizes = torch.tensor(sizes, device=device)
+        ends = self._sizes.cumsum(0)
+        first, end = (ends - self._sizes)[ids, None], ends[ids, None]
+        for entry in self._network.tensors:
+            if entry.name.rpartition(".")[0] != self._network.last:
+                continue
+            row = torch.arange(entry.shape[0], device=device)
+            of_layer = logits[:, entry.offset : entry.offset + entry.size]
+            others = ((row < first) | (row >= end)).repeat_interleave(entry.size // len(row), dim=1)
+            of_layer.masked_fill_(others, torch.nan)

@@ -23,6 +23,7 @@ from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import GeneratedLearner
 from hypermask_fast.methods.hnet.ahead import Update
 from hypermask_fast.methods.hnet.heads import (
+    OwnOutputs,
     check_blendable,
     check_classes,
     rows_of,
@@ -97,6 +98,9 @@ class HNET(GeneratedLearner):
             raise
         freeze(net, [name for name, _ in net.named_parameters()])
         self.hypernetwork.trains_earlier = False
+        if chosen.regularized_outputs == "own":
+            self.hypernetwork.keeps_all = False
+            self._kept.free = OwnOutputs(self._network, self._tasks)
 
     def _make_hypernetwork(self, size: int, like: Tensor) -> Hypernetwork:
         chosen = self._settings
@@ -119,6 +123,7 @@ class HNET(GeneratedLearner):
             made,
             embedding_std=chosen.embedding_std,
             chunk_embedding_std=chosen.chunk_embedding_std,
+            layers=chosen.init == "xavier",
         )
         return made
 
@@ -126,7 +131,8 @@ class HNET(GeneratedLearner):
         """Return what all tasks share, and the embeddings, of two optimizers."""
         table = self.hypernetwork.embeddings
         shared = [p for p in self.parameters() if p.requires_grad and p is not table]
-        steps_in_backward = self.hypernetwork.can_update and not self.lookahead
+        can_step = self.hypernetwork.can_update and self.hypernetwork.keeps_all
+        steps_in_backward = can_step and not self.lookahead
         head = list(self.hypernetwork.head.parameters()) if steps_in_backward else []
         rate = self._settings.embedding_lr
         return [

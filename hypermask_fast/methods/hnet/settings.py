@@ -83,6 +83,20 @@ class HNETSettings(HeadSettings):
         "the mean over all",
         low=1,
     )
+    regularized_outputs: str = setting(
+        "all",
+        "weights of the output layer in the regularizer: those of all outputs, or of an earlier "
+        "task those of its own alone",
+        "all other weights are in it in either case; published for MNIST with all, for CIFAR with "
+        "own, which needs outputs for each task",
+        choices=("all", "own"),
+    )
+    init: str = setting(
+        "xavier",
+        "initialisation of the hypernetwork's layers: Xavier-uniform with biases of 0 (published), "
+        "or PyTorch's",
+        choices=("xavier", "default"),
+    )
     bn: str = setting(
         "per_task",
         "batch norm: running statistics for each task, or those of the batch",
@@ -95,6 +109,16 @@ class HNETSettings(HeadSettings):
             raise ConfigError(
                 f"targets='frozen_head' needs head='full', not {self.head!r}; use "
                 "targets='recomputed'"
+            )
+        if self.regularized_outputs == "own" and self.task_heads == "shared":
+            raise ConfigError(
+                "regularized_outputs='own' and task_heads='shared', where tasks have no outputs of "
+                "their own; use task_heads='multi' or 'growing'"
+            )
+        if self.regularized_outputs == "own" and self.targets == "frozen_head":
+            raise ConfigError(
+                "targets='frozen_head' keeps all outputs and regularized_outputs is 'own'; use "
+                "targets='full' or 'recomputed'"
             )
 
     def outputs(self, *, tasks: int, classes: int) -> int:

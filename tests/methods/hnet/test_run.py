@@ -14,8 +14,10 @@ from hypermask_fast.methods.hnet.settings import HNETSettings
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.planning.simulation import TARGET
 from hypermask_fast.runs import run
-from hypermask_fast.settings.build import make_network
-from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.settings.build import make_learner, make_network
+from hypermask_fast.settings.config import RunConfig, presets
+from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.step import TrainingStep
 from tests.planning.test_plan import measured_peak
 
 SMALL: dict[str, Any] = {
@@ -47,6 +49,58 @@ SMALL: dict[str, Any] = {
             2_126_100,
             id="permuted",
         ),
+        pytest.param(
+            *("hnet-permuted-mnist-10-small", 10),
+            {
+                **{"embedding_dim": 64, "chunk_embedding_dim": 12, "hidden": (100, 75, 50)},
+                **{"activation": "elu", "chunk_size": 2000, "beta": 0.05, "lr": 1e-4},
+                **{"steps": 5000, "identity_first": True, "mlp_hidden": (100, 100)},
+            },
+            122_700,
+            id="permuted-small",
+        ),
+        pytest.param(
+            *("hnet-permuted-mnist-100", 100),
+            {
+                **{"embedding_dim": 128, "chunk_embedding_dim": 12, "hidden": (200, 250, 350)},
+                **{"activation": "relu", "chunk_size": 7500, "beta": 0.01, "lr": 1e-4},
+                **{"steps": 5000, "identity_first": True, "mlp_hidden": (1000, 1000)},
+            },
+            3_027_000,
+            id="permuted-100",
+        ),
+        pytest.param(
+            *("hnet-permuted-mnist-250", 250),
+            {
+                **{"embedding_dim": 128, "chunk_embedding_dim": 12, "hidden": (200, 250, 350)},
+                **{"activation": "relu", "chunk_size": 12000, "beta": 0.01, "lr": 1e-4},
+                **{"targets": "recomputed", "regularized_tasks": 32, "steps": 5000},
+            },
+            4_528_500,
+            id="permuted-250",
+        ),
+        pytest.param(
+            *("hnet-cifar-zenke", 6),
+            {
+                **{"embedding_dim": 48, "chunk_embedding_dim": 80, "hidden": (100, 150, 200)},
+                **{"activation": "relu", "chunk_size": 5500, "beta": 0.01, "lr": 1e-4},
+                **{"adam_beta1": 0.5, "batch_size": 256, "epochs": 80, "augment": False},
+                **{"normalize": False, "regularized_outputs": "own", "init": "xavier"},
+            },
+            1_276_508,
+            id="zenke",
+        ),
+        pytest.param(
+            *("hnet-cifar-resnet", 6),
+            {
+                **{"embedding_dim": 32, "chunk_embedding_dim": 32, "hidden": ()},
+                **{"chunk_size": 7000, "beta": 0.05, "lr": 1e-3, "adam_beta1": 0.9},
+                **{"batch_size": 32, "epochs": 200, "augment": True, "normalize": True},
+                **{"regularized_outputs": "own", "init": "xavier", "schedule": "milestones"},
+            },
+            468_540,
+            id="resnet",
+        ),
     ],
 )
 def test_presets_hold_the_published_settings(
@@ -58,11 +112,49 @@ def test_presets_hold_the_published_settings(
     values = config.options()
     common = {"head": "chunked", "task_heads": "multi", "lookahead": True, "batch_size": 128}
     common |= {"embedding_lr": None, "regularized_tasks": None, "targets": "full"}
-    assert {key: values[key] for key in published | common} == published | common
+    expected = common | published
+    assert {key: values[key] for key in expected} == expected
     shape, classes = ((1, 28, 28), 2) if tasks == 5 else ((1, 32, 32), 10)
+    shape = (3, 32, 32) if "cifar" in name else shape
     with torch.device("meta"):
         network = make_network(config, shape, classes)
     assert sum(p.numel() for p in network.parameters()) == weights
+
+
+# What the hypernetwork and its embeddings have, for the published runs of which it is known.
+SIZES = {
+    "hnet-split-mnist": 465_672,
+    "hnet-permuted-mnist-10": 2_029_939,
+    "hnet-permuted-mnist-100": 2_816_448,
+    "hnet-cifar-zenke": 1_182_678,
+    "hnet-cifar-resnet": 457_336,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if name.startswith("hnet-")])
+def test_every_preset_is_planned_and_takes_a_step_after_an_earlier_task(name: str) -> None:
+    torch.manual_seed(0)
+    config = RunConfig.from_preset(name)
+    found = plan(config)
+    assert found.peak > 8 * found.found.facts["head_parameters"]
+    size = found.size
+    learner: Any = make_learner(config, size.input_shape, size.classes)
+    shared = sum(p.numel() for p in learner.hypernetwork.parameters())
+    shared += (size.tasks - learner.hypernetwork.capacity) * config.options()["embedding_dim"]
+    assert shared == SIZES.get(name, shared)
+    x, y = torch.rand(3, *size.input_shape), torch.arange(3) % size.classes
+    for task in range(size.tasks):
+        learner.add_task(classes=range(task * size.classes, (task + 1) * size.classes))
+    learner.eval()(x, 0)
+    tensors, state = learner.task_state()
+    learner.load_task_state(tensors, {**state, "learned": [0, 1]})
+    learner.begin_task(2)
+    step = TrainingStep(learner, make_optimizers(learner, config.training))
+    before = [p.detach().clone() for p in learner.hypernetwork.parameters()]
+    out = step(x, y, 2)
+    assert 0 < out.output_reg < torch.inf
+    after = list(learner.hypernetwork.parameters())
+    assert not any(map(torch.equal, before, after))
 
 
 def test_the_command_line_has_its_options(capsys: pytest.CaptureFixture[str]) -> None:
