@@ -8,6 +8,7 @@ and |A|, forms low, center and up of all of them for the regularizer, and steps
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +19,47 @@ from hypermask_fast.methods.hyperinterval.target import weights_of
 from hypermask_fast.networks import MLP
 
 SEED = 1
-CASES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
-    # Widths of the target, of the hypernetwork, and the batch; 4 earlier tasks.
-    "tiny": ((64, 32, 2), (16,), 16),
-    "split-mnist": ((784, 400, 400, 2), (100,), 64),
+
+
+class Case(NamedTuple):
+    """A step of a task with 4 earlier ones.
+
+    Attributes:
+        widths: Of the target's layers.
+        hidden, embedding_dim, mode, extent, beta: Of the method.
+        batch: Rows of the batch.
+    """
+
+    widths: tuple[int, ...]
+    hidden: tuple[int, ...]
+    batch: int
+    mode: str = "nested"
+    embedding_dim: int = 24
+    extent: float = 10.0
+    beta: float = 1e-3
+
+
+CASES: Mapping[str, Case] = {
+    "tiny": Case((64, 32, 2), (16,), 16),
+    "tiny-task": Case((64, 32, 2), (16, 12), 16, "task", 24, 1.0, 0.01),
+    "split-mnist": Case((784, 400, 400, 2), (100,), 64),
+    "split-mnist-task": Case((784, 400, 400, 2), (75, 75), 128, "task", 72, 1.0, 0.01),
 }
 KEYS = ("weight", "bias")
 EARLIER, _STEPS = 4, 2000
 
 
-def make(name: str, mode: str = "nested") -> tuple[HyperInterval, Tensor, Tensor]:
+def make(name: str) -> tuple[HyperInterval, Tensor, Tensor]:
     """Return a learner within its fifth task, and a batch."""
     torch.manual_seed(SEED)
-    widths, hidden, batch = CASES[name]
+    widths, hidden, batch, mode, embedding_dim, extent, beta = CASES[name]
     learner = HyperInterval(
         MLP(widths[0], widths[1:-1], widths[-1]),
-        embedding_dim=24,
-        hidden=hidden,
-        extent=10.0,
-        beta=1e-3,
         mode=mode,
+        embedding_dim=embedding_dim,
+        hidden=hidden,
+        extent=extent,
+        beta=beta,
         division="twice",
         capacity=EARLIER + 1,
     )
@@ -71,18 +93,23 @@ def plain_step(
     optimizer = torch.optim.Adam(hypernetwork.parameters())
     ids = torch.tensor([EARLIER, *range(EARLIER)], device=hypernetwork.embeddings.device)
 
-    def ends() -> Tensor:
+    # Of centers alone, where tasks are told apart, radii of earlier tasks are not needed.
+    boxes = len(ids) if learner.nested else 1
+
+    def ends() -> tuple[Tensor, Tensor]:
         points, spreads = hypernetwork.hidden_boxes(*hypernetwork.box(ids)).chunk(2)
-        center, radius = head(points), spreads @ head.weight.abs().t()
-        return torch.stack((center - radius, center, center + radius))
+        center, radius = head(points), spreads[:boxes] @ head.weight.abs().t()
+        wide = center[:boxes]
+        low_mid_up = torch.stack((wide - radius, wide, wide + radius))
+        return low_mid_up[:, 0], low_mid_up[:, 1:] if learner.nested else center[None, 1:]
 
     with torch.no_grad():
-        kept = ends()[:, 1:].clone()
+        kept = ends()[1].clone()
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
-        found = ends()
-        current = [weights_of(network, each) for each in found[:, 0]]
+        emitted, earlier = ends()
+        current = [weights_of(network, each) for each in emitted]
         h = [x, x, x]
         names = [entry.name.rpartition(".")[0] for entry in network.tensors[::2]]
         for layer in names:
@@ -91,8 +118,8 @@ def plain_step(
         low, mid, up = h
         worst = torch.where(F.one_hot(y, low.shape[1]).bool(), low, up)
         loss = 0.5 * F.cross_entropy(mid, y) + 0.5 * F.cross_entropy(worst, y)
-        changes = (found[:, 1:] - kept).square().sum() / (3 * EARLIER)
-        total = loss + 1e-3 / EARLIER * changes
+        changes = (earlier - kept).square().sum() / (len(kept) * EARLIER)
+        total = loss + learner.beta / EARLIER * changes
         total.backward()
         optimizer.step()
         return total.detach()

@@ -21,24 +21,22 @@ class HyperIntervalStep(StepCase):
     Attributes:
         name: As on the command line.
         setting: One of :data:`benchmarks.steps.hyperinterval.CASES`.
-        mode: "nested" or "task".
     """
 
     name: str
     setting: str
-    mode: str
     earlier: int = EARLIER
 
     def make_batch(self) -> tuple[Tensor, Tensor]:
-        return make(self.setting, self.mode)[1:]
+        return make(self.setting)[1:]
 
     def parameters(self) -> int:
-        widths, hidden, _ = CASES[self.setting]
-        rows = sum((a + 1) * b for a, b in pairwise(widths))
-        return rows * (hidden[-1] + 1 + 3 * self.earlier)
+        case = CASES[self.setting]
+        rows = sum((a + 1) * b for a, b in pairwise(case.widths))
+        return rows * (case.hidden[-1] + 1 + 3 * self.earlier)
 
     def make_engine(self, variant: str, device: str = "cpu") -> Engine:
-        learner, *_ = make(self.setting, self.mode)
+        learner, *_ = make(self.setting)
         learner = learner.to(device, torch.float64 if variant == EXACT else None)
         trained = Trained(_named(learner), [], Total._fields)
         if variant not in ("published", EXACT):
@@ -68,6 +66,8 @@ def _move(learner: HyperInterval) -> None:
 
 def find_cases(size: str) -> list[HyperIntervalStep]:
     """Return the cases, "full" or "tiny"."""
-    names = {"nested": "hyperinterval-split-mnist-t4", "task": "hyperinterval-split-mnist-task-t4"}
     setting = "tiny" if size == "tiny" else "split-mnist"
-    return [HyperIntervalStep(name, setting, mode) for mode, name in names.items()]
+    modes = ("", "-task")
+    return [
+        HyperIntervalStep(f"hyperinterval-split-mnist{mode}-t4", setting + mode) for mode in modes
+    ]

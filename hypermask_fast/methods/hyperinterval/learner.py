@@ -121,6 +121,11 @@ class HyperInterval(BoxedLearner):
         """
         super().begin_task(task, steps=steps, data=data)
         self._steps.start(steps // 2)
+        earlier = self._earlier(task)
+        if self._settings.new_embedding == "previous" and earlier and task not in self._learned:
+            with torch.no_grad():
+                table = self.hypernetwork.embeddings
+                table[task] = table[earlier[-1]]
 
     def losses(
         self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None

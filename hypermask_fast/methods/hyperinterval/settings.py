@@ -22,6 +22,12 @@ class HyperIntervalSettings(GeneratedSettings):
         choices=("nested", "task"),
     )
     embedding_dim: int = setting(24, "length of a task embedding", low=1)
+    new_embedding: str = setting(
+        "drawn",
+        "embedding a task starts with: drawn from N(0, 1) (published), or a copy of the one of the "
+        "task that was learned last (previous: meant by the published custom_init, which is lost)",
+        choices=("drawn", "previous"),
+    )
     hidden: tuple[int, ...] = setting((100,), "widths of the hypernetwork's hidden layers", low=1)
     capacity: int = setting(
         128, "task embeddings made up front, at least the tasks", "more tasks double them", low=1

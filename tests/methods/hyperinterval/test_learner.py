@@ -245,6 +245,29 @@ def test_published_selection_takes_full_extents_only() -> None:
     assert other.published_score(losses, 50.0) == 50.0
 
 
+@pytest.mark.parametrize("new_embedding", ["drawn", "previous"])
+def test_a_new_tasks_embedding(new_embedding: str) -> None:
+    """A copy of the one of the task learned last, where asked for; one that was learned stays."""
+    torch.manual_seed(0)
+    learner = make(mode="task", new_embedding=new_embedding)
+    table = learner.hypernetwork.embeddings
+    drawn = table.detach().clone()
+    for task in (1, 0):
+        learner.begin_task(task)
+        learner.end_task()
+        with torch.no_grad():
+            table[task] += 1
+    learned = table.detach().clone()
+    copies = new_embedding == "previous"
+    assert torch.equal(table[0], (drawn[1] + 1 if copies else drawn[0]) + 1)
+    learner.begin_task(2)
+    assert torch.equal(table[2], learned[0] if copies else drawn[2])
+    learner.abandon_task()
+    assert torch.equal(table, learned)
+    learner.begin_task(1)
+    assert torch.equal(table, learned)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_state_dict_goes_to_another_learner(mode: str) -> None:
     torch.manual_seed(0)
