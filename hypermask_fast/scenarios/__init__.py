@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         load_fashion_mnist,
         load_mnist,
     )
-    from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
+    from hypermask_fast.scenarios.images import ImageDataset, ImageSet
+    from hypermask_fast.scenarios.loaded import DatasetSource
+    from hypermask_fast.scenarios.own import from_data, make_task
     from hypermask_fast.scenarios.preprocess import Preprocess
     from hypermask_fast.scenarios.published import (
         make_scenario,
@@ -36,24 +38,29 @@ if TYPE_CHECKING:
         split_mnist,
     )
     from hypermask_fast.scenarios.scenario import Scenario
+    from hypermask_fast.scenarios.sources import Split, TensorSet
     from hypermask_fast.scenarios.stream import BatchStream
     from hypermask_fast.scenarios.task import Task
 
 __all__ = [
     "SCENARIO_NAMES",
     "BatchStream",
+    "DatasetSource",
     "ImageDataset",
     "ImageSet",
     "Preprocess",
     "Scenario",
     "Split",
     "Task",
+    "TensorSet",
+    "from_data",
     "load",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
     "load_mnist",
     "make_scenario",
+    "make_task",
     "permuted",
     "permuted_digits",
     "permuted_fashion_mnist",
@@ -76,7 +83,11 @@ _MODULES = {
     "load_mnist": "datasets",
     "ImageDataset": "images",
     "ImageSet": "images",
-    "Split": "images",
+    "DatasetSource": "loaded",
+    "from_data": "own",
+    "make_task": "own",
+    "Split": "sources",
+    "TensorSet": "sources",
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
     "make_scenario": "published",

@@ -12,7 +12,8 @@ from hypermask_fast.counters import AUGMENT, counter_randint
 from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.modes import has_values
-from hypermask_fast.scenarios.images import check_tensors
+from hypermask_fast.scenarios.sources import check_tensors
+from hypermask_fast.scenarios.transform import Transform
 
 
 def _per_channel(name: str, values: Sequence[float] | None) -> Tensor | None:
@@ -40,7 +41,7 @@ def _check_permutation(permutation: Tensor | None) -> None:
         )
 
 
-class Preprocess:
+class Preprocess(Transform):
     """Pad, crop and flip at random, permute pixels, scale to [0, 1] and normalise, in this order.
 
     The first four only move bytes, so they run on uint8; the zeros that padding brings in are black
@@ -111,7 +112,7 @@ class Preprocess:
         ]
         return torch.stack(columns, dim=-1)
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the (C, H, W) that images of the given (C, H, W) come out with."""
         channels, height, width = shape
         return channels, height + 2 * self.pad, width + 2 * self.pad
