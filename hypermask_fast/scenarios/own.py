@@ -59,12 +59,14 @@ def make_task(
         workers: Processes that load the items of Datasets ahead. Default 0.
 
     Raises:
-        TypeError: Data are of another type.
+        TypeError: Data are of another type, or ``class_names`` no dict.
         ConfigError: A class has no training examples, or a test label is not among the classes.
         DataError: Labels are no integers, or the items of a dataset have none.
     """
     check_value("name", str, name)
     check_value("workers", int, workers, low=0)
+    if class_names is not None and not isinstance(class_names, Mapping):
+        raise TypeError(f"class_names are {shown(class_names)}; give a dict of names by label")
     everything = _source(train, f"train of task {name!r}", workers)
     if not len(everything):
         raise ConfigError(f"task {name!r} has no training examples; give at least one")
@@ -109,8 +111,8 @@ def as_task(task: Task | Data, data: Mapping[str, Any]) -> Task:
         check_task(task)
     if missing := {"name", "test"} - data.keys():
         raise TypeError(
-            f"{' and '.join(sorted(missing))} of the task is missing; give name=, and test=, a pair"
-            " of tensors or a Dataset, beside the training data"
+            f"task is {shown(task)}, training data without {' and '.join(sorted(missing))}; beside "
+            "them give name=, and test=, a pair of tensors or a Dataset"
         )
     return make_task(train=task, **data)
 
@@ -172,11 +174,15 @@ def _split(source: Source, classes: Sequence[int], task: str, part: str) -> Spli
 def _source(data: Data, what: str, workers: int) -> Source:
     if isinstance(data, DataLoader):
         _check_loader(data, what)
-        options = {"workers": data.num_workers, "collate": data.collate_fn}
-        return DatasetSource(data.dataset, labels_of(data.dataset, what), **options)
+        labels = labels_of(data.dataset, what)
+        return DatasetSource(
+            data.dataset, labels, workers=data.num_workers, collate=data.collate_fn
+        )
     if type(data) is TensorDataset:
         if len(data.tensors) != 2:
-            raise TypeError(f"{what} has {len(data.tensors)} tensors; give (inputs, labels)")
+            raise TypeError(
+                f"{what} is a TensorDataset of {len(data.tensors)} tensors; give (inputs, labels)"
+            )
         data = (data.tensors[0], data.tensors[1])
     if isinstance(data, Dataset):
         return DatasetSource(data, labels_of(data, what), workers=workers)

@@ -99,7 +99,7 @@ class TensorSet(Source):
     def __post_init__(self) -> None:
         check_tensors(inputs=self.inputs, labels=self.labels)
         if not self.inputs.dim():
-            raise ValueError("inputs are a tensor of no axis; give (n, ...)")
+            raise ValueError(f"inputs are {shown(self.inputs)}, of no axis; give (n, ...)")
         check_labels(self.labels, len(self.inputs), "input")
 
     @property

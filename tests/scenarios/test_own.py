@@ -191,7 +191,7 @@ _PAIR = (INPUTS, LABELS)
         ((INPUTS, LABELS[:, None]), DataError, r"\(10, 1\); give integers \(n,\)"),
         ((INPUTS, LABELS[:4]), ValueError, r"\(4,\); give torch.int64 \(10,\)"),
         ((INPUTS[:0], LABELS[:0]), ConfigError, "no training examples"),
-        (TensorDataset(INPUTS), TypeError, "has 1 tensors"),
+        (TensorDataset(INPUTS), TypeError, "a TensorDataset of 1 tensors"),
         (INPUTS, TypeError, r"give \(inputs, labels\), a Dataset or a DataLoader"),
         ((INPUTS, None), TypeError, "has None; give tensors or arrays"),
         (

@@ -114,8 +114,8 @@ def test_training_continues_on_a_dataset_bit_by_bit() -> None:
 @pytest.mark.parametrize(
     ("data", "options", "error", "match"),
     [
-        ((torch.rand(6, 4), torch.arange(6) % 3), {}, TypeError, "name and test .*missing"),
-        (Blobs(), {"name": "a"}, TypeError, "^test of the task is missing"),
+        ((torch.rand(6, 4), torch.arange(6) % 3), {}, TypeError, "without name and test;"),
+        (Blobs(), {"name": "a"}, TypeError, "Blobs.* without test;"),
         (np.zeros((6, 4)), {"name": "a", "test": None}, TypeError, "ndarray"),
         (Blobs(), {"name": "a", "test": 3}, TypeError, "test of task 'a' is 3"),
     ],
