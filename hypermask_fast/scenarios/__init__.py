@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         load_fashion_mnist,
         load_mnist,
     )
+    from hypermask_fast.scenarios.folder import from_folder, load_folder
     from hypermask_fast.scenarios.images import ImageDataset, ImageSet
     from hypermask_fast.scenarios.loaded import DatasetSource
     from hypermask_fast.scenarios.own import from_data, make_task
@@ -54,10 +55,12 @@ __all__ = [
     "Task",
     "TensorSet",
     "from_data",
+    "from_folder",
     "load",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
+    "load_folder",
     "load_mnist",
     "make_scenario",
     "make_task",
@@ -85,6 +88,8 @@ _MODULES = {
     "ImageSet": "images",
     "DatasetSource": "loaded",
     "from_data": "own",
+    "from_folder": "folder",
+    "load_folder": "folder",
     "make_task": "own",
     "Split": "sources",
     "TensorSet": "sources",

@@ -143,7 +143,7 @@ SUBJECTS = [
               {"root": PATHS, "root,download": [("data", "yes"), ("data", 3)]}, runs=False)
       for name in ("load_mnist", "load_fashion_mnist", "load_cifar100")),
     *(Subject(name, nothing, call(getattr(hmf.scenarios, name)), {}, {"root": PATHS}, runs=False)
-      for name in ("split_mnist", "split_fashion_mnist", "split_cifar100", "split_cifar100_fecam",
+      for name in ("load_folder", "from_folder", "split_mnist", "split_fashion_mnist", "split_cifar100", "split_cifar100_fecam",
                    "permuted_mnist", "permuted_fashion_mnist")),
     Subject("ImageSet", nothing, call(ImageSet), {"images": IMAGES, "labels": LABELS},
             {"images": [*TENSORS, IMAGES.float(), IMAGES[0], IMAGES[:3]],
