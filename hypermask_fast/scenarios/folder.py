@@ -177,8 +177,10 @@ def _read(name: str, parts: _Parts, size: tuple[int, int] | None, grayscale: boo
     titles = sorted(parts["train"])
     first = parts["train"][titles[0]][0]
     shape = _open(first, size, grayscale).shape
-    sets = [_read_set(classes, titles, shape, size, grayscale) for classes in parts.values()]
-    return ImageDataset(name, *sets, tuple(titles))
+    train, test = (
+        _read_set(parts[part], titles, shape, size, grayscale) for part in ("train", "test")
+    )
+    return ImageDataset(name, train, test, tuple(titles))
 
 
 def _read_set(
@@ -219,5 +221,7 @@ def _open(file: Path, size: tuple[int, int] | None, grayscale: bool) -> Tensor:
 def _renumbered(dataset: ImageDataset, every_class: Iterable[str]) -> ImageDataset:
     names = tuple(every_class)
     ids = torch.tensor([names.index(title) for title in dataset.class_names])
-    sets = [ImageSet(part.images, ids[part.labels]) for part in (dataset.train, dataset.test)]
-    return ImageDataset(dataset.name, *sets, names)
+    train, test = (
+        ImageSet(part.images, ids[part.labels]) for part in (dataset.train, dataset.test)
+    )
+    return ImageDataset(dataset.name, train, test, names)
