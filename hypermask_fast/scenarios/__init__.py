@@ -24,7 +24,10 @@ if TYPE_CHECKING:
         load_fashion_mnist,
         load_mnist,
     )
-    from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
+    from hypermask_fast.scenarios.folder import from_folder, load_folder
+    from hypermask_fast.scenarios.images import ImageDataset, ImageSet
+    from hypermask_fast.scenarios.loaded import DatasetSource
+    from hypermask_fast.scenarios.own import from_data, make_task
     from hypermask_fast.scenarios.preprocess import Preprocess
     from hypermask_fast.scenarios.published import (
         make_scenario,
@@ -39,25 +42,32 @@ if TYPE_CHECKING:
         split_mnist,
     )
     from hypermask_fast.scenarios.scenario import Scenario
+    from hypermask_fast.scenarios.sources import Split, TensorSet
     from hypermask_fast.scenarios.stream import BatchStream
     from hypermask_fast.scenarios.task import Task
 
 __all__ = [
     "SCENARIO_NAMES",
     "BatchStream",
+    "DatasetSource",
     "ImageDataset",
     "ImageSet",
     "Preprocess",
     "Scenario",
     "Split",
     "Task",
+    "TensorSet",
+    "from_data",
+    "from_folder",
     "load",
     "load_cifar10",
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
+    "load_folder",
     "load_mnist",
     "make_scenario",
+    "make_task",
     "permuted",
     "permuted_digits",
     "permuted_fashion_mnist",
@@ -85,7 +95,13 @@ _MODULES = {
     "load_mnist": "datasets",
     "ImageDataset": "images",
     "ImageSet": "images",
-    "Split": "images",
+    "DatasetSource": "loaded",
+    "from_data": "own",
+    "from_folder": "folder",
+    "load_folder": "folder",
+    "make_task": "own",
+    "Split": "sources",
+    "TensorSet": "sources",
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
     "split_cifar10_100": "cifar10_100",

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hypermask_fast.counters import PERMUTATION, counter_permutation
 from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import check_value
-from hypermask_fast.scenarios.images import ImageDataset, ImageSet, Split
+from hypermask_fast.scenarios.hold_out import hold_out
+from hypermask_fast.scenarios.images import ImageDataset
 from hypermask_fast.scenarios.preprocess import Preprocess
 from hypermask_fast.scenarios.rotations import rotation
 from hypermask_fast.scenarios.scenario import Scenario
+from hypermask_fast.scenarios.sources import Source, Split
 from hypermask_fast.scenarios.task import Task
 
 
@@ -53,46 +54,12 @@ def _blocks(
     return [tuple(order[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _select(source: ImageSet, classes: Sequence[int], num_classes: int) -> Split:
+def _select(source: Source, classes: Sequence[int], num_classes: int) -> Split:
     local = torch.full((num_classes,), -1, device=source.device)
     local[list(classes)] = torch.arange(len(classes), device=source.device)
     labels = local[source.labels]
     index = torch.nonzero(labels >= 0).flatten()
     return Split(source, index, labels[index])
-
-
-def _take(split: Split, chosen: Tensor) -> Split:
-    return Split(split.source, split.index[chosen], split.labels[chosen])
-
-
-def _shares(counts: Tensor, total: int) -> Tensor:
-    """Return ``total`` in proportion to ``counts``, in whole numbers by the largest remainders."""
-    exact = counts.double() * total / counts.sum()
-    shares = exact.long()
-    missing = total - int(shares.sum())
-    shares[(shares - exact).argsort(stable=True)[:missing]] += 1
-    return shares
-
-
-def _hold_out(
-    split: Split, validation: int, per_class: bool, stratified: bool, task: str
-) -> tuple[Split, Split]:
-    """Return (the rest, the first ``validation`` images, of each class or in all)."""
-    counts = split.labels.bincount().cpu()
-    available = int(counts[counts > 0].min() if per_class and len(split) else counts.sum())
-    if validation and not 0 < validation < available:
-        raise ConfigError(
-            f"validation is {validation}; it must be 0 to {max(available - 1, 0)}, for {task} has "
-            f"{available} training images{' of a class' if per_class else ''}"
-        )
-    held = torch.zeros(len(split), dtype=torch.bool, device=split.device)
-    if per_class or stratified:
-        shares = [validation] * len(counts) if per_class else _shares(counts, validation).tolist()
-        for label, share in enumerate(shares):
-            held[torch.nonzero(split.labels == label).flatten()[:share]] = True
-    else:
-        held[:validation] = True
-    return _take(split, ~held), _take(split, held)
 
 
 def _check_options(
@@ -172,7 +139,7 @@ def split(
         span = "/".join(class_names) if len(classes) < 3 else f"{class_names[0]}..{class_names[-1]}"
         title = f"{dataset.name} {span}"
         everything = _select(dataset.train, classes, dataset.num_classes)
-        train, held_out = _hold_out(everything, validation, validation_per_class, stratified, title)
+        train, held_out = hold_out(everything, validation, validation_per_class, stratified, title)
         test = _select(dataset.test, classes, dataset.num_classes)
         result.append(
             Task(title, classes, class_names, train, held_out, test, training, evaluation)
@@ -283,7 +250,7 @@ def _of_all_classes(
     """Return tasks of all classes that differ in what is done to their images."""
     classes = range(dataset.num_classes)
     everything = _select(dataset.train, classes, len(classes))
-    train, held_out = _hold_out(everything, validation, False, stratified, dataset.name)
+    train, held_out = hold_out(everything, validation, False, stratified, dataset.name)
     test = _select(dataset.test, classes, len(classes))
     result = [
         Task(

@@ -1,47 +1,24 @@
-"""Images with labels: a set of them, a data set of two, and what a task takes of a set."""
+"""Images with labels: a set of them, and a data set of two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import DataError, shown
-from hypermask_fast.modes import has_values
-from hypermask_fast.scenarios.moving import Movable
-
-
-def check_tensors(**values: Tensor) -> None:
-    """Raise TypeError where a value is no tensor."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} are {shown(value)}; give a tensor: torch.as_tensor makes one of an array "
-                "or a list"
-            )
-
-
-def check_types(**values: tuple[object, type]) -> None:
-    """Raise TypeError where a value is no object of its class."""
-    for name, (value, cls) in values.items():
-        if not isinstance(value, cls):
-            raise TypeError(f"{name} is {shown(value)}; give a {cls.__name__}")
-
-
-def check_names(name: str, values: Sequence[str]) -> None:
-    """Raise TypeError where names are no list of strings."""
-    if (
-        isinstance(values, str)
-        or not isinstance(values, Sequence)
-        or not all(isinstance(value, str) for value in values)
-    ):
-        raise TypeError(f"{name} are {shown(values)}; give a tuple of strings")
+from hypermask_fast.errors import DataError
+from hypermask_fast.scenarios.sources import (
+    Source,
+    check_labels,
+    check_names,
+    check_tensors,
+    check_types,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet(Movable):
+class ImageSet(Source):
     """Images with their global labels.
 
     Attributes:
@@ -63,11 +40,7 @@ class ImageSet(Movable):
             raise ValueError(
                 f"images are {images.dtype} {tuple(images.shape)}; give torch.uint8 (n, C, H, W)"
             )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"labels are {labels.dtype} {tuple(labels.shape)}; "
-                f"give torch.int64 ({len(images)},), one for each image"
-            )
+        check_labels(labels, len(images), "image")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -80,8 +53,8 @@ class ImageSet(Movable):
         """The device that holds the images."""
         return self.images.device
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def take(self, places: Tensor) -> Tensor:
+        return self.images.index_select(0, places)
 
     def _moved(self, device: torch.device) -> ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device))
@@ -128,59 +101,3 @@ class ImageDataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
-
-
-@dataclass(frozen=True, eq=False)
-class Split(Movable):
-    """Some images of an image set, with the labels they have within a task.
-
-    Attributes:
-        source: The image set; its storage is shared, never copied.
-        index: int64 (n,), the images' places in ``source``.
-        labels: int64 (n,), local labels.
-
-    Raises:
-        ValueError: A tensor has another type or shape, or an index is no place in the source.
-        TypeError: The source is no ImageSet, or one of the others no tensor.
-    """
-
-    source: ImageSet = field(repr=False)
-    index: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-
-    def __post_init__(self) -> None:
-        check_types(source=(self.source, ImageSet))
-        check_tensors(index=self.index, labels=self.labels)
-        for name, value in (("index", self.index), ("labels", self.labels)):
-            if value.dtype != torch.int64:
-                raise ValueError(
-                    f"{name} is {value.dtype} of shape {tuple(value.shape)}; give torch.int64"
-                )
-        if self.index.shape != self.labels.shape or self.index.dim() != 1:
-            raise ValueError(
-                f"index has shape {tuple(self.index.shape)} and labels {tuple(self.labels.shape)}; "
-                "both must be (n,)"
-            )
-        if len(self.index) and has_values(self.index):
-            low, high = (int(place) for place in self.index.aminmax())
-            if low < 0 or high >= len(self.source):
-                raise ValueError(
-                    f"index of shape {tuple(self.index.shape)} reaches from {low} to {high}; give "
-                    f"places in the source, 0 to {len(self.source) - 1}"
-                )
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 (all images of the source, C, H, W)."""
-        return self.source.images
-
-    def __len__(self) -> int:
-        return self.index.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds the images."""
-        return self.source.device
-
-    def _moved(self, device: torch.device) -> Split:
-        return Split(self.source.to(device), self.index.to(device), self.labels.to(device))

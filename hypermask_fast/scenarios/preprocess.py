@@ -12,7 +12,8 @@ from hypermask_fast.counters import AUGMENT, counter_randint
 from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.modes import has_values
-from hypermask_fast.scenarios.images import check_tensors
+from hypermask_fast.scenarios.sources import check_tensors
+from hypermask_fast.scenarios.transform import Transform
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the channels of ImageNet's images; the published runs use them for CIFAR's too."""
@@ -58,7 +59,7 @@ def _check_source(source: Tensor | None) -> None:
         )
 
 
-class Preprocess:
+class Preprocess(Transform):
     """Pad, crop and flip at random, move and permute pixels, scale to [0, 1] and normalise.
 
     In this order. All before scaling only move bytes, so they run on uint8; the zeros that padding
@@ -133,7 +134,7 @@ class Preprocess:
         ]
         return torch.stack(columns, dim=-1)
 
-    def output_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the (C, H, W) that images of the given (C, H, W) come out with."""
         channels, height, width = shape
         return channels, height + 2 * self.pad, width + 2 * self.pad

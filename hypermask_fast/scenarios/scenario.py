@@ -9,7 +9,7 @@ from typing import overload
 import torch
 
 from hypermask_fast.errors import ConfigError, shown
-from hypermask_fast.scenarios.images import check_types
+from hypermask_fast.scenarios.sources import check_types
 from hypermask_fast.scenarios.task import Task, check_task
 
 

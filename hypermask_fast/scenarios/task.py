@@ -1,4 +1,4 @@
-"""One task of a scenario: its classes, its images and how they are fed to a network."""
+"""One task of a scenario: its classes, its examples and how they are fed to a network."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import check_value
-from hypermask_fast.scenarios.images import Split, check_names, check_types
-from hypermask_fast.scenarios.preprocess import Preprocess
+from hypermask_fast.scenarios.loaded import DatasetSource, LoadedStream
+from hypermask_fast.scenarios.sources import Split, check_names, check_types
 from hypermask_fast.scenarios.stream import BatchStream
+from hypermask_fast.scenarios.transform import Transform
 
 _SPLITS = ("train", "validation", "test")
 
@@ -23,11 +23,9 @@ def check_task(task: Task) -> None:
     """Raise TypeError where a task is none."""
     if isinstance(task, Task):
         return
-    fix = "give a Task, as scenarios.split() and scenarios.permuted() make them of an ImageDataset"
+    fix = "give a Task, as scenarios.make_task(), split() and permuted() make them"
     if isinstance(task, Sequence) and len(task) and all(isinstance(item, Task) for item in task):
         fix = "give its tasks one by one"
-    elif isinstance(task, DataLoader | Dataset):
-        fix += ", or take its batches to learner.losses() in a loop of your own"
     raise TypeError(f"task is {shown(task)}, a {type(task).__name__}; {fix}")
 
 
@@ -43,7 +41,8 @@ class Task:
         train_preprocess, eval_preprocess: With and without random transforms.
 
     Raises:
-        ConfigError: A class has no training images, there are no test images, or a label is not
+        ConfigError: A class has no training examples, there are no test examples, or a label is
+            not
             that of a class.
         TypeError: A part has another type.
     """
@@ -54,12 +53,12 @@ class Task:
     train: Split
     validation: Split
     test: Split
-    train_preprocess: Preprocess
-    eval_preprocess: Preprocess
+    train_preprocess: Transform
+    eval_preprocess: Transform
 
     def __post_init__(self) -> None:
         parts: dict[str, type] = {"name": str, **dict.fromkeys(_SPLITS, Split)}
-        parts |= {"train_preprocess": Preprocess, "eval_preprocess": Preprocess}
+        parts |= {"train_preprocess": Transform, "eval_preprocess": Transform}
         check_types(**{part: (getattr(self, part), cls) for part, cls in parts.items()})
         check_names("class_names", self.class_names)
         classes = check_value("classes", tuple, self.classes)
@@ -75,15 +74,15 @@ class Task:
                     f"task {self.name!r} has {part} labels from {int(labels.min())} to "
                     f"{int(labels.max())}; its {self.num_classes} classes are counted from 0"
                 )
-        images = self.train.labels.bincount(minlength=self.num_classes).tolist()
-        missing = [name for name, n in zip(self.class_names, images, strict=True) if not n]
+        counts = self.train.labels.bincount(minlength=self.num_classes).tolist()
+        missing = [name for name, n in zip(self.class_names, counts, strict=True) if not n]
         if missing:
             raise ConfigError(
-                f"task {self.name!r} has no training images of {', '.join(missing)}; hold out "
+                f"task {self.name!r} has no training examples of {', '.join(missing)}; hold out "
                 "fewer for validation, or leave the class out"
             )
         if not len(self.test):
-            raise ConfigError(f"task {self.name!r} has no test images; give at least one")
+            raise ConfigError(f"task {self.name!r} has no test examples; give at least one")
 
     @property
     def num_classes(self) -> int:
@@ -91,19 +90,19 @@ class Task:
         return len(self.classes)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the network's input."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one of the network's inputs; (C, H, W) of images."""
         return self.eval_preprocess.output_shape(self.train.source.shape)
 
     @property
     def device(self) -> torch.device:
-        """The device that holds the images."""
+        """The device that holds the examples."""
         return self.train.device
 
     def to(self, device: torch.device | str) -> Task:
         """Return the task with all tensors on ``device``.
 
-        Images that another living task has there already are shared with it, not copied again.
+        Examples that another living task has there already are shared with it, not copied again.
         """
         same = self.train_preprocess is self.eval_preprocess
         evaluation = self.eval_preprocess.to(device)
@@ -121,7 +120,7 @@ class Task:
         """Return whether another task on this device has equal inputs and labels, in one order."""
         if any(len(self.split(part)) != len(other.split(part)) for part in _SPLITS):
             return False
-        shares_data = all(self.split(part) is other.split(part) for part in _SPLITS)
+        shares_data = all(self.split(part).same_examples(other.split(part)) for part in _SPLITS)
         if shares_data and self.eval_preprocess is other.eval_preprocess:
             return True
         return self.input_shape == other.input_shape and all(
@@ -156,23 +155,25 @@ class Task:
             batch_size: Samples in a batch; the last batch may be smaller. Default 1000.
 
         Returns:
-            Iterator of inputs float32 (b, C, H, W) and local labels int64 (b,).
+            Iterator of inputs (b, ...), of images float32 (b, C, H, W), and local labels int64
+            (b,).
 
         Raises:
             ConfigError: There is no split of this name, or the batch size is no integer above 0.
         """
         split = self.split(split_name)
         check_value("batch_size", int, batch_size, low=1)
+        if not len(split):
+            return iter(())
+        batches = split.source.batches(split.index.split(batch_size))
         return (
-            (self.eval_preprocess(split.images.index_select(0, index)), labels)
-            for index, labels in zip(
-                split.index.split(batch_size), split.labels.split(batch_size), strict=True
-            )
-            if len(index)
+            (self.eval_preprocess(inputs), labels)
+            for inputs, labels in zip(batches, split.labels.split(batch_size), strict=True)
         )
 
     def stream(self, batch_size: int, seed: int = 0, task_id: int = 0) -> BatchStream:
         """Return the infinite stream of shuffled training batches; see :class:`BatchStream`."""
-        return BatchStream(
+        kind = LoadedStream if isinstance(self.train.source, DatasetSource) else BatchStream
+        return kind(
             self.train, self.train_preprocess, batch_size, seed, task_id, name=f"task {self.name!r}"
         )

@@ -112,8 +112,11 @@ class GraphedStep:
         self._position = torch.zeros((), dtype=torch.int64, device=self._device)
         self._expected = 0
         unavailable = self._cuda.unavailable(self._device)
+        if not stream.is_resident:
+            unavailable = "its batches are loaded one by one"
         if unavailable and self._mode is True:
-            raise ConfigError(f"graph is True and {unavailable}; move it to cuda, or use 'auto'")
+            fix = "move it to cuda" if stream.is_resident else "give tensors"
+            raise ConfigError(f"graph is True and {unavailable}; {fix}, or use 'auto'")
         self._why_not = self._failure or unavailable or ""
 
     def end(self) -> None:

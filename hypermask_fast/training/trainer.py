@@ -20,6 +20,7 @@ from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
+from hypermask_fast.scenarios.own import Data, as_task
 from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
@@ -144,11 +145,13 @@ class Trainer:
         """
         return self._tasks.admit(task)
 
-    def fit(self, task: Task) -> npt.NDArray[np.float64]:
+    def fit(self, task: Task | Data, **data: Any) -> npt.NDArray[np.float64]:
         """Train a task, or continue it after :meth:`load_state`.
 
         Args:
-            task: Tasks of one name are one task.
+            task: A Task; tasks of one name are one task. Or the training data of one: a pair of
+                tensors, a Dataset or a DataLoader, see :func:`scenarios.make_task`.
+            **data: With data: ``name`` and ``test``, and what else ``make_task`` takes.
 
         Returns:
             Test accuracy in percent after it, of the tasks learned so far and the next one if it
@@ -158,10 +161,11 @@ class Trainer:
             TrainingError: The loss is not finite, or another task is being learned. The task stays
                 the current one: call fit again to continue it, or ``learner.abandon_task()`` first
                 to start over.
-            TypeError: It is no Task.
+            TypeError: It is no Task and no data of one.
             ConfigError: The selection or schedule needs validation data and the task has none, or
                 :meth:`add` refuses the task; nothing was changed.
         """
+        task = as_task(task, data)
         check_trainable(task, self.settings)
         self._tasks.check_free(task, begun=self._step_fn is not None)
         added = len(self.learner.tasks)

@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import TensorDataset
 
 import hypermask_fast as hmf
 from hypermask_fast.runs import comparison, run
 from hypermask_fast.runs.comparison import compare
 from hypermask_fast.scenarios import (
     BatchStream,
+    DatasetSource,
     ImageDataset,
     ImageSet,
     Preprocess,
     Scenario,
     Split,
     Task,
+    TensorSet,
 )
 from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
@@ -45,6 +48,11 @@ SET = ImageSet(IMAGES, LABELS)
 SPLIT = Split(SET, torch.arange(6), LABELS)
 TASK = hmf.scenarios.split(DATASET, 3, validation=6)[0]
 PLAIN = Preprocess()
+FEATURES = torch.zeros(6, 2)
+PAIR = (FEATURES, LABELS)
+ITEMS = TensorDataset(*PAIR)
+NOT_DATA: list[Any] = [None, 3, "digits", FEATURES, (FEATURES,), (FEATURES, None), (3, LABELS)]
+NOT_DATA += [(FEATURES, LABELS + 0.5), (FEATURES, LABELS[:3]), TensorDataset(FEATURES)]
 
 
 def trainer() -> hmf.Trainer:
@@ -140,12 +148,26 @@ SUBJECTS = [
               {"root": PATHS, "root,download": [("data", "yes"), ("data", 3)]}, runs=False)
       for name in ("load_mnist", "load_fashion_mnist", "load_cifar10", "load_cifar100")),
     *(Subject(name, nothing, call(getattr(hmf.scenarios, name)), {}, {"root": PATHS}, runs=False)
-      for name in ("split_mnist", "split_fashion_mnist", "split_cifar100", "split_cifar100_fecam",
+      for name in ("load_folder", "from_folder", "split_mnist", "split_fashion_mnist",
+                   "split_cifar100", "split_cifar100_fecam",
                    "split_cifar10_100", "permuted_mnist", "permuted_fashion_mnist",
                    "rotated_mnist")),
     Subject("ImageSet", nothing, call(ImageSet), {"images": IMAGES, "labels": LABELS},
             {"images": [*TENSORS, IMAGES.float(), IMAGES[0], IMAGES[:3]],
              "labels": [*TENSORS, LABELS.int(), LABELS[:3], LABELS[:, None]]}),
+    Subject("TensorSet", nothing, call(TensorSet), {"inputs": FEATURES, "labels": LABELS},
+            {"inputs": [*TENSORS, FEATURES[:3], FEATURES[0, 0]],
+             "labels": [*TENSORS, LABELS.int(), LABELS[:3], LABELS[:, None]]}),
+    Subject("DatasetSource", nothing, call(DatasetSource), {"dataset": ITEMS, "labels": LABELS},
+            {"dataset": [None, 3, FEATURES[0, 0]], "labels": [*TENSORS, LABELS.int(), LABELS[:3]],
+             "workers": [*COUNTS, None]}),
+    Subject("make_task", nothing, call(hmf.scenarios.make_task),
+            {"name": "a", "train": PAIR, "test": PAIR},
+            {"name": [3, None], "train": NOT_DATA, "test": NOT_DATA,
+             "validation": ["3", None, True, nan, 1.0, -1, 99, (FEATURES, 3)],
+             "class_names": [3, "abc", ["a"]], "workers": [*COUNTS, None]}),
+    Subject("from_data", nothing, call(hmf.scenarios.from_data), {"tasks": {"a": (PAIR, PAIR)}},
+            {"tasks": [None, 3, [PAIR], {"a": PAIR[:1]}, {"a": 3}], "name": [3, ["a"]]}),
     Subject("ImageDataset", nothing, call(ImageDataset),
             {"name": "d", "train": SET, "test": SET, "class_names": ("a", "b", "c")},
             {"train": NOT_SPLITS[:3], "test": [None, 3, IMAGES, SPLIT], "name": [3, None],

@@ -172,7 +172,7 @@ def scenario_bytes(scenario: Scenario) -> int:
     held = {}
     for task in scenario:
         for part in (task.train, task.validation, task.test):
-            for tensor in (part.images, part.source.labels, part.index, part.labels):
+            for tensor in (part.source.images, part.source.labels, part.index, part.labels):
                 held[id(tensor)] = tensor.nbytes
         permutation = task.eval_preprocess.permutation
         if permutation is not None:

@@ -29,7 +29,7 @@ def test_split_selects_relabels_and_holds_out_the_first():
             back = torch.tensor(task.classes)[part.labels]
             assert torch.equal(back, source.labels[part.index])
             assert part.labels.dtype == torch.int64
-            assert part.images.data_ptr() == source.images.data_ptr()
+            assert part.source.images.data_ptr() == source.images.data_ptr()
 
 
 def test_split_holds_out_the_first_of_each_class():
@@ -72,12 +72,12 @@ def test_validation_data_has_every_class_in_proportion(validation, shares):
 
 
 def test_a_class_left_without_training_images_is_refused():
-    with pytest.raises(ConfigError, match="no training images of a; hold out fewer"):
+    with pytest.raises(ConfigError, match="no training examples of a; hold out fewer"):
         split(sorted_dataset(), 2, validation=90, stratified=False)
     source = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([2, 3]))
-    with pytest.raises(ConfigError, match="task 'sorted a/b' has no training images of a, b"):
+    with pytest.raises(ConfigError, match="task 'sorted a/b' has no training examples of a, b"):
         split(replace(sorted_dataset(), train=source), 2)
-    with pytest.raises(ConfigError, match="task 'sorted a/b' has no test images"):
+    with pytest.raises(ConfigError, match="task 'sorted a/b' has no test examples"):
         split(replace(sorted_dataset(), test=source), 2)
 
 
@@ -107,7 +107,7 @@ def test_split_sizes_and_number_of_tasks():
         pytest.param({"validation": -1}, "validation is -1", id="val-negative"),
         pytest.param(
             {"validation": 20, "validation_per_class": True},
-            "0 to 19.*20 training images of a class",
+            "0 to 19.*20 training examples of a class",
             id="val-class",
         ),
     ],
@@ -148,7 +148,9 @@ def test_permuted_tasks_permute_the_padded_pixels():
 def test_permuted_tasks_share_everything_but_the_permutation():
     dataset = make_dataset()
     scenario = permuted(dataset, 100)
-    assert {task.train.images.data_ptr() for task in scenario} == {dataset.train.images.data_ptr()}
+    assert {task.train.source.images.data_ptr() for task in scenario} == {
+        dataset.train.images.data_ptr()
+    }
     assert len({id(task.train) for task in scenario}) == 1
     assert len({tuple(task.train_preprocess.permutation.tolist()) for task in scenario}) == 100
 

@@ -20,7 +20,7 @@ def test_evaluation_batches_cover_a_split_in_order_without_augmentation(batch_si
         batches = list(task.evaluation_batches(name, batch_size))
         assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
         x = torch.cat([x for x, _ in batches])
-        scaled = part.images[part.index].numpy().astype(np.float32) / np.float32(255)
+        scaled = part.source.images[part.index].numpy().astype(np.float32) / np.float32(255)
         assert np.array_equal(x, (scaled - np.float32(0.2)) / np.float32(0.5))
         assert torch.equal(torch.cat([y for _, y in batches]), part.labels)
 

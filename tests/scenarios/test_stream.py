@@ -97,7 +97,7 @@ def test_samples_are_augmented_one_by_one():
     """Crop and flip of sample b of step s are the numpy reference's for (seed, task, s, b)."""
     task = make_task(13, shape=(3, 6, 6), crop=2, flip=True)
     stream = task.stream(8, seed=5, task_id=6)
-    images = task.train.images.numpy()
+    images = task.train.source.images.numpy()
     different = set()
     for step in range(6):
         position = np.arange(step * 8, step * 8 + 8)
@@ -124,9 +124,9 @@ def test_stream_refuses_settings():
     with pytest.raises(ValueError, match="batch_size=0"):
         BatchStream(task.train, task.train_preprocess, 0)
     empty = replace(task.train, index=task.train.index[:0], labels=task.train.labels[:0])
-    with pytest.raises(ValueError, match="the split has no training images"):
+    with pytest.raises(ValueError, match="the split has no training examples"):
         BatchStream(empty, task.train_preprocess, 2)
-    with pytest.raises(ValueError, match=r"task 'made a\.\.c' has no training images"):
+    with pytest.raises(ValueError, match=r"task 'made a\.\.c' has no training examples"):
         replace(task, train=empty).stream(2)
     with pytest.raises(ValueError, match="step=-1"):
         task.stream(2).batch(-1)

@@ -16,7 +16,7 @@ from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.replay.replay import Replay
 from hypermask_fast.methods.replay.settings import ReplaySettings
 from hypermask_fast.modes import has_values
-from hypermask_fast.scenarios.task import Task
+from hypermask_fast.scenarios import Preprocess, Task
 
 _PREFIX = "replay."
 
@@ -60,9 +60,10 @@ class ReplayLearner(CountsSteps):
             ConfigError: Its images are normalized, so that they are not in [0, 1].
         """
         task = self._checked_beginning(task, steps)
-        if isinstance(data, Task) and data.train_preprocess.mean is not None:
+        prepared = data.train_preprocess if isinstance(data, Task) else None
+        if isinstance(prepared, Preprocess) and prepared.mean is not None:
             raise ConfigError(
-                f"the images of task {data.name!r} are normalized by {data.train_preprocess} and "
+                f"the images of the task are normalized by {prepared} and "
                 "those that are replayed are in [0, 1]; make the scenario with normalize=False"
             )
         self.replay.record(task, self._earlier(task))
