@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from hypermask_fast import cli_eval
 from hypermask_fast.errors import ConfigError, HypermaskError
-from hypermask_fast.inference.registry import make_scores, option_lines, scores
 from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings import comparison_line
 from hypermask_fast.settings.command_line import (
@@ -111,62 +111,6 @@ def _add_resume(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         help="go on with settings in config.toml that were changed, and record them",
     )
     _add_memory(parser)
-
-
-def _add_eval(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    parser.add_argument("run", type=Path, help="folder of the run; with --infer: or of seeds")
-    parser.add_argument("--data-dir", help="folder of the data files [the run's]")
-    parser.add_argument("--device", help="device [the run's]")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    infer = parser.add_argument_group(
-        "without task ids", "Infer the task of each test image, of those that were learned."
-    )
-    infer.add_argument(
-        "--infer",
-        metavar="SCORE,SCORE",
-        help=f"what by: {', '.join(scores())}; or all of them: all",
-    )
-    infer.add_argument(
-        "--score-option",
-        action="append",
-        metavar="NAME=VALUE",
-        help="an option of the scores that have it; may be given again",
-    )
-    infer.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="put the scores of all tasks on one scale, chosen on validation data",
-    )
-    infer.add_argument(
-        "--calibrate-on",
-        metavar="SPLIT",
-        help="validation, or train where the run held none out [validation]",
-    )
-    infer.add_argument(
-        "--unknown-rate",
-        type=float,
-        metavar="RATE",
-        help="answer 'unknown' below the score that this share of validation data is below",
-    )
-    infer.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="ROWS",
-        help="images that run together, which matters for statistics of a batch [the run's]",
-    )
-    infer.add_argument(
-        "--second-pass",
-        action="store_true",
-        help="take classes from another forward, of the images of each inferred task",
-    )
-    infer.add_argument(
-        "--training-mode",
-        action="store_true",
-        help="take scores in training mode, where batch norm uses statistics of the batch",
-    )
-    if {"-h", "--help"} & set(words):  # which alone imports the scores
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = "\n  ".join(["options of scores:", *option_lines()])
 
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
@@ -270,68 +214,6 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
-_OF_INFERENCE = (
-    "score_option",
-    "calibrate",
-    "calibrate_on",
-    "unknown_rate",
-    "batch_size",
-    "second_pass",
-    "training_mode",
-)
-
-
-def _eval(options: argparse.Namespace) -> int:
-    if options.infer is not None:
-        return _infer(options)
-    from hypermask_fast.runs.inferred import loaded
-
-    for name in _OF_INFERENCE:
-        value = getattr(options, name)
-        if value is not None and value is not False:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
-                f"with one of {', '.join(scores())}"
-            )
-    trainer = loaded(options.run, device=options.device, data_dir=options.data_dir)
-    learner = trainer.learner
-    names = [learner.tasks[task].name for task in learner.learned]
-    accuracies = [trainer.evaluate(task) for task in learner.learned]
-    mean = sum(accuracies) / len(accuracies)
-    if options.json:
-        each = [{"name": n, "accuracy": a} for n, a in zip(names, accuracies, strict=True)]
-        print(json.dumps({"tasks": each, "mean": mean}, indent=2))
-        return 0
-    for name, accuracy in zip([*names, "mean"], [*accuracies, mean], strict=True):
-        print(f"{name:<24} {accuracy:6.2f} %")
-    return 0
-
-
-def _infer(options: argparse.Namespace) -> int:
-    from hypermask_fast.runs.inferred import infer
-
-    names = [name.strip() for name in options.infer.split(",")]
-    if options.calibrate_on is not None and not (options.calibrate or options.unknown_rate):
-        raise ConfigError(
-            f"--calibrate-on {options.calibrate_on} is for a calibration; give --calibrate too"
-        )
-    found = infer(
-        options.run,
-        make_scores(names, options.score_option or ()),
-        device=options.device,
-        data_dir=options.data_dir,
-        batch_size=options.batch_size,
-        calibrated=options.calibrate,
-        calibrate_on=options.calibrate_on or "validation",
-        unknown_rate=options.unknown_rate,
-        training_mode=options.training_mode,
-        second_pass=options.second_pass,
-    )
-    shown = found.single() or found
-    print(json.dumps(shown.to_json(), indent=2) if options.json else shown.table())
-    return 0
-
-
 def _doctor(_: argparse.Namespace) -> int:
     from hypermask_fast.doctor import examine
 
@@ -370,7 +252,9 @@ _COMMANDS = {
     "compare": _Command(_compare, "train several methods, and compare them", _add_compare),
     "plan": _Command(_plan, "the memory of a run, before it starts", _add_plan),
     "resume": _Command(_resume, "continue a run, or several", _add_resume),
-    "eval": _Command(_eval, "test accuracy of a run's newest checkpoint", _add_eval),
+    "eval": _Command(
+        cli_eval.run, "test accuracy of a run's newest checkpoint", cli_eval.add_arguments
+    ),
     "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }
 
