@@ -1,8 +1,8 @@
 """SupSup's training step and inference of the task, beside the published algorithm in PyTorch.
 
-``python -m benchmarks.subnetworks [--threads N] [--seconds S]`` prints milliseconds, of
-processor time on one thread. Published: a
-sort of every layer's scores in each step, dense masks of all tasks for inference.
+``python -m benchmarks.subnetworks [--threads N] [--seconds S]`` prints milliseconds, of processor
+time on one thread. Published: a sort of every layer's scores in each step, dense masks of all tasks
+for inference.
 """
 
 from __future__ import annotations
