@@ -8,6 +8,7 @@ Triton's interpreter would compute on the bit patterns of bfloat16.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -55,6 +56,12 @@ def sign(z):
 
 
 @triton.jit
+def cached(ptr, mask):
+    """Load what is used several times, and is not kept in registers for that."""
+    return tl.load(ptr, mask=mask, other=0.0, cache_modifier=".ca")
+
+
+@triton.jit
 def only_if(mask, flag):
     """The mask where a scalar holds; ``&`` of both is no mask to the interpreter of Triton 3.9."""
     return tl.where(flag, mask, False)
@@ -73,6 +80,14 @@ def semi_binary(z, threshold, HAS_THRESHOLD: tl.constexpr):
     if HAS_THRESHOLD:
         mask = tl.where(mask < threshold, 0.0, mask)
     return mask
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many a GPU has; 1 of another device."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

@@ -10,7 +10,10 @@ from benchmarks.launches.launch import Launch
 from hypermask_fast.errors import ConfigError, nearest
 
 # Of a step most time is the head's, then the masks'; what is not named comes last.
-_ORDER = ("step_rows", "mask_logits", "mask_weights", "select", "factored_adam", "masked_linear")
+_ORDER = (
+    *("step_rows", "mask_logits", "step_ahead", "mask_weights", "select"),
+    *("factored_adam", "masked_linear"),
+)
 
 
 def _worth(stem: str) -> tuple[int, str]:

@@ -8,7 +8,14 @@ from torch.autograd.graph import increment_version
 
 from hypermask_fast.backends.choice import uses_kernels
 from hypermask_fast.head.adam import AdamOptions
-from hypermask_fast.head.types import Head, HeadGrads, HeadStep, KeptSample, Moments
+from hypermask_fast.head.types import (
+    Head,
+    HeadGrads,
+    HeadStep,
+    KeptChunks,
+    KeptSample,
+    Moments,
+)
 from hypermask_fast.kernels import ops
 from hypermask_fast.reference import output_residuals
 
@@ -68,6 +75,46 @@ def _form_bias_grad(step: HeadStep, out: Tensor) -> None:
         out += step.coefficient * output_residuals(z, step.kept_logits).sum(0)
 
 
+def takes_ahead(step: HeadStep) -> bool:
+    """Return whether the kernel is to run a step that looks ahead: of a full head, by its size."""
+    weight, kept = step.head.weight, step.kept
+    if len(step.dz) != 1 or isinstance(kept, KeptChunks) or not takes(weight):
+        return False
+    from hypermask_fast.kernels.head import ahead
+
+    return ahead.takes(weight.shape[1], len(step.hidden) - 1)
+
+
+def step_ahead(step: HeadStep) -> HeadGrads:
+    """As :func:`step_rows`, for a step that looks ahead and that :func:`takes_ahead` takes."""
+    from hypermask_fast.kernels.head.ahead import step_ahead as kernel
+
+    weight, bias, moments, bias_moments = step.head
+    assert bias is not None
+    assert moments is not None
+    assert bias_moments is not None
+    hidden_grad, squares = kernel(
+        *(weight, bias, *moments, *bias_moments, step.dz[0], step.hidden, _targets(step)),
+        eps=step.options.eps,
+        coefficient=_coefficient(step),
+        scalars=_scalars(weight.device, step.options),
+    )
+    increment_version([weight, *moments, bias, *bias_moments])
+    return HeadGrads(hidden_grad, squares)
+
+
+def _targets(step: HeadStep) -> Tensor:
+    weight, kept = step.head.weight, step.kept_logits
+    return weight.new_empty(0, len(weight)) if kept is None else kept
+
+
+def _coefficient(step: HeadStep) -> Tensor:
+    given = step.coefficient
+    if not isinstance(given, Tensor):
+        given = torch.full((), given, device=step.head.weight.device)
+    return given.float()
+
+
 def step_rows(step: HeadStep) -> HeadGrads:
     """Form residuals and gradients, and apply an Adam step to A and b, in one pass."""
     from hypermask_fast.kernels.head.step import step_rows as kernel
@@ -75,9 +122,6 @@ def step_rows(step: HeadStep) -> HeadGrads:
     weight, bias, moments, bias_moments = step.head
     assert bias is not None
     assert moments is not None
-    kept, coefficient = step.kept_logits, step.coefficient
-    if not isinstance(coefficient, Tensor):
-        coefficient = torch.full((), coefficient, device=weight.device)
     if step.bias_grad is not None:
         _form_bias_grad(step, step.bias_grad)
         # The kernel steps a bias in any case: a copy.
@@ -85,8 +129,8 @@ def step_rows(step: HeadStep) -> HeadGrads:
     assert bias_moments is not None
     hidden_grad, squares = kernel(
         *(weight, bias, *moments, *bias_moments),
-        *(step.dz[0], step.hidden, weight.new_empty(0, len(weight)) if kept is None else kept),
-        coefficient=coefficient.float(),
+        *(step.dz[0], step.hidden, _targets(step)),
+        coefficient=_coefficient(step),
         scalars=_scalars(weight.device, step.options),
     )
     increment_version([weight, *moments, bias, *bias_moments])

@@ -168,6 +168,8 @@ def step_rows(step: HeadStep) -> HeadGrads:
             check_sample(step.sample, len(step.hidden), weight)
         check_kept(weight.new_empty(0, rows) if kept is None else kept, count, weight)
     whole = step._replace(dz=step.dz.contiguous(), hidden=step.hidden.contiguous())
+    if step.looks_ahead and cuda.takes_ahead(whole):
+        return cuda.step_ahead(whole)
     if step.looks_ahead or chunked or len(step.dz) > 1:
         return (cpu if cpu.takes(weight) else ahead).step_rows(whole)
     if isinstance(step.kept, FrozenHead):

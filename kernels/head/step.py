@@ -18,14 +18,12 @@ head that did not change are exactly 0.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.device import cached, cast, fit, multiprocessors, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
@@ -52,12 +50,6 @@ CONFIGS: tuple[Config, ...] = (
 _MOST = 15
 _WIDEST = 256
 """Earlier embeddings and columns that one pass takes."""
-
-
-@triton.jit
-def _cached(ptr, mask):
-    """Load what is used several times, and is not kept in registers for that."""
-    return tl.load(ptr, mask=mask, other=0.0, cache_modifier=".ca")
 
 
 @triton.jit
@@ -103,7 +95,7 @@ def _step_rows_kernel(
         a = ()
         for chunk in tl.static_range(CHUNKS):
             mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            a += (_cached(weight_ptr + first + (offsets + chunk * BLOCK_H), mask),)
+            a += (cached(weight_ptr + first + (offsets + chunk * BLOCK_H), mask),)
         bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
@@ -154,7 +146,7 @@ def _step_rows_kernel(
                 at = offsets + chunk * BLOCK_H
                 inside = column < WIDTH - chunk * BLOCK_H
                 mask = valid[:, None] & inside[None, :]
-                again = _cached(weight_ptr + first + at, mask)
+                again = cached(weight_ptr + first + at, mask)
                 sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
                 adam_update(
                     *(weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at),
@@ -170,13 +162,6 @@ def _step_rows_kernel(
         for chunk in tl.static_range(CHUNKS):
             mask = (slot <= earlier)[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
             tl.store(parts_ptr + chunk * BLOCK_H, sums[chunk], mask=mask)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _plan(weight: Tensor, earlier: int, processors: int) -> tuple[tuple[int], dict[str, int]]:
@@ -223,7 +208,7 @@ def earlier_logits(
     passes = _passes(width, earlier)
     if passes == 3:
         return target_logits(weight, bias, hidden, out)
-    processors = processors or _multiprocessors(weight.device)
+    processors = processors or multiprocessors(weight.device)
     if passes == 2:
         return product_logits(weight, bias, hidden, out, processors)
     grid, config = _plan(weight, earlier, processors)
@@ -279,7 +264,7 @@ def step_rows(
     if not rows:
         return torch.zeros_like(hidden), weight.new_zeros((), dtype=torch.float64)
     passes = _passes(width, earlier)
-    processors = processors or _multiprocessors(weight.device)
+    processors = processors or multiprocessors(weight.device)
     if passes > 1:
         numbers = {"coefficient": coefficient, "scalars": scalars}
         inputs = weight, bias, dz_current, hidden, targets

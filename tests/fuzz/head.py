@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import reference
+from hypermask_fast.head import ahead as in_pytorch
+from hypermask_fast.head.adam import AdamOptions
+from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.kernels import plain
 from hypermask_fast.kernels.head import adam as factored_adam
+from hypermask_fast.kernels.head import ahead as step_ahead
 from hypermask_fast.kernels.head import hidden_grad as gradients
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.kernels.head import step as step_rows
@@ -243,9 +247,55 @@ def fuzz_step_rows(case: Case) -> None:
             judge_adam(state, before[3 * i : 3 * i + 3], grads, earlier + 1 + terms, options)
 
 
+def fuzz_step_ahead(case: Case) -> None:
+    """Against the same step in PyTorch and float64, which its tests hold against autograd's."""
+    rows, earlier = case.size("rows", 131, empty=0.03), case.one("earlier", (0, 1, 2, 5, 15))
+    width = case.size("width", step_ahead.WIDEST if earlier < 3 else 140)
+    dtype = case.one("moments", (FLOAT, FLOAT, BRAIN))
+    head, bias = (
+        some_state(case, n, rows, *s, dtype=dtype) for n, s in (("A", (width,)), ("b", ()))
+    )
+    hidden = case.normals("hidden", earlier + 1, width)
+    dz = case.normals("dz", rows, layouts=DENSE)
+    coefficient = torch.tensor(case.one("coefficient", (0.02, 1.0)), device=DEVICE)
+    # An eps that small gradients are not divided by: their roundings would be all that is left.
+    options = {**some_options(case), "eps": 1e-2, "lr": 1e-3}
+    far = logits(head[0], bias[0], hidden[1:]).cpu()
+    far = far + (3 + 0.1 * far.abs()) * case.normal(*far.shape).sign()
+    if case.often("some are free", 0.4):
+        far[:, ::3] = torch.nan
+    targets = case.place(
+        "targets", far, case.one("targets", (FLOAT, BRAIN)), layouts=(*DENSE, "sliced")
+    )
+    parts = (head[0], bias[0], *head[1:], *bias[1:])
+    a, b, *moments = (t.double().clone() for t in parts)
+    whole = Head(a, b, Moments(*moments[:2]), Moments(*moments[2:]))
+    given = dz.double()[None], hidden.double(), targets.double()
+    exact = in_pytorch.step_rows(
+        HeadStep(whole, *given, float(coefficient), AdamOptions(**options), looks_ahead=True)
+    )
+    with any_config(case, {"step_ahead": step_ahead.CONFIGS}):
+        grad, total = step_ahead.step_ahead(
+            *(*parts, dz, hidden, targets),
+            eps=options["eps"],
+            coefficient=coefficient,
+            scalars=some_scalars(case, options, taken=True),
+            processors=case.one("processors", (1, 1, 2, 5)),
+        )
+    size = exact.hidden.abs().max() if exact.hidden.numel() else torch.tensor(0.0)
+    terms = (rows + width + 2 + ROUNDINGS) * torch.finfo(FLOAT).eps
+    assert_as_exact(grad, exact.hidden, (terms * (1 + size)).expand_as(exact.hidden))
+    assert_as_exact(total.float(), exact.squares, terms * (1 + exact.squares))
+    for found, right in zip(parts, (a, b, *moments), strict=True):
+        # A gradient has terms of this size at most, and moves a moment by no more than itself.
+        bound = (terms * (1 + right.abs()) * 64).expand_as(right)
+        assert_as_exact(found, right, bound, found.dtype)
+
+
 KERNELS = {
     "mask_logits": fuzz_mask_logits,
     "hidden_grad": fuzz_hidden_grad,
     "factored_adam": fuzz_factored_adam,
     "step_rows": fuzz_step_rows,
+    "step_ahead": fuzz_step_ahead,
 }

@@ -62,6 +62,31 @@ def test_one_pass_equals_the_specification(earlier: int, device: torch.device) -
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("earlier", "fits"), [(0, True), (4, True), (16, False)])
+def test_a_step_that_looks_ahead(
+    earlier: int, fits: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    kernel = cuda.step_ahead
+    monkeypatch.setattr(cuda, "step_ahead", lambda step: taken.append(step) or kernel(step))
+    generator = torch.Generator().manual_seed(1)
+    dz = torch.randn(1, ROWS, generator=generator).to(device)
+    hidden = torch.randn(earlier + 1, WIDTH, generator=generator).to(device)
+    adam = AdamOptions(lr=1e-2, step=2.0, **ADAM)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        state = head(device, dtype)
+        kept = passes.logits(state, hidden.to(dtype))[1:] - 0.1
+        version = state.weight._version
+        step = HeadStep(state, dz.to(dtype), hidden.to(dtype), kept, 0.02, adam, looks_ahead=True)
+        found.append([*passes.step_rows(step), *tensors(state)])
+        assert state.weight._version > version
+    assert len(taken) == fits
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("earlier", [0, 4])
 def test_the_gradient_of_a_bias_that_another_steps(earlier: int, device: torch.device) -> None:
     state, both = head(device), head(device)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.launches.head.factored_adam import tenth_step
 from benchmarks.launches.launch import Launch, Run, floats, route
@@ -19,7 +20,15 @@ from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 _PROCESSORS = None if torch.cuda.is_available() else 132
 
 
-def _step(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float32) -> Run:
+def step_inputs(
+    rows: int, width: int, earlier: int, dtype: torch.dtype
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return what a step of a head takes: its tensors, and its numbers by name.
+
+    Args:
+        rows, width, earlier: N, H and t.
+        dtype: Of moments and targets.
+    """
     moments = [
         floats(*shape, dtype=dtype, positive=positive)
         for shape in ((rows, width), (rows,))
@@ -27,13 +36,13 @@ def _step(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float3
     ]
     tensors = [floats(rows, width), floats(rows), *moments, floats(rows)]
     tensors += [floats(earlier + 1, width), floats(earlier, rows, dtype=dtype)]
-    launch: partial[Any] = partial(step_rows, *tensors)
-    return partial(
-        launch,
-        coefficient=1e-6 * floats(1),
-        scalars=tenth_step(),
-        processors=_PROCESSORS,
-    )
+    numbers = {"coefficient": 1e-6 * floats(1), "scalars": tenth_step(), "processors": _PROCESSORS}
+    return tensors, numbers
+
+
+def _step(rows: int, width: int, earlier: int, dtype: torch.dtype = torch.float32) -> Run:
+    tensors, numbers = step_inputs(rows, width, earlier, dtype)
+    return partial(step_rows, *tensors, **numbers)
 
 
 def _logits(rows: int, width: int, earlier: int) -> Run:
