@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.fields import strings
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.batches import run
 from hypermask_fast.methods.evaluating import evaluating
@@ -25,11 +25,14 @@ class ConvertedLearner(Learner):
     Args:
         net: The target network.
         capacity: Tasks that there are rows for at first.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         source: What the layers' repr shows as the source of their weights.
         bn: Mode of the normalisation layers; see :class:`TaskNorms`.
         norms_too: Parameters of normalisation layers are replaced as weights are. Default False.
+        shared: The same as ``exclude`` for what stays plain and is trained for all tasks; None
+            refuses what cannot be masked, which is shared else. Default None.
+        per_task: The same for what each task has a copy of. Default: nothing.
 
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
@@ -43,15 +46,24 @@ class ConvertedLearner(Learner):
         net: nn.Module,
         *,
         capacity: int,
-        exclude: str | Sequence[str],
+        exclude: Patterns,
         source: str,
         bn: str,
         norms_too: bool = False,
+        shared: Patterns | None = None,
+        per_task: Patterns = (),
     ) -> None:
         super().__init__(net, capacity)
         self.bn = bn
-        patterns = strings("exclude", exclude)
-        self._network = ConvertedNetwork(net, patterns, source, generated=norms_too)
+        self._network = ConvertedNetwork(
+            net,
+            exclude,
+            source,
+            shared=() if shared is None else shared,
+            per_task=per_task,
+            generated=norms_too,
+            shares=shared is not None,
+        )
 
     def _check_mixing(self) -> None:
         if self.norms.mixes_rows:

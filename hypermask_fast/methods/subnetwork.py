@@ -14,8 +14,8 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.norm_tables import TaskNorms
+from hypermask_fast.conversion.patterns import Patterns, patterns
 from hypermask_fast.counters import SCORES, counter_randint
-from hypermask_fast.fields import strings
 from hypermask_fast.layers.masked import MASKED_LAYERS
 from hypermask_fast.layers.norms import check_module
 from hypermask_fast.masks.packed import dots, pack, packed_bytes, unpack, weighted_sum
@@ -117,16 +117,14 @@ class SubnetworkLearner(ConvertedLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str],
+        exclude: Patterns,
         settings: SubnetworkSettings,
         source: str,
     ) -> None:
         check_module(net)
-        patterns = strings("exclude", exclude)
+        given = patterns("exclude", exclude)
         biases = _biases(net)
-        super().__init__(
-            net, capacity=0, exclude=(*patterns, *biases), source=source, bn="per_task"
-        )
+        super().__init__(net, capacity=0, exclude=(*given, *biases), source=source, bn="per_task")
         self._settings = settings
         try:
             freeze(net, [name for name, _ in net.named_parameters()])
