@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from hypermask_fast.conversion.checks import MARK, check_free, warn_shared
-from hypermask_fast.conversion.entries import EXCLUDED
+from hypermask_fast.conversion.entries import EXCLUDED, Entry
 from hypermask_fast.conversion.obstacles import refuse
 from hypermask_fast.conversion.parts import Parts, Treatment, parts_of
 from hypermask_fast.conversion.patterns import Patterns
@@ -21,7 +21,7 @@ from hypermask_fast.layers.norms import TaskNorm, check_module
 class _Conversion:
     touched: list[tuple[nn.Module, type[nn.Module]]]
     frozen: list[tuple[nn.Module, str]]
-    parts: Parts
+    entries: Sequence[Entry]
 
 
 def convert(
@@ -66,7 +66,7 @@ def convert(
             "a parameter that is no normalisation's and that no option names"
         )
     warn_shared(net, parts.shared)
-    conversion = _Conversion([], [], parts)
+    conversion = _Conversion([], [], parts.entries)
     for module, cls in parts.classes.items():
         conversion.touched.append((module, type(module)))
         module.__class__ = cls
@@ -78,10 +78,10 @@ def convert(
     return parts
 
 
-def parts_in(net: nn.Module) -> Parts:
-    """Return the parts of a network that was converted."""
+def entries_in(net: nn.Module) -> Sequence[Entry]:
+    """Return the parameters of a network that was converted."""
     conversion: _Conversion = vars(net)[MARK]
-    return conversion.parts
+    return conversion.entries
 
 
 def freeze(net: nn.Module, names: Iterable[str]) -> None:

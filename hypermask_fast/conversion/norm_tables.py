@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from hypermask_fast.conversion.convert import freeze, parts_in
+from hypermask_fast.conversion.convert import entries_in, freeze
 from hypermask_fast.conversion.copies import CopiedRows, TaskCopies
 from hypermask_fast.conversion.entries import NORMALISATION, PER_TASK, SHARED
 from hypermask_fast.errors import ConfigError
@@ -149,7 +149,7 @@ class TaskNorms(nn.Module):
         self._layers = {name: m for name, m in net.named_modules() if isinstance(m, TaskNorm)}
         free = [name for name, layer in self._layers.items() if not layer.frozen]
         self._batch = free if mode == "batch" else []
-        reasons = {entry.name: entry.reason for entry in parts_in(net).entries}
+        reasons = {entry.name: entry.reason for entry in entries_in(net)}
         held = {
             name: _held(name, mode if name in free else "frozen", reasons, affine=affine)
             for name in self._layers

@@ -68,8 +68,6 @@ def _of_weights(module: nn.Module, keys: set[str]) -> tuple[str, str] | None:
 
 def _of_module(module: nn.Module, keys: set[str]) -> tuple[str, str] | None:
     """Return why a module cannot be converted at all, and the way out."""
-    if isinstance(module, ScriptModule):
-        return "which TorchScript compiled", "convert the network before it is scripted"
     if "quantized" in type(module).__module__.split("."):
         return "which is quantised", "convert the network before it is quantised"
     if isinstance(module, TaskLayer) and "active" in vars(module):
@@ -104,6 +102,9 @@ def obstacle(name: str, module: nn.Module, keys: set[str], *, stays: bool) -> Ob
         stays: The user wants the module as it is.
     """
     kind = f"a {type(module).__name__}"
+    if isinstance(module, ScriptModule):
+        why = f"{kind}, which TorchScript compiled"
+        return None if stays else Obstacle(name, why, "convert the network before it is scripted")
     held = (*module._parameters.values(), *module._buffers.values())
     if any(is_lazy(value) for value in held):
         return Obstacle(name, f"{kind}, which has no shape yet", "run one batch through it first")

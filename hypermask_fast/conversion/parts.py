@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from hypermask_fast.conversion.entries import (
     EXCLUDED,
@@ -126,8 +127,9 @@ def parts_of(net: nn.Module, treatment: Treatment, *, generated: bool, shares: b
         if of_norm and len(places[id(parameter)]) > 1 and reason in (*_STANDS_IN, NORMALISATION):
             obstacles.append(Obstacle(name, "tied to another parameter", "untie normalisations"))
         begin = offset if reason in ("", GENERATED) else -1
-        entries.append(Entry(name, tuple(parameter.shape), begin, not reason, reason))
-        offset += 0 if begin < 0 else parameter.numel()
+        shape = () if is_lazy(parameter) else tuple(parameter.shape)
+        entries.append(Entry(name, shape, begin, not reason, reason))
+        offset += 0 if begin < 0 else entries[-1].size
     of_entries = [places[id(parameter)] for parameter in net.parameters()]
     stands_in = {
         module
@@ -137,7 +139,10 @@ def parts_of(net: nn.Module, treatment: Treatment, *, generated: bool, shares: b
     }
     classes: dict[nn.Module, type[nn.Module]] = {}
     frozen = []
+    refused = {each.name for each in obstacles}
     for name, module in net.named_modules():
+        if name in refused:
+            continue
         try:
             cls = _class_of(module, stands_in)
         except TypeError:
@@ -173,9 +178,10 @@ def _obstacles(net: nn.Module, treatment: Treatment) -> Iterable[Obstacle]:
         if found is None:
             continue
         if found.may_be_shared:
-            reasons = [treatment.reason(p) for p in module.parameters()]
-            if not any(reason in ("", PER_TASK) for reason in reasons):
+            reasons = {treatment.reason(p) for p in module.parameters()}
+            if reasons.isdisjoint(("", PER_TASK)):
                 continue
+            found = found._replace(may_be_shared=PER_TASK not in reasons)
             seen.update(module.modules())
         yield found
 

@@ -171,8 +171,9 @@ def _of_state(state: NormState, key: str, own: Any) -> Any:
 
 def is_norm(module: nn.Module) -> bool:
     """Return whether a module is a normalisation: of PyTorch's kinds, with their parameters."""
-    own = {key for key, p in module._parameters.items() if p is not None}
-    return isinstance(module, (_BatchNorm, _InstanceNorm, *_AFFINE)) and own <= {*NORM_KEYS}
+    if not isinstance(module, (_BatchNorm, _InstanceNorm, *_AFFINE)):
+        return False
+    return {key for key, p in module._parameters.items() if p is not None} <= {*NORM_KEYS}
 
 
 @cache
