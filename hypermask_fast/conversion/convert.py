@@ -109,7 +109,9 @@ def unconvert(net: nn.Module) -> nn.Module:
         for module, cls in conversion.touched:
             # A module of a user's class may have attributes of any other name.
             made = (SOURCE, module._hypermask_fast_active)
-            keys = made if isinstance(module, GeneralModule) else ("active", "mask_source", "frozen")
+            keys = (
+                made if isinstance(module, GeneralModule) else ("active", "mask_source", "frozen")
+            )
             for key in keys:
                 vars(module).pop(key, None)
             module.__class__ = cls

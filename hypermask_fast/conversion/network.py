@@ -22,7 +22,7 @@ from hypermask_fast.conversion.report import table, tied_names
 from hypermask_fast.conversion.structure import Structure
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.layers.dropouts import TaskDropout
-from hypermask_fast.layers.general import SOURCE, GeneralModule
+from hypermask_fast.layers.general import SOURCE
 from hypermask_fast.layers.masked import MaskedLayer, Replacement
 from hypermask_fast.layers.norms import NormState, TaskNorm
 from hypermask_fast.layers.stand_ins import Converted, Forward
@@ -76,6 +76,7 @@ class ConvertedNetwork:
         self.traced = False
         self.shared = [entry.name for entry in parts.entries if entry.reason == SHARED]
         self._places = parts.to_replace(net)
+        self._norms: dict[nn.Module, str]
         self._norms = {m: name for name, m in net.named_modules() if isinstance(m, TaskNorm)}
         of_places = {name for place in self._places for name in place.keys.values()}
         copied = [entry.name for entry in parts.entries if entry.reason == PER_TASK]
@@ -112,7 +113,7 @@ class ConvertedNetwork:
             RuntimeError: One has another shape than when the network was converted, or the network
                 was changed.
         """
-        weights = [module._parameters.get(key) for module, key in self.owners]
+        weights: list[Any] = [module._parameters.get(key) for module, key in self.owners]
         for entry, weight in zip(self.tensors, weights, strict=True):
             if weight is None or weight.shape != entry.shape:
                 self._structure.check()
@@ -218,7 +219,7 @@ class ConvertedNetwork:
 
         Args:
             weights: What stands in for each of :attr:`tensors`, by name.
-            norms: What stands in for normalisation layers' states, and for what tasks have copies of.
+            norms: What stands in for normalisation layers' states, and the task's copies.
             dropout: False turns dropout layers off, whatever their mode.
             trains: Refuse layers that run without gradients, for they would not learn.
 

@@ -31,9 +31,7 @@ def _own(layer: nn.Module) -> NormState:
     return NormState(weight, bias, mean, var)
 
 
-def _held(
-    name: str, mode: str, reasons: Mapping[str, str], *, affine: bool
-) -> frozenset[str]:
+def _held(name: str, mode: str, reasons: Mapping[str, str], *, affine: bool) -> frozenset[str]:
     """Return what the rows of a layer hold: its statistics, and parameters."""
     rows = mode == "per_task"
     keys = {
@@ -47,8 +45,10 @@ def _held(
 
 def _over(own: NormState, row: NormState) -> NormState:
     """Return a row's state, with a layer's own where the row holds nothing."""
-    kept = (old if new is None else new for old, new in zip(own[:4], row[:4], strict=True))
-    return NormState(*kept, row.learning)
+    weight, bias, mean, var = (
+        old if new is None else new for old, new in zip(own[:4], row[:4], strict=True)
+    )
+    return NormState(weight, bias, mean, var, row.learning)
 
 
 class NormTable(nn.Module):
@@ -154,7 +154,12 @@ class TaskNorms(nn.Module):
             name: _held(name, mode if name in free else "frozen", reasons, affine=affine)
             for name in self._layers
         }
-        self._shared = {f"{name}.{key}" for name in self._layers for key in NORM_KEYS if reasons.get(f"{name}.{key}") == SHARED}
+        self._shared = {
+            f"{name}.{key}"
+            for name in self._layers
+            for key in NORM_KEYS
+            if reasons.get(f"{name}.{key}") == SHARED
+        }
         self._tabled = [name for name, keys in held.items() if keys]
         self.tables = nn.ModuleList(
             NormTable(name, self._layers[name], capacity, keys=held[name]) for name in self._tabled

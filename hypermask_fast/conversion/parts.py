@@ -19,9 +19,9 @@ from hypermask_fast.conversion.entries import (
 )
 from hypermask_fast.conversion.obstacles import Obstacle, obstacle
 from hypermask_fast.conversion.patterns import Chosen, Part, Patterns, patterns
+from hypermask_fast.conversion.places import Place
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.layers.dropouts import TASK_DROPOUTS
-from hypermask_fast.conversion.places import Place
 from hypermask_fast.layers.general import FAST_PATHS, GeneralModule, general_class
 from hypermask_fast.layers.masked import MASKED_LAYERS, MaskedLayer
 from hypermask_fast.layers.norms import is_norm, norm_class

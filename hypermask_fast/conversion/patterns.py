@@ -23,17 +23,17 @@ def patterns(option: str, value: Patterns) -> tuple[Pattern, ...]:
         option: What the patterns are given as, for errors.
         value: What was given.
     """
-    if isinstance(value, str) or callable(value):
-        value = (value,)
-    given = tuple(value) if isinstance(value, Iterable) else (value,)
+    several = not isinstance(value, str) and not callable(value) and isinstance(value, Iterable)
+    given = tuple(value) if several else (value,)  # type: ignore[arg-type]
     for item in given:
         is_class = isinstance(item, type)
         right = issubclass(item, nn.Module) if is_class else isinstance(item, str) or callable(item)
         if not right or isinstance(item, nn.Module):
+            inside = f" and has {shown(item)}" if several else ""
             raise ConfigError(
-                f"{option}={shown(value)} is of type {type(value).__name__} and has {shown(item)}; "
-                "give names or globs of modules and parameters, classes of modules, or functions "
-                "of a name and a part"
+                f"{option}={shown(value)} is of type {type(value).__name__}{inside}; give names or "
+                "globs of modules and parameters, classes of modules, or functions of a name and a "
+                "part"
             )
     return given
 
@@ -46,12 +46,18 @@ def _parts(net: nn.Module) -> Iterator[tuple[str, str, Part]]:
             yield f"{name}.{key}".lstrip("."), name, parameter
 
 
-def _is_named(pattern: Pattern, name: str, part: Part) -> bool:
+def _is_named(option: str, pattern: Pattern, name: str, part: Part) -> bool:
     if isinstance(pattern, str):
         return bool(name) and fnmatchcase(name, pattern)
     if isinstance(pattern, type):
         return isinstance(part, pattern)
-    return bool(pattern(name, part))
+    try:
+        return bool(pattern(name, part))
+    except Exception as error:  # A function may raise anything.
+        raise ConfigError(
+            f"{option}={shown(pattern)} raised a {type(error).__name__} for {name!r} and the "
+            f"{type(part).__name__} of this name; give a function of a name and a part"
+        ) from error
 
 
 class Chosen:
@@ -73,7 +79,7 @@ class Chosen:
         parts = list(_parts(net))
         chosen: set[str] = set()
         for pattern in given:
-            found = {name for name, _, part in parts if _is_named(pattern, name, part)}
+            found = {name for name, _, part in parts if _is_named(option, pattern, name, part)}
             if not found:
                 raise ConfigError(_nothing(net, option, pattern))
             chosen |= found

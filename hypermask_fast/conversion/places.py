@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class _NotedWeights(MaskedWeights):
     note: Callable[[], None]
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         self.note()
         return self[0]
 
@@ -38,7 +39,9 @@ class _NotedDict(dict[str, Tensor]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        if key in self:
+            self.note(key)
+        return super().get(key, default)
 
 
 class Place(NamedTuple):
@@ -76,11 +79,15 @@ class Place(NamedTuple):
         own: Any = self.module._parameters
         if isinstance(self.module, MaskedLayer):
             weights = _NotedWeights(*(own[key] for key in MaskedWeights._fields))
-            weights.note = lambda: [note(self, key) for key in self.keys]  # type: ignore[assignment]
+            weights.note = partial(self._note_all, note)
             return weights
         noted = _NotedDict({key: own[key] for key in self.keys})
         noted.note = lambda key: note(self, key)
         return noted
+
+    def _note_all(self, note: Note) -> None:
+        for key in self.keys:
+            note(self, key)
 
     def unread(self, read: Collection[tuple[str, str]]) -> list[str]:
         """Return what was not read: the layer, or entries.

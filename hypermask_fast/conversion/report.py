@@ -44,7 +44,8 @@ def table(
             entry.name,
             "x".join(map(str, entry.shape)) or "()",
             f"{entry.size:,}",
-            status(entry) + (f" (also {', '.join(tied[entry.name])})" if entry.name in tied else ""),
+            status(entry)
+            + (f" (also {', '.join(tied[entry.name])})" if entry.name in tied else ""),
         )
         for entry in entries
     ]

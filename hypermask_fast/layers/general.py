@@ -90,7 +90,7 @@ FAST_PATHS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 @cache
-def general_class(plain: type[nn.Module], keys: tuple[str, ...]) -> type[GeneralModule]:
+def general_class(plain: Any, keys: tuple[str, ...]) -> type[GeneralModule]:
     """Return the class that a module becomes, a subclass of its own.
 
     Args:

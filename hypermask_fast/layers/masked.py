@@ -125,7 +125,7 @@ def _converted(layer: nn.Module, cls: type[nn.Module], share: bool) -> Any:
 
 def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
     mask = layer.stand_in()
-    own = layer._parameters
+    own: dict[str, Any] = layer._parameters
     twin = _converted(layer, layer.plain, share)
     for name in _MASK_STATE:
         vars(twin).pop(name, None)

@@ -177,7 +177,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 @cache
-def norm_class(plain: type[nn.Module]) -> type[TaskNorm] | None:
+def norm_class(plain: Any) -> type[TaskNorm] | None:
     """Return what a normalisation becomes, a subclass of its class; None where it cannot.
 
     Subclasses with a forward of their own may read scale and shift as they like; with running

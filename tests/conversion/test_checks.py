@@ -98,7 +98,9 @@ REFUSED = [
     pytest.param(
         lambda: Block(nn.LazyBatchNorm1d(affine=False)), "odd is a LazyBatchNorm1d", id="lazy-norm"
     ),
-    pytest.param(_integers, "odd is a Linear, whose weight is torch.int8.*quantised", id="integers"),
+    pytest.param(
+        _integers, "odd is a Linear, whose weight is torch.int8.*quantised", id="integers"
+    ),
     pytest.param(_quantised, "odd is a Linear, which is quantised", id="quantised"),
     pytest.param(
         lambda: Block(torch.jit.script(nn.Linear(4, 4))),
@@ -175,7 +177,10 @@ def test_a_second_learner_on_the_same_network_is_refused() -> None:
 def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
     layer = MaskedLinear(4, 3)
     layer.set_mask(torch.randn(3, 4))
-    with pytest.raises(ConfigError, match=r"1 is a MaskedLinear, which has a mask already \(call its clear_mask\(\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 is a MaskedLinear, which has a mask already \(call its clear_mask\(\)",
+    ):
         wrap(nn.Sequential(nn.Linear(4, 4), layer))
     layer.clear_mask()
     wrap(nn.Sequential(nn.Linear(4, 4), layer))

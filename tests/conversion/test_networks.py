@@ -97,7 +97,14 @@ def test_a_forward_is_the_plain_networks_with_masked_weights(name: str) -> None:
             torch.testing.assert_close(learner(x, task), truth, **CLOSE)
             torch.testing.assert_close(export_subnet(learner, task)(x), truth, **CLOSE)
             torch.testing.assert_close(learner.all_outputs(x)[task], truth, **CLOSE)
-    unmasked = {"out.bias", "fc.bias", "head.bias", "heads.head.bias", "classifier.2.bias", "pair.bias"}
+    unmasked = {
+        "out.bias",
+        "fc.bias",
+        "head.bias",
+        "heads.head.bias",
+        "classifier.2.bias",
+        "pair.bias",
+    }
     names = {n for n, _ in plain.named_parameters()} - tables_of(learner).keys()
     assert names - learner.masks(0).keys() <= unmasked
     unconvert(net.train())
@@ -184,7 +191,7 @@ def test_what_a_checkpoint_repeats_reads_the_same_weights(how: bool) -> None:
 
 
 def test_a_tied_weight_has_one_mask() -> None:
-    net, plain = networks("transformer-tied")
+    (net,) = networks("transformer-tied", 1)
     learner = learner_over(net).eval()
     x = inputs("transformer-tied")
     learner(x, 0)
@@ -210,7 +217,9 @@ def test_a_layer_in_two_places_is_masked_in_both() -> None:
 
 def test_the_last_layer_is_found_where_others_read_parameters_later() -> None:
     (net,) = networks("scaled", 1)
-    with pytest.warns(UserWarning, match=r"did not run in a forward.*exclude=\['shifts.1', 'gains.low'"):
+    with pytest.warns(
+        UserWarning, match=r"did not run in a forward.*exclude=\['shifts.1', 'gains.low'"
+    ):
         learner = learner_over(net, example_input=torch.ones(3, 5, dtype=torch.float64))
     assert learner.exempt == "out.bias"
 

@@ -22,9 +22,9 @@ def resnet() -> nn.Module:
     from torchvision.models.resnet import BasicBlock, ResNet
 
     net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
-    # The widest stages hold 90 % of the parameters.
-    net.layer3 = net.layer4 = nn.Identity()
-    net.fc = nn.Linear(128, CLASSES)
+    # The wider stages hold 98 % of the parameters.
+    net.layer2 = net.layer3 = net.layer4 = nn.Identity()
+    net.fc = nn.Linear(64, CLASSES)
     return net
 
 
@@ -179,7 +179,11 @@ class Repeated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x)
-        h = self._middle(h) if self.how is None else checkpoint(self._middle, h, use_reentrant=self.how)
+        h = (
+            self._middle(h)
+            if self.how is None
+            else checkpoint(self._middle, h, use_reentrant=self.how)
+        )
         return self.out(h)
 
 
