@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.jit import ScriptModule
@@ -86,7 +86,8 @@ def _of_module(module: nn.Module, keys: set[str]) -> tuple[str, str] | None:
         return why, "use a normalisation of torch.nn"
     if "forward" in vars(module):
         return "whose forward was replaced on the instance", "make it a subclass"
-    if norm_class(type(module)) is None:
+    kind: Any = type(module)
+    if norm_class(kind) is None:
         why = "with running statistics and a forward of its own"
         return why, "use a normalisation of torch.nn, or a subclass that keeps its forward"
     return None
@@ -106,7 +107,7 @@ def obstacle(name: str, module: nn.Module, keys: set[str], *, stays: bool) -> Ob
         why = f"{kind}, which TorchScript compiled"
         return None if stays else Obstacle(name, why, "convert the network before it is scripted")
     held = (*module._parameters.values(), *module._buffers.values())
-    if any(is_lazy(value) for value in held):
+    if any(value is not None and is_lazy(value) for value in held):
         return Obstacle(name, f"{kind}, which has no shape yet", "run one batch through it first")
     found = None if stays else _of_weights(module, keys)
     if found and not is_norm(module):

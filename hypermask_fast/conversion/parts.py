@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -188,7 +188,8 @@ def _obstacles(net: nn.Module, treatment: Treatment) -> Iterable[Obstacle]:
 
 def _class_of(module: nn.Module, stands_in: set[nn.Module]) -> type[nn.Module] | None:
     """Return what a module becomes, or None where it stays; TypeError where that cannot be made."""
-    kind, is_patched = type(module), "forward" in vars(module)
+    kind: Any = type(module)
+    is_patched = "forward" in vars(module)
     if kind in TASK_DROPOUTS:
         return TASK_DROPOUTS[kind]
     if is_norm(module):

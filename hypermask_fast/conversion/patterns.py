@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ def patterns(option: str, value: Patterns) -> tuple[Pattern, ...]:
         value: What was given.
     """
     several = not isinstance(value, str) and not callable(value) and isinstance(value, Iterable)
-    given = tuple(value) if several else (value,)  # type: ignore[arg-type]
+    given: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]
     for item in given:
         is_class = isinstance(item, type)
         right = issubclass(item, nn.Module) if is_class else isinstance(item, str) or callable(item)

@@ -30,9 +30,9 @@ class ConvertedLearner(Learner):
         source: What the layers' repr shows as the source of their weights.
         bn: Mode of the normalisation layers; see :class:`TaskNorms`.
         norms_too: Parameters of normalisation layers are replaced as weights are. Default False.
-        shared: The same as ``exclude`` for what stays plain and is trained for all tasks; None
-            refuses what cannot be masked, which is shared else. Default None.
+        shared: The same for what stays plain and is trained for all tasks. Default: nothing.
         per_task: The same for what each task has a copy of. Default: nothing.
+        shares: What cannot be masked is shared, with a warning, and not refused. Default False.
 
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
@@ -50,8 +50,9 @@ class ConvertedLearner(Learner):
         source: str,
         bn: str,
         norms_too: bool = False,
-        shared: Patterns | None = None,
+        shared: Patterns = (),
         per_task: Patterns = (),
+        shares: bool = False,
     ) -> None:
         super().__init__(net, capacity)
         self.bn = bn
@@ -59,10 +60,10 @@ class ConvertedLearner(Learner):
             net,
             exclude,
             source,
-            shared=() if shared is None else shared,
+            shared=shared,
             per_task=per_task,
             generated=norms_too,
-            shares=shared is not None,
+            shares=shares,
         )
 
     def _check_mixing(self) -> None:

@@ -113,8 +113,8 @@ class SubnetworkLearner(ConvertedLearner):
 
     Args:
         net: The target network; it is converted in place and gets the weights of the settings.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         settings: The settings.
         source: What the layers' repr shows as the source of their weights.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.masks.packed import union, unpack
 from hypermask_fast.methods.exssnet import transfer
@@ -36,8 +37,8 @@ class ExSSNeT(SubnetworkLearner):
 
     Args:
         net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         settings: The settings; default: those below, with their defaults.
         {options}
 
@@ -56,7 +57,7 @@ class ExSSNeT(SubnetworkLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         settings: ExSSNeTSettings | None = None,
         **options: Any,
     ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.intervals import Interval, intersection
@@ -43,7 +44,7 @@ _ENTRIES_AT_ONCE = 2**25
 
 @takes_options(HyperIntervalSettings)
 class HyperInterval(GeneratedLearner):
-    """HyperInterval (HINT), over any network of linear, conv and normalisation layers.
+    """HyperInterval (HINT), over any network.
 
     The hypernetwork turns the box of a task's embedding into a box of target weights, center c and
     radius r. The loss is ``kappa CE(center) + (1 - kappa) CE(worst case) + beta output_reg``, where
@@ -61,8 +62,8 @@ class HyperInterval(GeneratedLearner):
     Args:
         net: The target network. With ``arithmetic="interval"`` it has linear and convolution
             layers, and between them only what never falls as its input rises; dropout is off there.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen; only with ``arithmetic="three_pass"``.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen; only with ``arithmetic="three_pass"``.
         settings: The settings; default: those below, with their defaults.
         {options}
 
@@ -78,7 +79,7 @@ class HyperInterval(GeneratedLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         settings: HyperIntervalSettings | None = None,
         **options: Any,
     ) -> None:

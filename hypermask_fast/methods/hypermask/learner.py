@@ -109,6 +109,7 @@ class HyperMask(GeneratedLearner):
             exclude=exclude,
             shared=shared,
             per_task=per_task,
+            shares=True,
             source=f"hyper(p={chosen.sparsity:g})",
             bn=chosen.bn,
             kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),

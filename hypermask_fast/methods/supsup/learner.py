@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.masks.top_k import threshold_weights
 from hypermask_fast.methods.subnetwork import SubnetworkLearner
@@ -25,8 +26,8 @@ class SupSup(SubnetworkLearner):
 
     Args:
         net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         settings: The settings; default: those below, with their defaults.
         {options}
 
@@ -41,7 +42,7 @@ class SupSup(SubnetworkLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         settings: SupSupSettings | None = None,
         **options: Any,
     ) -> None:
