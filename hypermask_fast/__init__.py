@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hypermask_fast import functional, networks, reference, scenarios
     from hypermask_fast.backends.choice import backend, explain
     from hypermask_fast.conversion.convert import unconvert
+    from hypermask_fast.conversion.report import conversion_report
     from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
@@ -49,6 +50,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "backend",
+    "conversion_report",
     "explain",
     "export_subnet",
     "functional",
@@ -76,6 +78,7 @@ _MODULES = {
     "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",
+    "conversion_report": "conversion.report",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
     "one_shot": "inference.one_shot",

@@ -2,69 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from hypermask_fast.conversion.checks import (
-    CLASSES,
-    MARK,
-    check_modules,
-    check_parameters,
-    check_patterns,
-)
-from hypermask_fast.conversion.entries import EXCLUDED, Entry, entries_of, matches
-from hypermask_fast.layers.dropouts import TASK_DROPOUTS
-from hypermask_fast.layers.norms import TASK_NORMS, TaskNorm, check_module
+from hypermask_fast.conversion.checks import MARK, check_free, warn_shared
+from hypermask_fast.conversion.entries import EXCLUDED, Entry
+from hypermask_fast.conversion.obstacles import refuse
+from hypermask_fast.conversion.parts import Parts, Treatment, parts_of
+from hypermask_fast.conversion.patterns import Patterns
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.layers.general import SOURCE, GeneralModule
+from hypermask_fast.layers.norms import TaskNorm, check_module
 
 
 @dataclass
 class _Conversion:
     touched: list[tuple[nn.Module, type[nn.Module]]]
     frozen: list[tuple[nn.Module, str]]
+    entries: Sequence[Entry]
 
 
 def convert(
-    net: nn.Module, exclude: tuple[str, ...] = (), *, generated: bool = False
-) -> list[Entry]:
-    """Give every ``nn.Linear``, ``nn.Conv2d`` and normalisation layer the class whose weights or
-    state can be replaced, and every dropout layer one that can be turned off, in place.
+    net: nn.Module,
+    exclude: Patterns = (),
+    *,
+    shared: Patterns = (),
+    per_task: Patterns = (),
+    generated: bool = False,
+    shares: bool = False,
+) -> Parts:
+    """Give every module with parameters a class whose parameters or state can be replaced, and
+    every dropout layer one that can be turned off, in place.
 
     Instances change their class and nothing else: names, parameters, hooks and the state_dict stay.
     A network that is refused is left as it was.
 
     Args:
         net: The network.
-        exclude: Names or glob patterns of modules and parameters that stay plain and frozen;
-            normalisation layers among them keep their statistics.
-        generated: As in :func:`hypermask_fast.conversion.entries.entries_of`.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen; normalisation layers among it keep
+            their statistics.
+        shared: The same for what stays plain and is trained for all tasks.
+        per_task: The same for what each task has a copy of.
+        generated, shares: As in :func:`hypermask_fast.conversion.parts.parts_of`.
 
     Returns:
-        The parameters in the order of ``named_parameters``, with offsets of their mask logits.
+        The parts, whose entries are the parameters in the order of ``named_parameters``.
 
     Raises:
-        ConfigError: A part cannot be masked, a pattern matches nothing, nothing is left to mask,
+        ConfigError: A part cannot be converted, a pattern matches nothing, nothing is left to mask,
             or the network belongs to a learner already.
     """
     check_module(net)
-    check_patterns(net, exclude)
-    check_parameters(net, exclude)
-    check_modules(net, exclude)
-    entries = entries_of(net, exclude, generated=generated)
-    conversion = _Conversion([], [])
-    for name, module in net.named_modules():
-        excluded = bool(name) and matches(name, exclude)
-        classes = {**(TASK_NORMS if excluded else CLASSES), **TASK_DROPOUTS}
-        cls = classes.get(type(module))
-        if cls is not None:
-            conversion.touched.append((module, type(module)))
-            module.__class__ = cls
-        if excluded and isinstance(module, TaskNorm):
-            module.frozen = True
+    check_free(net)
+    treatment = Treatment(net, {"exclude": exclude, "shared": shared, "per_task": per_task})
+    parts = parts_of(net, treatment, generated=generated, shares=shares)
+    refuse(parts.obstacles, shares=shares)
+    if all(entry.offset < 0 for entry in parts.entries):
+        raise ConfigError(
+            f"{type(net).__name__} has nothing to {'generate' if generated else 'mask'}; it needs "
+            "a parameter that is no normalisation's and that no option names"
+        )
+    warn_shared(net, parts.shared)
+    conversion = _Conversion([], [], parts.entries)
+    for module, cls in parts.classes.items():
+        conversion.touched.append((module, type(module)))
+        module.__class__ = cls
+    for module in parts.frozen:
+        assert isinstance(module, TaskNorm)
+        module.frozen = True
     vars(net)[MARK] = conversion
-    freeze(net, [entry.name for entry in entries if entry.reason == EXCLUDED])
-    return entries
+    freeze(net, [entry.name for entry in parts.entries if entry.reason == EXCLUDED])
+    return parts
+
+
+def entries_in(net: nn.Module) -> Sequence[Entry]:
+    """Return the parameters of a network that was converted."""
+    conversion: _Conversion = vars(net)[MARK]
+    return conversion.entries
 
 
 def freeze(net: nn.Module, names: Iterable[str]) -> None:
@@ -90,7 +107,12 @@ def unconvert(net: nn.Module) -> nn.Module:
         if conversion is None:
             continue
         for module, cls in conversion.touched:
-            for key in ("active", "mask_source", "frozen"):
+            # A module of a user's class may have attributes of any other name.
+            made = (SOURCE, module._hypermask_fast_active)
+            keys = (
+                made if isinstance(module, GeneralModule) else ("active", "mask_source", "frozen")
+            )
+            for key in keys:
                 vars(module).pop(key, None)
             module.__class__ = cls
         for module, key in conversion.frozen:

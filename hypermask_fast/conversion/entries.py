@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
-from torch import nn
-
-from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.layers.norms import TASK_NORMS
+from hypermask_fast.errors import CheckpointError
 
 EXCLUDED = "excluded: frozen"
+SHARED = "shared: trained for all tasks"
+PER_TASK = "a copy for each task"
 GENERATED = "generated"
+NORMALISATION = "normalisation"
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Entry:
             has none.
         masked: Whether a mask multiplies it.
         reason: Why not, or "".
+
+    A tensor that several modules have is one parameter, under its first name.
     """
 
     name: str
@@ -41,44 +42,6 @@ class Entry:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a pattern names a module or parameter, or the module that it is part of."""
-    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
-
-
-def entries_of(net: nn.Module, exclude: tuple[str, ...], *, generated: bool = False) -> list[Entry]:
-    """Return the parameters of a network in the order of ``named_parameters``.
-
-    Args:
-        net: The network.
-        exclude: Names or glob patterns of those that stay plain and frozen.
-        generated: All others, normalisation's too, are replaced by what a hypernetwork emits; else
-            normalisation stays and masks multiply the rest. Default False.
-
-    Raises:
-        ConfigError: Nothing is left to mask, or to generate.
-    """
-    modules = dict(net.named_modules())
-    entries, offset = [], 0
-    for name, parameter in net.named_parameters():
-        reason = ""
-        if matches(name, exclude):
-            reason = EXCLUDED
-        elif generated:
-            reason = GENERATED
-        elif type(modules[name.rpartition(".")[0]]) in TASK_NORMS:
-            reason = "normalisation"
-        begin = offset if reason in ("", GENERATED) else -1
-        entries.append(Entry(name, tuple(parameter.shape), begin, not reason, reason))
-        offset += 0 if begin < 0 else parameter.numel()
-    if not offset:
-        raise ConfigError(
-            f"{type(net).__name__} has nothing to {'generate' if generated else 'mask'}; it needs "
-            "an nn.Linear or nn.Conv2d that exclude does not name"
-        )
-    return entries
 
 
 def manifest(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -13,24 +13,21 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from hypermask_fast.conversion.convert import convert
-from hypermask_fast.conversion.entries import Entry, manifest
+from hypermask_fast.conversion.copies import CopiedRows
+from hypermask_fast.conversion.entries import PER_TASK, SHARED, Entry, manifest
+from hypermask_fast.conversion.norm_tables import State
+from hypermask_fast.conversion.patterns import Patterns
+from hypermask_fast.conversion.places import Place
+from hypermask_fast.conversion.report import table, tied_names
 from hypermask_fast.conversion.structure import Structure
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.layers.dropouts import TaskDropout
-from hypermask_fast.layers.masked import MaskedLayer, MaskedWeights, Replacement
+from hypermask_fast.layers.general import SOURCE
+from hypermask_fast.layers.masked import MaskedLayer, Replacement
 from hypermask_fast.layers.norms import NormState, TaskNorm
-from hypermask_fast.layers.stand_ins import Forward, TaskLayer
+from hypermask_fast.layers.stand_ins import Converted, Forward
 
 _EXEMPT = "exempt: last bias"
-
-
-def _stand_in(name: str, layer: MaskedLayer, weights: Mapping[str, Tensor]) -> MaskedWeights:
-    prefix = f"{name}." if name else ""
-    bias = layer.bias
-    return MaskedWeights(
-        weights.get(f"{prefix}weight", layer.weight),
-        None if bias is None else weights.get(f"{prefix}bias", bias),
-    )
 
 
 class ConvertedNetwork:
@@ -40,14 +37,16 @@ class ConvertedNetwork:
 
     Args:
         net: The network.
-        exclude: As in :func:`hypermask_fast.conversion.convert.convert`.
+        exclude, shared, per_task, generated, shares: As in
+            :func:`hypermask_fast.conversion.convert.convert`.
         source: What the layers' repr shows as the source of their masks.
-        generated: As in :func:`hypermask_fast.conversion.entries.entries_of`. Default False.
 
     Attributes:
         net: The network.
         entries: All its parameters.
         owners: For each of :attr:`tensors`, the module that has it, and its name there.
+        copied: Names of the parameters, but for normalisation's, that tasks have copies of.
+        shared: Those that are trained for all tasks as they are.
         last: Name of the layer that runs last; None before :meth:`find_last`.
         exempt: Name of the bias that is not masked; None before it is known, or if there is none.
         traced: Whether ``exempt`` is known.
@@ -57,25 +56,41 @@ class ConvertedNetwork:
     """
 
     def __init__(
-        self, net: nn.Module, exclude: Sequence[str], source: str, *, generated: bool = False
+        self,
+        net: nn.Module,
+        exclude: Patterns,
+        source: str,
+        *,
+        shared: Patterns = (),
+        per_task: Patterns = (),
+        generated: bool = False,
+        shares: bool = False,
     ) -> None:
-        self.entries = convert(net, tuple(exclude), generated=generated)
+        parts = convert(
+            net, exclude, shared=shared, per_task=per_task, generated=generated, shares=shares
+        )
         self.net = net
+        self.entries = parts.entries
         self.last: str | None = None
         self.exempt: str | None = None
         self.traced = False
-        self._layers = [(name, m) for name, m in net.named_modules() if isinstance(m, MaskedLayer)]
-        self._plain: dict[nn.Module, object]
-        self._plain = dict.fromkeys(m for m in net.modules() if isinstance(m, TaskLayer))
+        self.shared = [entry.name for entry in parts.entries if entry.reason == SHARED]
+        self._places = parts.to_replace(net)
+        self._norms: dict[nn.Module, str]
         self._norms = {m: name for name, m in net.named_modules() if isinstance(m, TaskNorm)}
+        of_places = {name for place in self._places for name in place.keys.values()}
+        copied = [entry.name for entry in parts.entries if entry.reason == PER_TASK]
+        self.copied = [name for name in copied if name in of_places]
+        for place in self._places:
+            key = "mask_source" if isinstance(place.module, MaskedLayer) else SOURCE
+            vars(place.module)[key] = source
+        self._tied = tied_names(net)
+        self._plain: dict[nn.Module, object]
+        self._plain = dict.fromkeys(m for m in net.modules() if isinstance(m, Converted))
         self._dropouts = [m for m in self._plain if isinstance(m, TaskDropout)]
         self._structure = Structure(net)
-        for _, layer in self._layers:
-            layer.mask_source = source
-        self.owners = [
-            (net.get_submodule(entry.name.rpartition(".")[0]), entry.name.rpartition(".")[2])
-            for entry in self.tensors
-        ]
+        owners = zip(parts.entries, parts.places, strict=True)
+        self.owners = [places[0] for entry, places in owners if entry.offset >= 0]
 
     @property
     def tensors(self) -> list[Entry]:
@@ -95,11 +110,13 @@ class ConvertedNetwork:
         """Return the present values of :attr:`tensors`.
 
         Raises:
-            RuntimeError: One has another shape than when the network was converted.
+            RuntimeError: One has another shape than when the network was converted, or the network
+                was changed.
         """
-        weights = [getattr(module, key) for module, key in self.owners]
+        weights: list[Any] = [module._parameters.get(key) for module, key in self.owners]
         for entry, weight in zip(self.tensors, weights, strict=True):
             if weight is None or weight.shape != entry.shape:
+                self._structure.check()
                 now = "is None" if weight is None else f"has shape {tuple(weight.shape)}"
                 raise RuntimeError(
                     f"{entry.name} {now} and had {entry.shape} when the network was "
@@ -111,6 +128,10 @@ class ConvertedNetwork:
     def flat_weights(self) -> Tensor:
         """Return a copy of the present values of :attr:`tensors`, (N,)."""
         return torch.cat([w.flatten() for w in self.weights()])
+
+    def shared_weights(self) -> list[Tensor]:
+        """Return the parameters that are trained for all tasks as they are."""
+        return [self.net.get_parameter(name) for name in self.shared]
 
     def check_dropouts(self) -> None:
         """Raise ConfigError where a dropout layer cannot be turned off in a forward."""
@@ -144,55 +165,52 @@ class ConvertedNetwork:
         Raises:
             ConfigError: None runs.
         """
-        bias = f"{self.find_last(run)}.bias".lstrip(".")
+        last = self.find_last(run)
+        place = next(place for place in self._places if place.name == last)
+        bias = place.keys.get("bias")
         self.set_exempt(bias if bias in {entry.name for entry in self.tensors} else None)
 
     def find_last(self, run: Callable[[], object]) -> str:
-        """Note and return the name of the layer that runs last in ``run()``.
+        """Note and return the name of the layer whose weights are read last in ``run()``.
 
-        Layers that do not run are warned of.
+        It is a linear or convolutional layer, where one runs. Parameters that are not read are
+        warned of.
 
         Raises:
-            ConfigError: None runs.
+            ConfigError: None is read.
         """
-        order: list[str] = []
-        forward = Forward(self._plain)
+        order: list[Place] = []
+        read: set[tuple[str, str]] = set()
 
-        def note(name: str) -> None:
-            if forward.is_here():
-                order.append(name)
+        def note(place: Place, key: str) -> None:
+            order.append(place)
+            read.add((place.name, key))
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda *_, name=name: note(name))
-            for name, layer in self._layers
-        ]
-        try:
-            # Plain layers, whatever another thread runs them with.
-            with torch.no_grad(), forward:
-                run()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        # Own weights, whatever another thread runs the network with.
+        noted = {place.module: place.noted(note) for place in self._places}
+        with torch.no_grad(), Forward({**self._plain, **noted}):
+            run()
         if not order:
             raise ConfigError(
-                f"no masked layer of {type(self.net).__name__} ran in a forward, so its masks "
-                "would have no effect; call the layers, not functions of their weights"
+                f"no masked parameter of {type(self.net).__name__} was read in a forward, so masks "
+                "would have no effect; read them as attributes of their modules"
             )
-        idle = [name for name, _ in self._layers if name not in order]
+        idle = [name for place in self._places for name in place.unread(read)]
         if idle:
             warnings.warn(
                 f"{', '.join(idle)} did not run in a forward, so masks have no effect there; pass "
                 f"exclude={idle} to leave {'them' if len(idle) > 1 else 'it'} out",
                 stacklevel=2,
             )
-        self.last = order[-1]
+        layers = [place for place in order if place.is_layer]
+        self.last = (layers or order)[-1].name
         return self.last
 
     @contextmanager
     def applied(
         self,
         weights: Mapping[str, Tensor],
-        norms: Iterable[tuple[TaskNorm, NormState]] = (),
+        norms: Iterable[tuple[nn.Module, State]] = (),
         *,
         dropout: bool = True,
         trains: bool = False,
@@ -201,7 +219,7 @@ class ConvertedNetwork:
 
         Args:
             weights: What stands in for each of :attr:`tensors`, by name.
-            norms: What stands in for normalisation layers' states.
+            norms: What stands in for normalisation layers' states, and the task's copies.
             dropout: False turns dropout layers off, whatever their mode.
             trains: Refuse layers that run without gradients, for they would not learn.
 
@@ -215,13 +233,18 @@ class ConvertedNetwork:
                 f"weights lack {sorted(names - weights.keys())} and have "
                 f"{sorted(weights.keys() - names)} too many; give those of task_weights()"
             )
-        layers = {name: _stand_in(name, layer, weights) for name, layer in self._layers}
-        states = [(norm, self._generated(norm, state, weights)) for norm, state in norms]
-        with self.running(layers, states, dropout=dropout, trains=trains) as net:
+        states = {}
+        for layer, state in norms:
+            if isinstance(state, CopiedRows):
+                weights = {**weights, **state.values}
+            else:
+                states[layer] = self._generated(layer, state, weights)
+        stand_ins = {place.module: place.stand_in(weights) for place in self._places}
+        with self._running({**stand_ins, **states}, dropout=dropout, trains=trains) as net:
             yield net
 
     def _generated(
-        self, norm: TaskNorm, state: NormState, weights: Mapping[str, Tensor]
+        self, norm: nn.Module, state: NormState, weights: Mapping[str, Tensor]
     ) -> NormState:
         """Return a normalisation layer's state with the affine parameters among ``weights``."""
         prefix = f"{self._norms[norm]}.".lstrip(".")
@@ -232,37 +255,37 @@ class ConvertedNetwork:
 
     @contextmanager
     def running(
-        self,
-        layers: Mapping[str, Replacement],
-        norms: Iterable[tuple[TaskNorm, NormState]] = (),
-        *,
-        dropout: bool = True,
-        trains: bool = False,
+        self, layers: Mapping[str, Replacement], *, dropout: bool = True
     ) -> Iterator[nn.Module]:
         """Run the network with what stands in for layers' weights inside a ``with`` block.
 
         Args:
             layers: By the name of each layer that is not to run with its own weights.
-            norms, dropout, trains: As in :meth:`applied`.
+            dropout: As in :meth:`applied`.
 
         Raises:
             RuntimeError: The network was unconverted, or changed since it was converted.
         """
+        stand_ins = {p.module: layers[p.name] for p in self._places if p.name in layers}
+        with self._running(stand_ins, dropout=dropout, trains=False) as net:
+            yield net
+
+    @contextmanager
+    def _running(
+        self, stand_ins: Mapping[nn.Module, object], *, dropout: bool, trains: bool
+    ) -> Iterator[nn.Module]:
         self._structure.check()
-        stand_ins: dict[nn.Module, object] = {
-            **self._plain,
-            **{layer: layers[name] for name, layer in self._layers if name in layers},
-            **dict(norms),
-        }
+        found = {**self._plain, **stand_ins}
         if not dropout:
-            stand_ins.update(dict.fromkeys(self._dropouts, True))
-        with Forward(stand_ins) as forward:
+            found.update(dict.fromkeys(self._dropouts, True))
+        with Forward(found) as forward:
             yield self.net
         if trains and forward.without_graph:
             self._refuse_without_graph(forward.without_graph)
 
     def _refuse_without_graph(self, without: Sequence[nn.Module]) -> None:
-        names = [name for name, layer in self._layers if any(layer is other for other in without)]
+        found = {id(layer) for layer in without}
+        names = [place.name for place in self._places if id(place.module) in found]
         if names:
             raise RuntimeError(
                 f"{names[0]} ran without gradients in a forward that is to be learned from, by "
@@ -280,22 +303,4 @@ class ConvertedNetwork:
         Args:
             reasons: What to print in place of a reason.
         """
-        rows = [
-            (
-                entry.name,
-                "x".join(map(str, entry.shape)),
-                f"{entry.size:,}",
-                reasons.get(entry.reason, entry.reason) or "masked",
-            )
-            for entry in self.entries
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        masked = sum(entry.size for entry in self.entries if entry.masked)
-        total = sum(entry.size for entry in self.entries)
-        return [
-            *(
-                f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {size:>{widths[2]}}  {status}"
-                for name, shape, size, status in rows
-            ),
-            f"{masked:,} of {total:,} target parameters are masked",
-        ]
+        return table(self.entries, self._tied, reasons)

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from hypermask_fast.conversion.convert import entries_in, freeze
+from hypermask_fast.conversion.copies import CopiedRows, TaskCopies
+from hypermask_fast.conversion.entries import NORMALISATION, PER_TASK, SHARED
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.layers.norms import NormState, TaskNorm
+from hypermask_fast.layers.norms import NORM_KEYS, NormState, TaskNorm
 from hypermask_fast.optim.rows import take_rows
 from hypermask_fast.tables import add_rows
 
-_KEYS = ("weight", "bias", "running_mean", "running_var")
+_STATISTICS = ("running_mean", "running_var")
+_KEYS = (*NORM_KEYS, *_STATISTICS)
+
+
+State = NormState | CopiedRows
+"""What stands in for a normalisation layer's state, or for parameters that tasks have copies of."""
 
 
 def _own(layer: nn.Module) -> NormState:
-    weight, bias, mean, var = (getattr(layer, key, None) for key in _KEYS)
+    held: dict[str, Any] = {**layer._parameters, **layer._buffers}
+    weight, bias, mean, var = (held.get(key) for key in _KEYS)
     return NormState(weight, bias, mean, var)
+
+
+def _held(name: str, mode: str, reasons: Mapping[str, str], *, affine: bool) -> frozenset[str]:
+    """Return what the rows of a layer hold: its statistics, and parameters."""
+    rows = mode == "per_task"
+    keys = {
+        key
+        for key in NORM_KEYS
+        for reason in [reasons.get(f"{name}.{key}".lstrip("."), NORMALISATION)]
+        if reason == PER_TASK or (rows and affine and reason != SHARED)
+    }
+    return frozenset(keys | (set(_STATISTICS) if rows else set()))
+
+
+def _over(own: NormState, row: NormState) -> NormState:
+    """Return a row's state, with a layer's own where the row holds nothing."""
+    weight, bias, mean, var = (
+        old if new is None else new for old, new in zip(own[:4], row[:4], strict=True)
+    )
+    return NormState(weight, bias, mean, var, row.learning)
 
 
 class NormTable(nn.Module):
@@ -28,23 +58,26 @@ class NormTable(nn.Module):
         name: Of the layer, for errors.
         layer: The layer, whose parameters and statistics are copied ``capacity`` times.
         capacity: Rows.
-        affine: Whether the rows hold parameters beside the statistics. Default True.
+        keys: What the rows hold. Default: all.
 
     Raises:
         ConfigError: The layer is a batch norm without running statistics, or averages them
             cumulatively (momentum None), which a row a task cannot hold.
     """
 
-    def __init__(self, name: str, layer: TaskNorm, capacity: int, *, affine: bool = True) -> None:
+    def __init__(
+        self, name: str, layer: TaskNorm, capacity: int, *, keys: Collection[str] = _KEYS
+    ) -> None:
         super().__init__()
-        if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.momentum is None):
+        counts = isinstance(layer, _BatchNorm) and "running_mean" in keys
+        if counts and (layer.running_mean is None or layer.momentum is None):
             raise ConfigError(
                 f"{name} is a {layer.plain.__name__} with track_running_stats="
                 f"{layer.track_running_stats} and momentum={layer.momentum}, and bn='per_task' "
                 "keeps running statistics with a momentum; build it with both, or use bn='batch'"
             )
         for key, value in zip(_KEYS, _own(layer)[:4], strict=True):
-            if value is None or (isinstance(value, nn.Parameter) and not affine):
+            if value is None or key not in keys:
                 self.register_buffer(key, None)
                 continue
             rows = value.detach().expand(capacity, *value.shape).clone()
@@ -93,14 +126,18 @@ class NormTable(nn.Module):
 
 
 class TaskNorms(nn.Module):
-    """All normalisation layers of a converted network.
+    """All normalisation layers of a converted network, and what else its tasks have copies of.
 
     Args:
-        net: The converted network; layers that its conversion froze stay frozen in every mode.
+        net: The converted network; layers that its conversion froze stay frozen in every mode, and
+            parameters that it shares or copies for each task are shared and copied in every mode.
         mode: "batch": shared parameters and the batch's statistics, in training and evaluation.
             "per_task": a row of a :class:`NormTable` for each task. "frozen": as they are.
         capacity: Rows.
-        affine: As in :class:`NormTable`.
+        affine: Whether rows of "per_task" hold parameters beside the statistics. Default True.
+
+    Attributes:
+        copies: Of parameters that are no normalisation's.
 
     Raises:
         ConfigError: A layer cannot have rows; see :class:`NormTable`.
@@ -111,19 +148,35 @@ class TaskNorms(nn.Module):
         # In a dict, not registered: the layers belong to the network.
         self._layers = {name: m for name, m in net.named_modules() if isinstance(m, TaskNorm)}
         free = [name for name, layer in self._layers.items() if not layer.frozen]
-        self._tabled = free if mode == "per_task" else []
         self._batch = free if mode == "batch" else []
+        reasons = {entry.name: entry.reason for entry in entries_in(net)}
+        held = {
+            name: _held(name, mode if name in free else "frozen", reasons, affine=affine)
+            for name in self._layers
+        }
+        self._shared = {
+            f"{name}.{key}"
+            for name in self._layers
+            for key in NORM_KEYS
+            if reasons.get(f"{name}.{key}") == SHARED
+        }
+        self._tabled = [name for name, keys in held.items() if keys]
         self.tables = nn.ModuleList(
-            NormTable(name, self._layers[name], capacity, affine=affine) for name in self._tabled
+            NormTable(name, self._layers[name], capacity, keys=held[name]) for name in self._tabled
         )
+        of_norms = set(self.parameter_names())
+        copied = [name for name, reason in reasons.items() if reason == PER_TASK]
+        self.copies = TaskCopies(net, [n for n in copied if n not in of_norms], capacity)
+        freeze(net, copied)
 
     def parameter_names(self) -> list[str]:
-        """Return the names of the layers' own parameters in the network."""
-        return [
-            f"{name}.{key}"
+        """Return the names of the layers' own parameters in the network, but for shared ones."""
+        names = [
+            f"{name}.{key}".lstrip(".")
             for name, layer in self._layers.items()
             for key, _ in layer.named_parameters(recurse=False)
         ]
+        return [name for name in names if name not in self._shared]
 
     def _rows(self) -> Iterator[tuple[str, NormTable]]:
         for name, table in zip(self._tabled, self.tables, strict=True):
@@ -134,24 +187,30 @@ class TaskNorms(nn.Module):
         """Add rows to every table."""
         for name, table in self._rows():
             table.grow(self._layers[name], capacity)
+        self.copies.grow(capacity)
 
-    def states(self, task: int, *, learning: bool) -> list[tuple[TaskNorm, NormState]]:
-        """Return each layer with its state for a task.
+    def states(self, task: int, *, learning: bool) -> list[tuple[nn.Module, State]]:
+        """Return each layer with its state for a task, and the task's copies, if there are any.
 
         Args:
             task: The row.
             learning: Whether a forward in training mode may move the task's running statistics.
         """
-        return self._with_tables({name: t.state(task, learning) for name, t in self._rows()})
+        states = self._with_tables({name: t.state(task, learning) for name, t in self._rows()})
+        return [*states, *self._copied(self.copies.state(task))]
 
-    def blended(self, alpha: Tensor) -> list[tuple[TaskNorm, NormState]]:
-        """Return each layer with a blend of the first tasks' states, times alpha (tasks,)."""
-        return self._with_tables({name: table.blended(alpha) for name, table in self._rows()})
+    def blended(self, alpha: Tensor) -> list[tuple[nn.Module, State]]:
+        """Return what :meth:`states` does, a blend of the first tasks', times alpha (tasks,)."""
+        states = self._with_tables({name: table.blended(alpha) for name, table in self._rows()})
+        return [*states, *self._copied(self.copies.blended(alpha))]
 
-    def _with_tables(self, rows: Mapping[str, NormState]) -> list[tuple[TaskNorm, NormState]]:
+    def _copied(self, rows: CopiedRows) -> list[tuple[nn.Module, State]]:
+        return [(self.copies, rows)] if rows.values else []
+
+    def _with_tables(self, rows: Mapping[str, NormState]) -> list[tuple[nn.Module, State]]:
         states = {name: _own(layer) for name, layer in self._layers.items()}
         states |= {name: NormState(*states[name][:2]) for name in self._batch}
-        states |= rows
+        states |= {name: _over(states[name], row) for name, row in rows.items()}
         return [(layer, states[name]) for name, layer in self._layers.items()]
 
     @property
@@ -167,8 +226,9 @@ class TaskNorms(nn.Module):
         """Give a copy of the network the normalisation of a task."""
         for name, table in self._rows():
             table.install(net.get_submodule(name), task)
+        self.copies.install(net, task)
         for name in self._batch:
             layer = net.get_submodule(name)
-            if isinstance(layer, _BatchNorm):
+            if isinstance(layer, _NormBase):
                 layer.track_running_stats = False
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -22,6 +22,11 @@ class _Known(NamedTuple):
     children: tuple[nn.Module | None, ...]
     parameters: tuple[str, ...]
 
+    def __reduce__(self) -> Any:
+        # A class that was made for the conversion has no name that a pickle could find it by.
+        same = type(self.module) is self.kind
+        return _known_again, (same, *self._replace(kind=nn.Module))
+
     def is_as_it_was(self) -> bool:
         module = self.module
         return (
@@ -30,6 +35,10 @@ class _Known(NamedTuple):
             and tuple(module._modules.values()) == self.children
             and tuple(module._parameters) == self.parameters
         )
+
+
+def _known_again(same: bool, name: str, module: nn.Module, kind: Any, *rest: Any) -> _Known:
+    return _Known(name, module, type(module) if same else kind, *rest)
 
 
 def _holds_nothing(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hypermask_fast import reference
 from hypermask_fast.layers import functional, tasks
 from hypermask_fast.layers.intervals import IntervalWeights
+from hypermask_fast.layers.own import readable
 from hypermask_fast.layers.stand_ins import Forward, TaskLayer
 from hypermask_fast.layers.tasks import TaskMasks
 from hypermask_fast.masks.checks import check_mask, check_sparsity
@@ -32,14 +33,19 @@ Replacement = Mask | MaskedWeights | TaskMasks | IntervalWeights
 """What a layer runs with in place of its own weights."""
 
 
+def _product(found: Replacement, key: str, own: Any) -> Any:
+    return getattr(found, key) if isinstance(found, MaskedWeights) else own
+
+
 class _Masked(TaskLayer):
     """What the masked layers share. Without a mask they are the plain layer."""
 
     active: Replacement | None = None
     mask_source: str = "none"
 
-    weight: Tensor
-    bias: Any  # nn.Linear and nn.Conv2d declare different types for it.
+    # Who reads them past the layer gets masked weights too; a mask that the layer forms does not.
+    weight: Any = readable("weight", _product)
+    bias: Any = readable("bias", _product)
 
     def set_mask(
         self,
@@ -119,6 +125,7 @@ def _converted(layer: nn.Module, cls: type[nn.Module], share: bool) -> Any:
 
 def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
     mask = layer.stand_in()
+    own: dict[str, Any] = layer._parameters
     twin = _converted(layer, layer.plain, share)
     for name in _MASK_STATE:
         vars(twin).pop(name, None)
@@ -127,16 +134,16 @@ def _plain(layer: MaskedLinear | MaskedConv2d, share: bool) -> Any:
     assert isinstance(mask, Mask | MaskedWeights), "a plain layer has the weights of one task"
     if isinstance(mask, Mask):
         (weight,), _ = reference.mask_weights(
-            [layer.weight], [mask.weight], [mask.weight_threshold]
+            [own["weight"]], [mask.weight], [mask.weight_threshold]
         )
-        bias = layer.bias
+        bias = own["bias"]
         if mask.bias is not None:
             (bias,), _ = reference.mask_weights([bias], [mask.bias], [mask.bias_threshold])
         mask = MaskedWeights(weight, bias)
     for name, value in mask._asdict().items():
         folded = None
         if value is not None:
-            folded = nn.Parameter(value.detach().clone(), getattr(layer, name).requires_grad)
+            folded = nn.Parameter(value.detach().clone(), own[name].requires_grad)
         setattr(twin, name, folded)
     return twin
 

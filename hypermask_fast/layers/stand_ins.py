@@ -86,6 +86,11 @@ class Forward:
             _without_graph.add(layer)
             self.without_graph.append(layer)
 
+    def was_read(self, layer: nn.Module) -> None:
+        """Take note that a layer's stand-in was read without gradients."""
+        if self._with_gradients:
+            _without_graph.add(layer)
+
     def has(self, layer: nn.Module, node: int) -> bool:
         """Return whether a node of the graph was made in this forward, which has the layer."""
         return layer in self.stand_ins and self._nodes[0] <= node < self._nodes[1]
@@ -96,7 +101,7 @@ def is_repeated() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _of_another(layer: TaskLayer) -> Any:
+def _of_another(layer: nn.Module) -> Any:
     """Return what a layer without a stand-in in this thread runs with, in place of itself."""
     if torch.compiler.is_compiling():
         return None
@@ -121,60 +126,86 @@ def _of_another(layer: TaskLayer) -> Any:
     return None
 
 
-class TaskLayer(nn.Module):
-    """What layers share that can run with something in place of their own state.
+def stand_in(layer: Converted) -> Any:
+    """Return what a layer runs with now in place of its own state, or None.
 
-    Attributes:
-        plain: The class of the plain layer.
-        active: What stands in wherever no forward says otherwise, or None.
+    Raises:
+        RuntimeError: The layer is in another thread's forward only, or it is run again in a
+            backward pass and it is not known what it ran with first.
+    """
+    found = _local.stand_ins.get(layer, _NONE)
+    if found is _NONE:
+        found = _of_another(layer)
+    return getattr(layer, layer._hypermask_fast_active, None) if found is None else found
+
+
+def standing_in(layer: Converted) -> Any:
+    """Return what a layer's attributes are read from in place of its own state, or None.
+
+    In a thread without a forward they are the layer's own, whatever other threads are in.
+
+    Raises:
+        RuntimeError: They are read again in a backward pass and it is not known what stood in
+            first.
+    """
+    found = _local.stand_ins.get(layer, _NONE)
+    if found is _NONE:
+        found = _of_another(layer) if is_repeated() else None
+    return getattr(layer, layer._hypermask_fast_active, None) if found is None else found
+
+
+def ran(layer: nn.Module, y: Tensor) -> Tensor:
+    """Take note of an output where a checkpoint may repeat a layer, and return it."""
+    forward = _local.forward
+    if forward is None or torch.compiler.is_compiling():
+        return y
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None or not torch.is_grad_enabled():
+        forward.ran(layer, y)
+    return y
+
+
+def was_read(layer: nn.Module, value: Tensor) -> Tensor:
+    """Take note that a stand-in was read where a checkpoint may repeat that, and return it."""
+    forward = _local.forward
+    if forward is None or torch.compiler.is_compiling():
+        return value
+    if not torch.is_grad_enabled():
+        forward.was_read(layer)
+    elif value.requires_grad and torch._C._autograd._top_saved_tensors_default_hooks(True):
+        # A node of the data's graph: the stand-in's own would be a circle.
+        value = value.view_as(value)
+        forward.ran(layer, value)
+    return value
+
+
+class Converted(nn.Module):
+    """A module that can run with something in place of its own state, or of its parameters.
+
+    It may be of a user's class: what is defined here must not hide what that has.
     """
 
-    # Class attributes: a plain layer that is converted in place gets them without an __init__.
-    plain: ClassVar[type[nn.Module]]
-    active: Any = None
-
-    def stand_in(self) -> Any:
-        """Return what the layer runs with now in place of its own state, or None.
-
-        Raises:
-            RuntimeError: The layer is in another thread's forward only, or it is run again in a
-                backward pass and it is not known what it ran with first.
-        """
-        found = _local.stand_ins.get(self, _NONE)
-        if found is _NONE:
-            found = _of_another(self)
-        return self.active if found is None else found
-
-    def here(self) -> Any:
-        """Return what this thread's forward runs the layer with, or None."""
-        return _local.stand_ins.get(self)
-
-    def ran(self, y: Tensor) -> Tensor:
-        """Take note of an output where a checkpoint may repeat the layer, and return it."""
-        forward = _local.forward
-        if forward is None or torch.compiler.is_compiling():
-            return y
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None or not torch.is_grad_enabled():
-            forward.ran(self, y)
-        return y
+    # The name of an attribute with what stands in wherever no forward says otherwise. Class
+    # attributes: a plain layer that is converted in place gets them without an __init__.
+    _hypermask_fast_active: ClassVar[str] = "_hypermask_fast_stand_in"
 
     def __copy__(self) -> Self:
         # Shares all that nn.Module's copy shares, and what stands in with its gradient.
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         vars(twin).pop("_compiled_call_impl", None)
-        now = self.here()
+        now = _local.stand_ins.get(self)
         if now is not None:
-            twin.active = now
+            vars(twin)[self._hypermask_fast_active] = now
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a deep copy or pickle, with what stands in cut from its graph."""
         state = dict(super().__getstate__())
-        now = self.active if self.here() is None else self.here()
+        name, now = self._hypermask_fast_active, _local.stand_ins.get(self)
+        now = getattr(self, name, None) if now is None else now
         if now is not None:
-            state["active"] = _leaves(now)
+            state[name] = _leaves(now)
         return state
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -184,7 +215,34 @@ class TaskLayer(nn.Module):
         )
 
 
+class TaskLayer(Converted):
+    """What layers share that can run with something in place of their own state.
+
+    Attributes:
+        plain: The class of the plain layer.
+        active: What stands in wherever no forward says otherwise, or None.
+    """
+
+    _hypermask_fast_active = "active"
+    plain: ClassVar[type[nn.Module]]
+    active: Any = None
+
+    def stand_in(self) -> Any:
+        """Return what :func:`stand_in` does."""
+        return stand_in(self)
+
+    def here(self) -> Any:
+        """Return what this thread's forward runs the layer with, or None."""
+        return _local.stand_ins.get(self)
+
+    def ran(self, y: Tensor) -> Tensor:
+        """Return y, as :func:`ran` does."""
+        return ran(self, y)
+
+
 def _leaves(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _leaves(each) for key, each in value.items()}
     if isinstance(value, tuple):
         return type(value)(*map(_leaves, value))
     if not isinstance(value, Tensor):

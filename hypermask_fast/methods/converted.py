@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypermask_fast.backends.compiled import CompiledModule, Compiler
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.fields import strings
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.batches import check_weights, run
 from hypermask_fast.methods.evaluating import evaluating
@@ -26,11 +26,14 @@ class ConvertedLearner(Learner):
     Args:
         net: The target network.
         capacity: Tasks that there are rows for at first.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         source: What the layers' repr shows as the source of their weights.
         bn: Mode of the normalisation layers; see :class:`TaskNorms`.
         norms_too: Parameters of normalisation layers are replaced as weights are. Default False.
+        shared: The same for what stays plain and is trained for all tasks. Default: nothing.
+        per_task: The same for what each task has a copy of. Default: nothing.
+        shares: What cannot be masked is shared, with a warning, and not refused. Default False.
 
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
@@ -44,15 +47,25 @@ class ConvertedLearner(Learner):
         net: nn.Module,
         *,
         capacity: int,
-        exclude: str | Sequence[str],
+        exclude: Patterns,
         source: str,
         bn: str,
         norms_too: bool = False,
+        shared: Patterns = (),
+        per_task: Patterns = (),
+        shares: bool = False,
     ) -> None:
         super().__init__(net, capacity)
         self.bn = bn
-        patterns = strings("exclude", exclude)
-        self._network = ConvertedNetwork(net, patterns, source, generated=norms_too)
+        self._network = ConvertedNetwork(
+            net,
+            exclude,
+            source,
+            shared=shared,
+            per_task=per_task,
+            generated=norms_too,
+            shares=shares,
+        )
 
     def _check_mixing(self) -> None:
         if self.norms.mixes_rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from hypermask_fast.errors import CheckpointError, shown
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.layers.masked import MaskedLayer
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.protocol import ParameterGroup
@@ -26,10 +26,10 @@ from hypermask_fast.methods.steps import Steps
 def fans(network: ConvertedNetwork) -> list[Fan]:
     """Return what the hyperfan initialisation must know of each of a network's tensors."""
     found = []
-    for entry, (module, key) in zip(network.tensors, network.owners, strict=True):
-        assert isinstance(module, MaskedLayer)
-        fan_in = module.weight[0].numel()
-        found.append(Fan(entry.size, fan_in, key == "bias", module.bias is not None))
+    for entry, (module, _) in zip(network.tensors, network.owners, strict=True):
+        has_bias = any(p is not None and p.dim() == 1 for p in module._parameters.values())
+        fan_in = math.prod(entry.shape[1:])
+        found.append(Fan(entry.size, fan_in, len(entry.shape) < 2, has_bias))
     return found
 
 
@@ -41,13 +41,11 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
     Args:
         net: The target network.
         capacity: Tasks that there are rows for at first.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
-        source: What the layers' repr shows as the source of their weights.
         bn: Mode of the normalisation layers; see :class:`TaskNorms`.
         kept: What earlier tasks keep, and how.
         norms_too: The hypernetwork emits the parameters of normalisation layers as well, and the
             target network has no weights of its own. Default False.
+        options: As in :class:`ConvertedLearner`.
 
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
@@ -60,15 +58,12 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         net: nn.Module,
         *,
         capacity: int,
-        exclude: str | Sequence[str],
-        source: str,
         bn: str,
         kept: KeptOutputs,
         norms_too: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net, capacity=capacity, exclude=exclude, source=source, bn=bn, norms_too=norms_too
-        )
+        super().__init__(net, capacity=capacity, bn=bn, norms_too=norms_too, **options)
         self._kept = kept
         try:
             first = self._network.weights()[0]

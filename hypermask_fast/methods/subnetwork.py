@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.fields import strings
-from hypermask_fast.layers.masked import MASKED_LAYERS
-from hypermask_fast.layers.norms import check_module
+from hypermask_fast.conversion.patterns import Patterns, patterns
+from hypermask_fast.layers.norms import check_module, is_norm
 from hypermask_fast.masks.packed import dots, pack, packed_bytes, unpack, weighted_sum
 from hypermask_fast.masks.top_k import dropped_count, top_k_mask, top_k_weights
 from hypermask_fast.methods.converted import ConvertedLearner
@@ -26,14 +26,26 @@ from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.subnetwork_scores import arrange, draw
 from hypermask_fast.methods.subnetwork_settings import SubnetworkSettings
 
+_LAYERS = (nn.Linear, _ConvNd)
+
 
 def _biases(net: nn.Module) -> list[str]:
     """Return the names of the biases of layers that are to be masked."""
-    kinds = (*MASKED_LAYERS, *MASKED_LAYERS.values())
     return [
         f"{name}.bias".lstrip(".")
         for name, module in net.named_modules()
-        if isinstance(module, kinds) and module.bias is not None
+        if isinstance(module, _LAYERS) and module._parameters.get("bias") is not None
+    ]
+
+
+def _vectors(net: nn.Module) -> list[str]:
+    """Return the names of parameters of other modules that have no inputs to draw scores by."""
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in net.named_modules()
+        if not isinstance(module, _LAYERS) and not is_norm(module)
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() < 2
     ]
 
 
@@ -107,12 +119,13 @@ class SubnetworkLearner(ConvertedLearner):
     bit a weight, and the scores of the next task take its scores' place. A task that was not begun
     has the mask of the scores it would begin with. Linear and convolutional layers have no biases
     here: those that the network has become 0. Normalisation layers have running statistics for each
-    task, and their scale and shift stay as they are.
+    task; their scale and shift, and what other modules have with less than two dimensions, stay as
+    they are.
 
     Args:
         net: The target network; it is converted in place and gets the weights of the settings.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         settings: The settings; default: those that are given by name, with their defaults.
 
     Attributes:
@@ -133,18 +146,17 @@ class SubnetworkLearner(ConvertedLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         settings: SubnetworkSettings | None = None,
         **options: Any,
     ) -> None:
         chosen = self.settings_class.chosen(type(self).__name__, settings, options)
         check_module(net)
-        patterns = strings("exclude", exclude)
+        given = patterns("exclude", exclude)
         biases = _biases(net)
         source = f"bits({chosen.mask_rule})"
-        super().__init__(
-            net, capacity=0, exclude=(*patterns, *biases), source=source, bn="per_task"
-        )
+        unmasked = (*given, *biases, *_vectors(net))
+        super().__init__(net, capacity=0, exclude=unmasked, source=source, bn="per_task")
         self._settings = chosen
         try:
             freeze(net, [name for name, _ in net.named_parameters()])

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+import hypermask_fast as hmf
 from hypermask_fast import networks, unconvert
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.layers.masked import MaskedLinear
-from tests.support.conversion_cases import Branched, Tokens, normed, snapshot, wrap
+from tests.support.conversion_cases import normed, snapshot, wrap
 
 
 class Block(nn.Module):
@@ -30,23 +31,6 @@ def _tied() -> nn.Sequential:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     net[2].register_parameter("weight", net.get_parameter("0.weight"))
     return net
-
-
-def _shared() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    return nn.Sequential(layer, nn.ReLU(), layer)
-
-
-def _patched() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    vars(layer)["forward"] = lambda x: x
-    return Block(layer)
-
-
-def _extended() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    layer.register_parameter("scale", nn.Parameter(torch.ones(4)))
-    return Block(layer)
 
 
 def _integers() -> nn.Module:
@@ -67,58 +51,67 @@ def _weight_norm(layer: nn.Module) -> nn.Module:
         return torch.nn.utils.weight_norm(layer)
 
 
+class _StatisticsOfItsOwn(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def _norms_tied() -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.LayerNorm(4))
+    net[2].register_parameter("weight", net.get_parameter("1.weight"))
+    return net
+
+
+def _patched_norm() -> nn.Module:
+    layer = nn.BatchNorm1d(4)
+    vars(layer)["forward"] = lambda x: x
+    return Block(layer)
+
+
+class _CannotBeExtended(nn.Linear):
+    def __init_subclass__(cls, *, name: str) -> None:
+        pass
+
+
+class _Statistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4))
+
+
 REFUSED = [
     pytest.param(
-        lambda: Block(nn.MultiheadAttention(4, 2)),
-        r"odd is a MultiheadAttention.*exclude=\['odd'\]",
-        id="attention",
-    ),
-    pytest.param(
-        lambda: Block(nn.TransformerEncoderLayer(4, 2)),
-        "odd is a TransformerEncoderLayer, which reads its layers' weights",
-        id="transformer",
-    ),
-    pytest.param(lambda: Block(nn.LSTM(4, 4)), "odd is a LSTM with parameters", id="lstm"),
-    pytest.param(lambda: Block(nn.GRU(4, 4)), "odd is a GRU with parameters", id="gru"),
-    pytest.param(lambda: Block(nn.Embedding(9, 4)), "odd is a Embedding", id="embedding"),
-    pytest.param(lambda: Block(nn.Conv1d(4, 4, 1)), "odd is a Conv1d", id="conv1d"),
-    pytest.param(
-        lambda: Block(nn.ConvTranspose2d(4, 4, 1)), "odd is a ConvTranspose2d", id="transposed"
-    ),
-    pytest.param(lambda: Block(nn.PReLU()), "odd is a PReLU", id="prelu"),
-    pytest.param(
-        lambda: Block(nn.BatchNorm3d(4, affine=False)),
-        "odd is a BatchNorm3d with running statistics",
+        lambda: Block(_Statistics()),
+        r"odd is a _Statistics, with running statistics.*exclude=\['odd'\]",
         id="shared-statistics",
     ),
-    pytest.param(Tokens, r"the network itself is a Tokens.*exclude=\['token'\]", id="token"),
-    pytest.param(_tied, "2.weight is tied to 0.weight.*exclude", id="tied"),
-    pytest.param(_shared, "2.weight is tied to 0.weight", id="shared-layer"),
     pytest.param(
-        lambda: Block(parametrizations.weight_norm(nn.Linear(4, 4))),
-        "odd is a ParametrizedLinear, whose weight is the result of a parametrization",
-        id="parametrized",
+        lambda: Block(_StatisticsOfItsOwn(4)),
+        "odd is a _StatisticsOfItsOwn, with running statistics and a forward of its own",
+        id="norm-with-its-own-forward",
+    ),
+    pytest.param(_patched_norm, "odd is a BatchNorm1d, whose forward was replaced", id="patched"),
+    pytest.param(_norms_tied, "1.weight is tied to another parameter", id="tied-norms"),
+    pytest.param(
+        lambda: Block(nn.LazyLinear(4)), "odd is a LazyLinear, which has no shape yet", id="lazy"
     ),
     pytest.param(
-        lambda: Block(parametrizations.spectral_norm(nn.Conv2d(4, 4, 1, bias=False))),
-        "odd is a ParametrizedConv2d",
-        id="parametrized-without-bias",
+        lambda: Block(nn.LazyBatchNorm1d(affine=False)), "odd is a LazyBatchNorm1d", id="lazy-norm"
     ),
     pytest.param(
-        lambda: Block(_weight_norm(nn.Linear(4, 4))),
-        "odd is a Linear whose parameters are bias, weight_g, weight_v",
-        id="old-weight-norm",
+        _integers, "odd is a Linear, whose weight is torch.int8.*quantised", id="integers"
     ),
-    pytest.param(
-        lambda: Block(prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)),
-        "odd is a Linear whose parameters are bias, weight_orig",
-        id="pruned",
-    ),
-    pytest.param(_extended, "odd is a Linear whose parameters are bias, scale, weight", id="extra"),
-    pytest.param(lambda: Block(nn.LazyLinear(4)), "odd.weight has no shape yet", id="lazy"),
-    pytest.param(_integers, "odd.weight is torch.int8.*quantised", id="integers"),
     pytest.param(_quantised, "odd is a Linear, which is quantised", id="quantised"),
-    pytest.param(_patched, "odd is a Linear whose forward was replaced", id="patched-forward"),
+    pytest.param(
+        lambda: Block(torch.jit.script(nn.Linear(4, 4))),
+        "odd is a RecursiveScriptModule, which TorchScript compiled",
+        id="scripted",
+    ),
+    pytest.param(
+        lambda: Block(_CannotBeExtended(4, 4)),
+        "odd is a _CannotBeExtended, a class that cannot be extended",
+        id="class",
+    ),
     pytest.param(lambda: nn.Sequential(nn.ReLU()), "Sequential has nothing to mask", id="empty"),
     pytest.param(lambda: nn.Sequential(nn.BatchNorm1d(3)), "nothing to mask", id="only-norms"),
 ]
@@ -184,24 +177,74 @@ def test_a_second_learner_on_the_same_network_is_refused() -> None:
 def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
     layer = MaskedLinear(4, 3)
     layer.set_mask(torch.randn(3, 4))
-    with pytest.raises(ConfigError, match=r"1 has a mask already; call its clear_mask\(\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 is a MaskedLinear, which has a mask already \(call its clear_mask\(\)",
+    ):
         wrap(nn.Sequential(nn.Linear(4, 4), layer))
     layer.clear_mask()
     wrap(nn.Sequential(nn.Linear(4, 4), layer))
 
 
-def test_tied_weights_can_be_excluded_together_only() -> None:
+def test_all_that_is_refused_is_named_at_once() -> None:
+    net = nn.Sequential(_Statistics(), nn.Linear(4, 4), _StatisticsOfItsOwn(4))
+    message = r"0 is a _Statistics.*and 2 is a _StatisticsOfItsOwn.*exclude=\['0', '2'\] to leave"
+    with pytest.raises(ConfigError, match=message) as refused:
+        wrap(net)
+    assert "; " in str(refused.value)
+    wrap(net, exclude=["0", "2"])
+
+
+SHARED = [
+    pytest.param(
+        lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "ParametrizedLinear", id="weight"
+    ),
+    pytest.param(
+        lambda: parametrizations.spectral_norm(nn.Linear(4, 4, bias=False)),
+        "ParametrizedLinear",
+        id="without-bias",
+    ),
+    pytest.param(lambda: _weight_norm(nn.Linear(4, 4)), "Linear", id="old-weight-norm"),
+    pytest.param(
+        lambda: prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5), "Linear", id="pruned"
+    ),
+    pytest.param(lambda: nn.Embedding(4, 4, max_norm=1.0), "Embedding", id="max-norm"),
+    pytest.param(lambda: nn.EmbeddingBag(4, 4, sparse=True), "EmbeddingBag", id="sparse"),
+]
+
+
+@pytest.mark.parametrize(("make", "kind"), SHARED)
+def test_what_cannot_be_masked_is_shared_with_a_warning(
+    make: Callable[[], nn.Module], kind: str
+) -> None:
+    net = Block(make())
+    before = snapshot(net)
+    own = {name for name, _ in net.named_parameters() if name.startswith("odd")}
+    message = rf"odd \({kind}\) cannot be masked.*shared=\['odd'\]"
+    with pytest.warns(UserWarning, match=message):
+        learner = wrap(net)
+    reasons = {entry["name"]: entry["reason"] for entry in learner.manifest()}
+    assert {name for name in reasons if reasons[name].startswith("shared")} == own
+    assert all(p.requires_grad for p in net.parameters())
+    unconvert(net)
+    assert snapshot(net) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrap(net, shared="odd")
+    unconvert(net)
+    wrap(net, exclude="odd")
+    unconvert(net)
+    # Neither can a copy of each task reach it.
+    with pytest.raises(ConfigError, match="odd is a "):
+        wrap(net, per_task="odd")
+    assert snapshot(net) == before
+    # A method that trains no weights of its own has nothing to hold them near.
+    with pytest.raises(ConfigError, match=r"odd is a .*exclude=\['odd'\]"):
+        hmf.HNET(net)
+    assert snapshot(net) == before
+
+
+def test_a_name_of_a_tied_weight_excludes_it() -> None:
     net = _tied()
-    with pytest.raises(ConfigError, match="tied"):
-        wrap(net, exclude=["2.weight"])
-    wrap(net, exclude=["0.weight", "2.weight"])
+    wrap(net, exclude=["2.weight"])
     assert not net.get_parameter("0.weight").requires_grad
-
-
-def test_a_network_that_reads_weights_past_its_layers_is_refused() -> None:
-    class Functional(Branched):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(x, self.stem.weight)
-
-    with pytest.raises(ConfigError, match="no masked layer of Functional ran"):
-        wrap(Functional(), example_input=torch.randn(2, 5))

@@ -219,7 +219,8 @@ def test_report_and_manifest() -> None:
         "1.bias 6 6 normalisation: a copy for each task",
         "3.weight 3x6 18 excluded: frozen",
         "3.bias 3 3 exempt: last bias",
-        "36 of 69 target parameters are masked",
+        "36 of 69 target parameters are masked; not masked: 12 normalisation: a copy for each "
+        "task, 18 excluded: frozen, 3 exempt: last bias",
         "sparsity: 25 % of each mask; the target does not train",
         "hypernetwork: 127 parameters, 0.0 MiB; with gradients and Adam's moments 0.0 MiB",
         "targets while training: 0.0 MiB for each earlier task",

@@ -276,6 +276,7 @@ class TestPrecision:
     @each_layer
     def test_autocast_forms_the_mask_in_float32(self, make: Make) -> None:
         layer = make()
+        weight = layer.weight
         x, (zw, zb) = batch_for(layer), logits_for(layer)
         values = masked_values(layer, zw, zb, 30)
         rounded = {name: value.bfloat16() for name, value in values.items()}
@@ -289,7 +290,7 @@ class TestPrecision:
         assert out.dtype == torch.bfloat16
         assert torch.equal(out, expected)
         assert torch.equal(given_products, expected)
-        grads = gradients(out.float(), zw, layer.weight)
+        grads = gradients(out.float(), zw, weight)
         assert [g.dtype for g in grads] == [torch.float32] * 2
 
     @each_layer

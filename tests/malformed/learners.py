@@ -93,6 +93,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+NOT_PATTERNS: list[Any] = [3, None, ["none"], "none", [3], [None], {"a": 1}.keys, nn.Conv2d, int]
+NOT_PATTERNS += [nn.ReLU(), lambda name, part: part.shape]
+PATTERNS = dict.fromkeys(("exclude", "shared", "per_task"), NOT_PATTERNS)
+
+
 def _is_off(y: Any) -> bool:
     """Labels that only the outputs tell to be wrong: the network has run then, and is traced."""
     return isinstance(y, torch.Tensor) and y.dtype == torch.int64 and y.shape == Y.shape
@@ -106,8 +111,8 @@ SUBJECTS = [
         {},
         {
             **SETTINGS,
-            "net": [*NOT_MODULES, nn.LSTM(5, 4), nn.ReLU()],
-            "exclude": [3, None, ["none"], "none", [3], [None], {"a": 1}.keys],
+            "net": [*NOT_MODULES, nn.SyncBatchNorm(4), nn.ReLU()],
+            **PATTERNS,
             "exempt": [3, "none", True, ["classifier.bias"], "hidden"],
             "example_input": ["x", 3, X.tolist(), X.numpy(), X[:, :4], X.double(), LOADER],
         },
@@ -159,6 +164,8 @@ SUBJECTS = [
             {"task": 0}, {"task": [*TASKS, *ROWS], "learner": NOT_MODULES}),
     Subject("export_subnet.untraced", learner, lambda it, **a: hmf.export_subnet(it, 0), {},
             {"nothing": [None]}, runs=False),
+    Subject("conversion_report", net, lambda it, **a: hmf.conversion_report(**{"net": it, **a}),
+            {}, {"net": NOT_MODULES, **PATTERNS}),
     Subject("unconvert", nothing, lambda _, net: hmf.unconvert(net),
             {"net": nn.Linear(5, 3)}, {"net": NOT_MODULES}),
     Subject("DistributedDataParallel", traced,

@@ -70,9 +70,9 @@ def train_step(
     return out
 
 
-def perturb(learner: HyperMask) -> None:
+def perturb(module: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in learner.parameters():
+        for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
 
 

@@ -36,8 +36,8 @@ class ExSSNeT(SubnetworkLearner):
 
     Args:
         net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         settings: The settings; default: those below, with their defaults.
         {options}
 

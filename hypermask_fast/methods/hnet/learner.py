@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
@@ -42,7 +43,7 @@ _ENTRIES_AT_ONCE = 2**26
 
 @takes_options(HNETSettings)
 class HNET(GeneratedLearner):
-    """HNET (von Oswald et al. 2020), over any network of linear, conv and normalisation layers.
+    """HNET (von Oswald et al. 2020), over any network.
 
     The weights of task t's network are what the hypernetwork emits for its embedding e_t, scale and
     shift of normalisation layers among them; the network has none of its own. A step takes the
@@ -56,8 +57,8 @@ class HNET(GeneratedLearner):
 
     Args:
         net: The target network.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen.
         example_input: A batch for the dry forward that finds the output layer, where
             ``task_heads`` is not "shared"; default: the first batch that comes.
         settings: The settings; default: those below, with their defaults.
@@ -72,7 +73,7 @@ class HNET(GeneratedLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         example_input: Tensor | None = None,
         settings: HNETSettings | None = None,
         **options: Any,

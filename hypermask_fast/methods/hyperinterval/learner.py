@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.norms import check_module
@@ -26,7 +27,7 @@ from hypermask_fast.methods.protocol import Losses, ParameterGroup
 
 @takes_options(HyperIntervalSettings)
 class HyperInterval(BoxedLearner):
-    """HyperInterval (HINT), over any network of linear, conv and normalisation layers.
+    """HyperInterval (HINT), over any network.
 
     The hypernetwork turns the box of a task's embedding into a box of target weights, center c and
     radius r. The loss is ``kappa CE(center) + (1 - kappa) CE(worst case) + beta output_reg``, where
@@ -44,8 +45,8 @@ class HyperInterval(BoxedLearner):
     Args:
         net: The target network. With ``arithmetic="interval"`` it has linear and convolution
             layers, and between them only what never falls as its input rises; dropout is off there.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen; only with ``arithmetic="three_pass"``.
+        exclude: Names or globs of modules and parameters, classes of modules, or functions of a
+            name and a part, for what stays plain and frozen; only with ``arithmetic="three_pass"``.
         settings: The settings; default: those below, with their defaults.
         {options}
 
@@ -59,7 +60,7 @@ class HyperInterval(BoxedLearner):
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
         settings: HyperIntervalSettings | None = None,
         **options: Any,
     ) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.conversion.norm_tables import State
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.layers.intervals import Box, Interval, IntervalWeights, exchanged
-from hypermask_fast.layers.norms import TASK_NORMS, NormState, TaskNorm
+from hypermask_fast.layers.masked import MASKED_LAYERS
+from hypermask_fast.layers.norms import TASK_NORMS, NormState
 from hypermask_fast.methods.batches import run
 
 _FALLING: tuple[type[nn.Module], ...] = (
@@ -21,7 +24,7 @@ _FALLING: tuple[type[nn.Module], ...] = (
 """Layers that may fall where an input rises, or look at several rows."""
 
 
-def check_monotone(net: nn.Module, exclude: str | Sequence[str]) -> None:
+def check_monotone(net: nn.Module, exclude: Patterns) -> None:
     """Raise ConfigError where bounds do not go through a layer of a network, or layers are plain.
 
     What its forward does beside its layers is not looked at.
@@ -32,10 +35,13 @@ def check_monotone(net: nn.Module, exclude: str | Sequence[str]) -> None:
             "plain; use arithmetic='three_pass'"
         )
     for name, module in net.named_modules():
-        if isinstance(module, _FALLING):
+        layers = (*MASKED_LAYERS, *MASKED_LAYERS.values())
+        other = type(module) not in layers and any(True for _ in module.parameters(recurse=False))
+        if other or isinstance(module, _FALLING):
             raise ConfigError(
                 f"{name or 'the network itself'} is a {type(module).__name__}, which bounds do not "
-                "go through; use arithmetic='three_pass', or ReLU and no normalisation"
+                "go through; use arithmetic='three_pass', or linear and convolutional layers, ReLU "
+                "and no normalisation"
             )
 
 
@@ -75,7 +81,7 @@ class BoxNetwork:
         self,
         x: Tensor,
         emitted: Tensor,
-        norms: Sequence[tuple[TaskNorm, NormState]],
+        norms: Sequence[tuple[nn.Module, State]],
         compiled: Callable[..., Any] | None = None,
         known: tuple[Any, ...] | None = None,
     ) -> Interval:
@@ -112,9 +118,11 @@ class BoxNetwork:
         }
 
 
-def _still(state: NormState) -> NormState:
+def _still(state: State) -> State:
     """Return a state whose running statistics a forward in training mode does not move."""
-    if not state.learning or state.running_mean is None or state.running_var is None:
+    if not isinstance(state, NormState) or not state.learning:
+        return state
+    if state.running_mean is None or state.running_var is None:
         return state
     return state._replace(
         running_mean=state.running_mean.clone(), running_var=state.running_var.clone()
@@ -131,7 +139,7 @@ class Exchanged(nn.Module):
     """
 
     def __init__(
-        self, boxes: BoxNetwork, emitted: Tensor, norms: Sequence[tuple[TaskNorm, NormState]]
+        self, boxes: BoxNetwork, emitted: Tensor, norms: Sequence[tuple[nn.Module, State]]
     ) -> None:
         super().__init__()
         self._boxes, self._emitted, self._norms = boxes, emitted, norms

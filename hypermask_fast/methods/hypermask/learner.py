@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
+from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
@@ -37,9 +38,14 @@ _NORM_REASONS = {
 }
 
 
+@torch.no_grad()
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in tensors])
+
+
 @takes_options(HyperMaskSettings)
 class HyperMask(GeneratedLearner):
-    """HyperMask (Książek and Spurek), over any network of linear, conv and normalisation layers.
+    """HyperMask (Książek and Spurek), over any network.
 
     For task t, z = h(e_t) holds a logit for each target parameter; the mask of a tensor is
     ``|tanh z|`` where that is at least its ``sparsity``-th percentile, else 0; the last layer's
@@ -49,12 +55,20 @@ class HyperMask(GeneratedLearner):
     absent for the first task. All embeddings train. Use a new optimizer, or reset it, for each
     task.
 
+    Masked is every parameter, of whatever module, but for what normalisation layers have, which
+    ``bn`` is for, and what ``exclude``, ``shared`` and ``per_task`` name. A tied parameter has one
+    mask. What runs but cannot be masked, as a weight that a parametrization computes, is shared,
+    with a warning; :func:`hypermask_fast.conversion_report` shows all of it before.
+
     The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
 
     Args:
         net: The target network.
-        exclude: Name or glob pattern, or several, of modules and parameters to leave plain and
-            frozen.
+        exclude: What stays plain and frozen: names or globs of modules and parameters, classes of
+            modules, functions of a name and a part that say whether it is meant, or several.
+        shared: The same for what is trained for all tasks without a mask; weight_reg counts its L1
+            drift too.
+        per_task: The same for what each task has a copy of, which starts as the network's own.
         exempt: Name of the bias that is not masked; default: that of the masked layer which runs
             last, found by a dry forward.
         example_input: A batch for that dry forward; default: the first batch that comes.
@@ -66,16 +80,19 @@ class HyperMask(GeneratedLearner):
             network is left as it was.
     """
 
-    held = ("_previous",)
-    # The weights (N,) at the end of the last task.
+    held = ("_previous", "_previous_shared")
+    # The weights (N,) at the end of the last task, and those that are shared without a mask.
     _previous: Tensor | None = None
+    _previous_shared: Tensor | None = None
 
     @random_state_kept
     def __init__(
         self,
         net: nn.Module,
         *,
-        exclude: str | Sequence[str] = (),
+        exclude: Patterns = (),
+        shared: Patterns = (),
+        per_task: Patterns = (),
         exempt: str | None = None,
         example_input: Tensor | None = None,
         settings: HyperMaskSettings | None = None,
@@ -90,6 +107,9 @@ class HyperMask(GeneratedLearner):
             net,
             capacity=chosen.capacity,
             exclude=exclude,
+            shared=shared,
+            per_task=per_task,
+            shares=True,
             source=f"hyper(p={chosen.sparsity:g})",
             bn=chosen.bn,
             kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),
@@ -162,15 +182,17 @@ class HyperMask(GeneratedLearner):
         """
         task = self._checked_beginning(task, steps)
         earlier = self._earlier(task)
-        self._previous = None
+        self._previous = self._previous_shared = None
         if earlier and self.train_target and self.lam > 0:
             self._previous = self._network.flat_weights()
+            shared = self._network.shared_weights()
+            self._previous_shared = _flat(shared) if shared else None
         super().begin_task(task, steps=steps, data=data)
         self._steps.start(steps if self.ramp and not earlier else 0)
 
     def _leave(self) -> None:
         super()._leave()
-        self._previous = None
+        self._previous = self._previous_shared = None
 
     @property
     def step_sparsity(self) -> float:
@@ -301,6 +323,8 @@ class HyperMask(GeneratedLearner):
         weights, (_, _, weight_reg) = masked_weights(
             self._network, logits, sparsity, self._previous, masked_drift=self.masked_l1
         )
+        if self._previous_shared is not None:
+            weight_reg = weight_reg + self._drift_of_shared(self._previous_shared)
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
@@ -316,6 +340,13 @@ class HyperMask(GeneratedLearner):
         self._steps.count()
         terms = {"output_reg": output_reg, "weight_reg": weight_reg}
         return Losses(total, task_loss, outputs, terms)
+
+    def _drift_of_shared(self, previous: Tensor) -> Tensor:
+        """Return the L1 drift of the weights that are shared without a mask, 0-d."""
+        weights = self._network.shared_weights()
+        before = previous.split([w.numel() for w in weights])
+        parts = zip(weights, before, strict=True)
+        return torch.stack([(w.flatten() - old).abs().sum() for w, old in parts]).sum()
 
     def report(self) -> str:
         """Return a table of the target's parameters: which are masked, which are not and why."""
@@ -341,12 +372,15 @@ class HyperMask(GeneratedLearner):
         tensors, state = super().task_state()
         if self._previous is not None:
             tensors["previous"] = self._previous
+        if self._previous_shared is not None:
+            tensors["previous_shared"] = self._previous_shared
         return tensors, {**state, "exempt": self.exempt, "traced": self._network.traced}
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super().load_task_state(tensors, state)
-        previous = tensors.get("previous")
         device = self.hypernetwork.embeddings.device
-        self._previous = None if previous is None else previous.to(device)
+        found = (tensors.get(name) for name in ("previous", "previous_shared"))
+        moved = (None if value is None else value.to(device) for value in found)
+        self._previous, self._previous_shared = moved
         if state["traced"]:
             self._network.set_exempt(state["exempt"])

@@ -97,7 +97,7 @@ def _fused_layers(network: ConvertedNetwork, x: Tensor, count: int) -> Sequence[
         x: Its inputs.
         count: Rows of each task.
     """
-    usable = x.dim() > 1 and len(x) > 0 and x.is_floating_point()
+    usable = x.dim() > 1 and len(x) > 0 and x.is_floating_point() and not network.copied
     if not usable or torch.is_grad_enabled() or is_followed():
         return ()
 
