@@ -14,7 +14,7 @@ from hypermask_fast import reference
 from hypermask_fast.backends.choice import note, requested, uses_kernels
 from hypermask_fast.native import library
 from hypermask_fast.native.calls import call, pointers
-from hypermask_fast.native.masks import layout
+from hypermask_fast.native.masks import MASK_BLOCK, layout
 from hypermask_fast.native.top_k import TOP_K_BINS, TopKPass
 
 
@@ -103,10 +103,18 @@ def _runs_on_kernels(scores: Tensor, weights: Sequence[Tensor] = ()) -> bool:
     return is_known and uses_kernels("top_k", scores, entries=len(scores), tensors=len(weights))
 
 
+def _scratch(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the native selection holds while it runs, on the meta device."""
+    blocks = -(-len(scores) // MASK_BLOCK)
+    return torch.empty_like(scores), scores.new_empty(blocks, TOP_K_BINS, dtype=torch.int32)
+
+
 def _planned(scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a result of the native pass, having allocated what it does."""
-    candidates = torch.empty_like(scores)
-    return torch.empty_like(candidates, dtype=dtype)
+    kept = torch.empty_like(scores, dtype=torch.uint8)
+    scratch = _scratch(scores)
+    del scratch
+    return torch.empty_like(kept, dtype=dtype)
 
 
 def _largest(scores: Tensor, dropped: int) -> Tensor:
@@ -188,9 +196,9 @@ class _MaskedByScores(torch.autograd.Function):
         ctx.save_for_backward(scores, *weights)
         ctx.set_materialize_grads(False)
         if scores.is_meta:
-            candidates = None if dropped is None else torch.empty_like(scores)
             products = tuple(torch.empty_like(w) for w in weights)
-            del candidates
+            scratch = None if dropped is None else _scratch(scores)
+            del scratch
             return products
         if _runs_natively(scores, weights):
             note("top_k_weights: native pass")

@@ -11,7 +11,7 @@ from torch import Tensor
 from hypermask_fast.counters import SCORES, counter_randint
 
 _UNIFORM_BITS = 24
-_DRAWN_AT_ONCE = 2**18
+_DRAWN_AT_ONCE = 2**14
 _APART = 1 - 2.0**-12
 """Keeps scores that are dropped below those that are kept, whatever rounding does."""
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 MASK_BINS, MASK_PHASES = 2048, 5
 """Bins of a histogram and phases of a pass in masks.cpp."""
 
-_BLOCK = 16384
+MASK_BLOCK = 16384
+"""Entries of a block, at most."""
 
 _POINTERS = (
     *("tensor_start", "tensor_block", "block_tensor", "block_start", "place"),
@@ -48,7 +49,7 @@ class Layout(NamedTuple):
 def layout(sizes: tuple[int, ...]) -> Layout:
     """Return the blocks of tensors of these sizes."""
     starts = np.concatenate(([0], np.cumsum(sizes)))
-    pieces = [np.arange(a, b, _BLOCK) for a, b in pairwise(starts)]
+    pieces = [np.arange(a, b, MASK_BLOCK) for a, b in pairwise(starts)]
     counts = [len(piece) for piece in pieces]
     return Layout(
         starts,

@@ -107,11 +107,8 @@ def test_parts_are_those_of_the_formulas() -> None:
 
 
 @pytest.mark.long
-# What the heap keeps from one phase of ExSSNeT to the next is not planned: a tenth was missing.
-@pytest.mark.parametrize(("method", "share"), [("supsup", 0.1), ("exssnet", 0.15)])
-def test_the_plan_of_subnetworks_is_near_the_measured_peak(
-    method: str, share: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("method", ["supsup", "exssnet"])
+def test_the_plan_of_subnetworks_is_near_the_measured_peak(method: str, tmp_path: Path) -> None:
     settings = {
         "method": method,
         "tasks": 2,
@@ -125,7 +122,7 @@ def test_the_plan_of_subnetworks_is_near_the_measured_peak(
         pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
     if not found.available or found.available < 3 * found.peak:
         pytest.skip(f"{found.available} bytes of memory are available, and it takes {found.peak}")
-    assert found.peak == pytest.approx(measured_peak(settings, tmp_path), rel=share)
+    assert found.peak == pytest.approx(measured_peak(settings, tmp_path), rel=0.1)
 
 
 @pytest.mark.parametrize(
