@@ -238,6 +238,10 @@ void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, dou
       for (int r = 0; r < kTile; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
     else
       for (int r = 0; r < used; ++r) residual[r] = difference(z[r] + bias[r], target[r]);
+    // A step that looks ahead may keep some of a task's outputs; elsewhere NaN is what went wrong.
+    if (pass.looks_ahead)
+      for (int r = 0; r < used; ++r)
+        if (!keeps(target[r])) residual[r] = T(0);
     for (int r = 0; r < kTile; r += kLanes)
       for (int l = 0; l < kLanes; ++l) sums[l] += double(residual[r + l]) * double(residual[r + l]);
     for (int r = 0; r < kTile; ++r) z[r] = coefficient * residual[r];

@@ -75,17 +75,22 @@ inline void narrow(T x, BFloat16 &out) {
   out.bits = uint16_t(value != value ? 0x7fc0u : rounded);
 }
 
-// 0 where the target is NaN, which keeps nothing.
 template <typename T>
 inline T difference(T z, T target) {
-  return target == target ? z - target : T(0);
+  return z - target;
 }
-// Also 0 where z rounds to the target.
+// 0 where z rounds to the target.
 template <typename T>
 inline T difference(T z, BFloat16 target) {
   BFloat16 rounded;
   narrow(z, rounded);
-  return widen(rounded) == widen(target) ? T(0) : difference(z, T(widen(target)));
+  return widen(rounded) == widen(target) ? T(0) : z - T(widen(target));
+}
+
+inline bool keeps(BFloat16 target) { return widen(target) == widen(target); }
+template <typename T>
+inline bool keeps(T target) {
+  return target == target;
 }
 
 template <typename T>

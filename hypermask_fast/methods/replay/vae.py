@@ -81,14 +81,14 @@ class Decoder:
         """Return the logits of images (k, n, pixels) of k tasks in one batched pass.
 
         Args:
-            weights: Of each task, (k, N).
+            weights: Of each task, (k, N) or longer.
             z: Latent variables (k, n, latent).
             tasks: int64 (k,), their ids, for the code.
         """
         if self.conditions:
             code = (tasks[:, None] == torch.arange(self.conditions, device=z.device)).to(z)
             z = torch.cat((z, code[:, None].expand(-1, z.shape[1], -1)), 2)
-        parts = weights.split(self._sizes, 1)
+        parts = weights[:, : self.size].split(self._sizes, 1)
         for i, (weight, bias) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
             matrix = weight.view(len(weights), *self._layers[i])
             z = torch.baddbmm(bias[:, None], z if not i else F.relu(z), matrix.mT)
