@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from benchmarks.steps.engine import Engine
 
 SUITES = ("cpu", "gpu")
 SIZES = ("tiny", "full")
@@ -16,6 +14,23 @@ CLOCKS = ("elapsed", "processor")
 VARIANTS = ("published", "hypnettorch", "eager", "ours-fallback", "ours-eager", "ours")
 EXACT = "float64"
 """The published variant in double precision, which the others' first steps are compared with."""
+
+
+class Engine(NamedTuple):
+    """A variant, ready to step.
+
+    Attributes:
+        step: Takes a batch.
+        check: Takes the first step on a batch, and returns what it did, in float64 on the CPU, by
+            names that all variants share; see :func:`benchmarks.steps.engine.errors`.
+        status: Returns how steps are taken: whether compiled, and as a CUDA graph.
+        share: Of the batch that a step takes; its time is divided by it.
+    """
+
+    step: Callable[[Tensor, Tensor], Any]
+    check: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    status: Callable[[], dict[str, str]] = dict
+    share: float = 1.0
 
 
 class StepCase(ABC):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from benchmarks.steps.case import StepCase
+from benchmarks.steps.case import Engine, StepCase
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.base import Learner
@@ -30,23 +30,6 @@ class Total(NamedTuple):
     """What a plain algorithm's step returns, where its loss has no parts."""
 
     total: Tensor
-
-
-class Engine(NamedTuple):
-    """A variant, ready to step.
-
-    Attributes:
-        step: Takes a batch.
-        check: Takes the first step on a batch, and returns what it did, in float64 on the CPU, by
-            names that all variants share; see :func:`errors`.
-        status: Returns how steps are taken: whether compiled, and as a CUDA graph.
-        share: Of the batch that a step takes; its time is divided by it.
-    """
-
-    step: Callable[[Tensor, Tensor], Any]
-    check: Callable[[Tensor, Tensor], dict[str, Tensor]]
-    status: Callable[[], dict[str, str]] = dict
-    share: float = 1.0
 
 
 def everything(name: str, p: Tensor) -> Tensor:

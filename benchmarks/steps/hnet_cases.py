@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.steps.case import EXACT, StepCase
-from benchmarks.steps.engine import LR, Engine, Trained, make_ours, some_rows
+from benchmarks.steps.case import EXACT, Engine, StepCase
+from benchmarks.steps.engine import LR, Trained, make_ours, some_rows
 from benchmarks.steps.hnet import CASES, TINY, HNETCase, make_batch, make_learner, make_plain
 from hypermask_fast.methods.hnet.learner import HNET
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from benchmarks.steps.case import EXACT, StepCase
-from benchmarks.steps.engine import SEED, Engine, Total, Trained, make_ours
+from benchmarks.steps.case import EXACT, Engine, StepCase
+from benchmarks.steps.engine import SEED, Total, Trained, make_ours
 from benchmarks.steps.hyperinterval import CASES, EARLIER, make, plain_step
 from hypermask_fast.methods.hyperinterval.learner import HyperInterval
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.steps import hypnettorch
-from benchmarks.steps.case import EXACT, VARIANTS, StepCase
-from benchmarks.steps.engine import LR, SEED, Engine, Trained, make_ours, some_rows
+from benchmarks.steps.case import EXACT, VARIANTS, Engine, StepCase
+from benchmarks.steps.engine import LR, SEED, Trained, make_ours, some_rows
 from benchmarks.steps.published import Published
 from hypermask_fast import backend, reference
 from hypermask_fast.conversion.convert import unconvert

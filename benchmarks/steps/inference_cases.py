@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.inference import entropies_in_batches, entropies_one_by_one
 from benchmarks.steps import hypermask_cases
-from benchmarks.steps.case import EXACT, StepCase
-from benchmarks.steps.engine import SEED, Engine
+from benchmarks.steps.case import EXACT, Engine, StepCase
+from benchmarks.steps.engine import SEED
 from benchmarks.steps.subnetwork_cases import THRESHOLD, TOP_K, SubnetworkStep
 from benchmarks.subnetworks import Published
 from hypermask_fast.inference.one_shot import one_shot

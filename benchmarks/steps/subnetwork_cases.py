@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.steps.case import EXACT, StepCase
-from benchmarks.steps.engine import LR, SEED, Engine, Total, Trained, everything, make_ours
+from benchmarks.steps.case import EXACT, Engine, StepCase
+from benchmarks.steps.engine import LR, SEED, Total, Trained, everything, make_ours
 from benchmarks.steps.exssnet import PublishedWeights
 from benchmarks.subnetworks import Published
 from hypermask_fast.methods.exssnet.learner import MASK, WEIGHTS, ExSSNeT

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.process import serve
+from benchmarks.steps.case import Engine
 from benchmarks.steps.catalogue import find_cases
-from benchmarks.steps.engine import Engine, first_step
+from benchmarks.steps.engine import first_step
 
 
 def _status_kib(key: str) -> int:

@@ -61,7 +61,7 @@ SCENARIOS = {
     "split-cifar100-fecam": ScenarioEntry(
         _CIFAR100, 5, 50, classes=20, validation_per_class=True, normalized=True
     ),
-    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10),
+    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10, normalized=True),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 

@@ -229,7 +229,7 @@ def test_every_kernel_that_chooses_is_tuned_and_compared_where_a_route_needs_it(
     launches = find_launches()
     compared, routes = (
         ("masked_linear", "masked_conv2d"),
-        ("head", "mask_weights", "mask_threshold"),
+        ("head", "mask_weights", "mask_threshold", "top_k"),
     )
     for name, launch in launches.items():
         assert any(launch.configs), name

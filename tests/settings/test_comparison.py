@@ -14,12 +14,13 @@ from hypermask_fast.settings.config import RunConfig
 
 
 def test_a_method_takes_its_own_preset_or_the_scenario_with_its_defaults() -> None:
-    found = ComparisonConfig.from_preset("split-mnist", ["hypermask", "hnet", "supsup"])
+    found = ComparisonConfig.from_preset("split-mnist", ["hypermask", "hnet"])
     assert found.runs["hypermask"] == RunConfig.from_preset("split-mnist")
     assert found.runs["hnet"] == RunConfig.from_preset("hnet-split-mnist")
-    supsup = found.runs["supsup"]
+    other = ComparisonConfig.from_preset("permuted-digits", ["hypermask", "supsup"])
+    supsup = other.runs["supsup"]
     assert supsup.method == registry.settings_of("supsup")()
-    base = RunConfig.from_preset("split-mnist")
+    base = RunConfig.from_preset("permuted-digits")
     assert (supsup.scenario, supsup.network, supsup.training) == (
         base.scenario,
         base.network,
@@ -28,8 +29,10 @@ def test_a_method_takes_its_own_preset_or_the_scenario_with_its_defaults() -> No
     assert [found.source(method) for method in found.runs] == [
         "preset split-mnist",
         "preset hnet-split-mnist",
-        "scenario, network and training of split-mnist, defaults of supsup",
     ]
+    assert other.source("supsup") == (
+        "scenario, network and training of permuted-digits, defaults of supsup"
+    )
 
 
 def test_options_change_all_methods_that_have_them_or_one() -> None:

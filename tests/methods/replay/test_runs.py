@@ -86,7 +86,7 @@ def test_presets_hold_the_published_settings(name: str, published: dict[str, Any
 def test_the_catalogue_knows_which_images_are_normalized(name: str) -> None:
     build = published._BUILDERS[name]
     option = inspect.signature(build).parameters.get("normalize")
-    always = name == "permuted-mnist-28"
+    always = name in ("permuted-mnist-28", "rotated-mnist")
     assert SCENARIOS[name].normalized is (always if option is None else option.default)
 
 
