@@ -90,7 +90,7 @@ def test_the_network_has_no_weights_of_its_own() -> None:
         p.data.zero_()
     assert torch.equal(learner(x, 0), before)
     net = unconvert(learner.net)
-    assert all(p.requires_grad for p in net[0].parameters())
+    assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("heads", HEADS)

@@ -131,7 +131,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in presets() if name.startswith("hnet-")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in presets() if RunConfig.from_preset(name).options()["method"] == "hnet"],
+)
 def test_every_preset_is_planned_and_takes_a_step_after_an_earlier_task(name: str) -> None:
     torch.manual_seed(0)
     config = RunConfig.from_preset(name)
