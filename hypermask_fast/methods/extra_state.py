@@ -26,6 +26,16 @@ def weights_of(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tenso
     }
 
 
+def copies_of(learner: nn.Module, before: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return copies of :func:`weights_of`, in the memory of earlier ones where these fit."""
+    made = {}
+    for name, value in weights_of(learner).items():
+        kept = (before or {}).get(name, value)
+        is_own = kept is not value and kept.shape == value.shape
+        made[name] = kept.copy_(value) if is_own else value.clone()
+    return made
+
+
 def check_storable(module: nn.Module) -> None:
     """Raise CheckpointError where a state is no tensor, which a checkpoint could not hold."""
     for name, value in module.state_dict().items():

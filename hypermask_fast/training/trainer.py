@@ -17,7 +17,7 @@ from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, weights_of
+from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, copies_of, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.scenarios.task import check_task
@@ -230,16 +230,7 @@ class Trainer:
         self.step, self._best, self._best_accuracy = 0, None, -math.inf
         if self.settings.selection == "best_published":
             # What stays where no check is taken.
-            self._keep_best()
-
-    def _keep_best(self) -> None:
-        """Keep the model as it is now, in the memory of the one that was kept before."""
-        before = self._best or {}
-        self._best = {}
-        for name, value in weights_of(self.learner).items():
-            kept = before.get(name, value)
-            is_own = kept is not value and kept.shape == value.shape
-            self._best[name] = kept.copy_(value) if is_own else value.clone()
+            self._best = copies_of(self.learner, self._best)
 
     def _drop_optimizers(self) -> None:
         """Free the moments of the phase before, where the next one begins."""
@@ -283,7 +274,7 @@ class Trainer:
             score = self.learner.published_score(self.losses, accuracy) if published else accuracy
             if selects and score > self._best_accuracy:
                 self._best_accuracy = score
-                self._keep_best()
+                self._best = copies_of(self.learner, self._best)
             if watches:
                 self._schedule.after_epoch(accuracy)
 
