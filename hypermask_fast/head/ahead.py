@@ -29,7 +29,8 @@ def shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], options: AdamOpt
     """
     step = options.step.double() if isinstance(options.step, Tensor) else options.step
     size = options.lr * (1 - options.beta2**step) ** 0.5 / (1 - options.beta1**step)
-    grad = -grad if options.maximize else grad
+    scale = -options.grad_scale if options.maximize else options.grad_scale
+    grad = grad if scale == 1 else grad * scale
     if options.weight_decay and not options.decoupled:
         grad = grad.add(p, alpha=options.weight_decay)
     exp_avg, exp_avg_sq = grad * (1 - options.beta1), grad.square() * (1 - options.beta2)

@@ -188,11 +188,11 @@ def load_cifar10(root: str | Path, download: bool = True) -> ImageDataset:
         "cifar10",
     )
     names = _cifar_names(root, meta, "label_names")
-    train, held_out = (
+    train_set, test_set = (
         _cifar_set(root, files, "labels", f"cifar10 ({part})")
         for part, files in (("train", batches), ("test", [test]))
     )
-    return ImageDataset("cifar10", train, held_out, names)
+    return ImageDataset("cifar10", train_set, test_set, names)
 
 
 def load_cifar100(root: str | Path, download: bool = True) -> ImageDataset:

@@ -32,6 +32,7 @@ OPTIONS = [
     pytest.param({"weight_decay": 0.1}, id="l2"),
     pytest.param({"weight_decay": 0.1, "decoupled": True}, id="adamw"),
     pytest.param({"maximize": True}, id="maximize"),
+    pytest.param({"grad_scale": 0.25}, id="scale"),
     # Where it stands matters: as large as the root of the second moment.
     pytest.param({"eps": 0.5}, id="eps"),
 ]
@@ -40,7 +41,7 @@ OPTIONS = [
 def by_formula(p: Tensor, grad: Tensor, moments: Any, **options: Any) -> Tensor:
     """The published look-ahead."""
     o = options_of(**options)
-    grad = -grad if o.maximize else grad
+    grad = (-grad if o.maximize else grad) * o.grad_scale
     if not o.decoupled:
         grad = grad + o.weight_decay * p
     m = o.beta1 * moments.exp_avg + (1 - o.beta1) * grad
@@ -81,7 +82,7 @@ def expected_step(taken: HeadStep, limits: Tensor, kept: Tensor, **options: Any)
         parameters, (of_weight, of_bias), (head.moments, head.bias_moments), strict=True
     ):
         assert moments is not None
-        p.grad = grad
+        p.grad = grad * o.grad_scale
         state = {"step": torch.tensor(o.step - 1.0), **moments._asdict()}
         optimizer.state[p] = state
     optimizer.step()

@@ -198,6 +198,33 @@ def test_digits_are_kept_by_the_regularizer() -> None:
     assert accuracy.min() > 93
 
 
+def drift(lookahead: bool) -> float:
+    """How far task 0's weights are from what was kept of them, after 11 steps of task 1."""
+    config = RunConfig.from_preset(
+        "hnet-split-digits",
+        **{"steps": 60, "tasks": 2, "device": "cpu", "beta": 1.0, "lookahead": lookahead},
+    )
+    torch.manual_seed(0)
+    scenario = build.make_scenario(config)
+    learner: Any = build.make_learner(config, scenario.input_shape, scenario.num_classes)
+    trainer = build.make_trainer(config, learner)
+    trainer.fit(scenario[0])
+
+    @torch.no_grad()
+    def weights() -> Tensor:
+        return learner.hypernetwork.logits(torch.tensor([0]))[0]
+
+    kept, found = weights(), []
+    trainer.hooks.append(lambda _: found.append(float((weights() - kept).square().sum())))
+    trainer.fit(scenario[1])
+    return found[10]
+
+
+def test_on_digits_the_look_ahead_keeps_earlier_weights_nearer() -> None:
+    """Of seeds 0 to 2, a third as far: 0.29 to 0.37 of the distance without."""
+    assert drift(lookahead=True) < 0.6 * drift(lookahead=False)
+
+
 def small_config(**options: Any) -> RunConfig:
     small = {"tasks": 3, "steps": 8, "mlp_hidden": (12,), "batch_size": 16, "device": "cpu"}
     small |= {"hidden": (6,), "chunk_size": 100, "embedding_dim": 4, "chunk_embedding_dim": 3}

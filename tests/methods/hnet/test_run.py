@@ -216,14 +216,22 @@ def test_the_plan_knows_checkpoint_and_learner(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
-def test_the_planned_peak_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> None:
-    big = {"tasks": 3, "steps": 2, "mlp_hidden": (1300, 1400), "batch_size": 128}
-    settings = {**SMALL, **big, "head": "full", "hidden": (25,)}
+@pytest.mark.parametrize(
+    "big",
+    [
+        pytest.param({"mlp_hidden": (1300, 1400), "head": "full", "hidden": (25,)}, id="full"),
+        pytest.param(
+            {"mlp_hidden": (3000, 3000), "chunk_size": 800_000, "hidden": (25, 25)}, id="12-chunks"
+        ),
+    ],
+)
+def test_the_planned_peak_is_near_the_measured_one(big: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**SMALL, "tasks": 3, "steps": 3, "batch_size": 128, **big}
     found = plan(RunConfig.from_options(**settings))
-    assert found.found.facts["head_parameters"] > 48e6
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("/proc/self/clear_refs cannot be written: peak memory is measured on Linux")
     if not found.available or found.available < 3 * found.peak:
         pytest.skip(f"{found.available} bytes of memory are available, and it takes {found.peak}")
     measured = measured_peak(settings, tmp_path)
-    assert found.peak == pytest.approx(measured, rel=0.1)
+    # It was 0.94 to 1.02 of it.
+    assert 0.92 < found.peak / measured < 1.05
