@@ -27,7 +27,8 @@ needs_preload = pytest.mark.skipif(
 @needs_preload
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("method", "count_kills", "count_faults"), [("hypermask", 5, 25), ("all", 7, 14)]
+    ("method", "count_kills", "count_faults"),
+    [("hypermask", 5, 25), pytest.param("all", 7, 14, marks=pytest.mark.slow)],
 )
 def test_killed_and_failed_runs_end_as_undisturbed_ones(
     method: str, count_kills: int, count_faults: int
