@@ -31,10 +31,16 @@ def _run(method: str, *own: str, register: str = "") -> Run:
     return Run(method, register, (*_SETTINGS, *own))
 
 
+_REPLAYED = (
+    *("--latent-dim", "3", "--encoder-hidden", "5", "--decoder-hidden", "5"),
+    *("--replay-hidden", "4", "--replay-chunk-size", "100"),
+)
 # Each method with small settings of its own; the last is not of the package.
 _RUNS = {
     "hypermask": _run("hypermask", *_EMBEDDED),
     "hnet": _run("hnet", *_EMBEDDED, *_CHUNKED),
+    "hnet-tir": _run("hnet-tir", *_EMBEDDED, *_CHUNKED, *_REPLAYED),
+    "hnet-r": _run("hnet-r", *_REPLAYED),
     "hyperinterval": _run("hyperinterval", *_EMBEDDED),
     "hyperinterval-task": _run("hyperinterval", *_EMBEDDED, "--mode", "task"),
     "supsup": _run("supsup", "--density", "0.3", "--score-init", "mean"),

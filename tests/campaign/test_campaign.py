@@ -53,7 +53,8 @@ def test_what_is_asked_for_is_shared_among_the_methods() -> None:
         assert sum(_shares(count, 7)) == count
         assert max(_shares(count, 7)) - min(_shares(count, 7)) <= 1
     learners = Path(methods.__file__).parent.glob("*/learner.py")
-    assert {run.method for run in _RUNS.values()} >= {path.parent.name for path in learners}
+    known = {run.method.replace("-", "_") for run in _RUNS.values()}
+    assert known >= {path.parent.name for path in learners} - {"replay"}
 
 
 def steps(*lines: tuple[str, str]) -> list[Operation]:
