@@ -34,6 +34,8 @@ class ScenarioEntry:
         classes: Of a task; None: all of the data set, with permuted pixels.
         pad: Zeros on all four sides of an image.
         validation_per_class: ``validation`` is of each class.
+        first: Training and test images of the first task, where the others share what is left;
+            None: all have as many.
     """
 
     data_set: DataSetSize
@@ -42,6 +44,7 @@ class ScenarioEntry:
     classes: int | None = None
     pad: int = 0
     validation_per_class: bool = False
+    first: tuple[int, int] | None = None
 
 
 SCENARIOS = {
@@ -55,7 +58,7 @@ SCENARIOS = {
     "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10),
     "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5),
     "split-cifar100-fecam": ScenarioEntry(_CIFAR100, 5, 50, classes=20, validation_per_class=True),
-    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10),
+    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10, first=(50000, 10000)),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 
