@@ -37,15 +37,20 @@ def scenario_size(config: RunConfig) -> ScenarioSize:
         raise ConfigError(f"tasks is {tasks}; it must be 1 to {all_classes // classes}")
     validation = scenario.validation if chosen.validation is None else chosen.validation
     validation *= classes if scenario.validation_per_class else 1
-    share = classes / all_classes
+    of_tasks = all_classes // classes
+    each = (int(train / of_tasks), int(test / of_tasks))
+    first, later = each, sum(each)
+    if scenario.first is not None:
+        first = scenario.first
+        later = (train + test - sum(first)) // (of_tasks - 1)
     shape = (channels, height + 2 * scenario.pad, width + 2 * scenario.pad)
     # uint8 pixels; int64 labels, indices, local labels, permutations, orders and draws.
     data = (train + test) * (channels * height * width + 8)
-    data += int((train + test) * 16 * (share * tasks if scenario.classes else 1))
+    data += 16 * (sum(first) + (tasks - 1) * later if scenario.classes else train + test)
     data += 0 if scenario.classes else 8 * tasks * shape[0] * shape[1] * shape[2]
-    examples = max(1, int(train * share) - validation)
+    examples = max(1, first[0] - validation)
     data += examples * ((config.training.batch_size + examples - 2) // examples + 1) * 5 * 8
-    return ScenarioSize(tasks, classes, shape, validation, int(test * share), data)
+    return ScenarioSize(tasks, classes, shape, validation, first[1], data)
 
 
 def _mib(size: int) -> str:
