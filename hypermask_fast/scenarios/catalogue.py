@@ -34,12 +34,9 @@ class ScenarioEntry:
         classes: Of a task; None: all of the data set, with moved pixels.
         pad: Zeros on all four sides of an image.
         validation_per_class: ``validation`` is of each class.
-<<<<<<< HEAD
         normalized: Images are normalized where nothing else is asked for.
-=======
         first: Training and test images of the first task, where the others share what is left;
             None: all have as many.
->>>>>>> h/hnet
     """
 
     data_set: DataSetSize
@@ -48,11 +45,8 @@ class ScenarioEntry:
     classes: int | None = None
     pad: int = 0
     validation_per_class: bool = False
-<<<<<<< HEAD
     normalized: bool = False
-=======
     first: tuple[int, int] | None = None
->>>>>>> h/hnet
 
 
 SCENARIOS = {
@@ -64,20 +58,15 @@ SCENARIOS = {
     "rotated-mnist": ScenarioEntry(_MNIST, 36, 0, normalized=True),
     "split-fashion-mnist": ScenarioEntry(_MNIST, 5, 1000, classes=2, normalized=True),
     "permuted-fashion-mnist": ScenarioEntry(_MNIST, 10, 5000, pad=2),
-<<<<<<< HEAD
     "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10, normalized=True),
     "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5, normalized=True),
     "split-cifar100-5-random": ScenarioEntry(_CIFAR100, 20, 0, classes=5, normalized=True),
     "split-cifar100-fecam": ScenarioEntry(
         _CIFAR100, 5, 50, classes=20, validation_per_class=True, normalized=True
     ),
-    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10, normalized=True),
-=======
-    "split-cifar100": ScenarioEntry(_CIFAR100, 10, 500, classes=10),
-    "split-cifar100-5": ScenarioEntry(_CIFAR100, 20, 0, classes=5),
-    "split-cifar100-fecam": ScenarioEntry(_CIFAR100, 5, 50, classes=20, validation_per_class=True),
-    "split-cifar10-100": ScenarioEntry(_CIFAR10_100, 6, 0, classes=10, first=(50000, 10000)),
->>>>>>> h/hnet
+    "split-cifar10-100": ScenarioEntry(
+        _CIFAR10_100, 6, 0, classes=10, normalized=True, first=(50000, 10000)
+    ),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 
