@@ -141,18 +141,20 @@ class DatasetSource(Source):
                 f"items of {type(self.dataset).__name__} give batches of {shown(batch)}; make them "
                 "(input, label), the input a tensor: transforms.ToTensor() makes one of an image"
             )
-        inputs, labels = batch[0], torch.as_tensor(batch[1])
-        expected = self._labels[places]
-        if labels.shape != expected.shape or not torch.equal(labels.long(), expected):
-            wrong = labels.shape == expected.shape and int((labels != expected).nonzero()[0])
-            where = f"item {places[wrong]} has the label" if wrong is not False else "labels are"
-            seen = labels[wrong].item() if wrong is not False else shown(labels)
-            told = expected[wrong].item() if wrong is not False else tuple(expected.shape)
+        labels, expected = torch.as_tensor(batch[1]), self._labels[places]
+        if labels.shape != expected.shape:
             raise DataError(
-                f"{where} {seen} in {type(self.dataset).__name__}, and {told} was expected; give "
-                "labels= as its items have them"
+                f"{len(places)} items of {type(self.dataset).__name__} give labels of shape "
+                f"{tuple(labels.shape)}; make them (input, label), the label an integer"
             )
-        return inputs.to(self._device, non_blocking=True)
+        wrong = (labels != expected).nonzero().flatten().tolist()
+        if wrong:
+            raise DataError(
+                f"item {places[wrong[0]]} has the label {labels[wrong[0]].item()} in "
+                f"{type(self.dataset).__name__}, and {expected[wrong[0]].item()} was expected; "
+                "give labels= as its items have them"
+            )
+        return batch[0].to(self._device, non_blocking=True)
 
     def same_examples(self, other: Source) -> bool:
         return self is other or (isinstance(other, DatasetSource) and self.dataset is other.dataset)
