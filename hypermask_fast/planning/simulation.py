@@ -132,7 +132,7 @@ class _Run:
         with evaluating(self.learner):
             self.learner(self._inputs(2), self.last)
         self._evaluate(self.size.test)
-        self._ended("evaluation")
+        self._ended("start of a task")
         tensors, state = self.learner.task_state()
         state["learned"] = list(range(self.last))
         self.learner.load_task_state(tensors, state)
