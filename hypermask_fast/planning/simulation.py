@@ -190,7 +190,7 @@ class _Run:
     @property
     def _measures(self) -> bool:
         published = self.config.training.selection == "best_published"
-        watches = self.config.training.schedule == "plateau"
+        watches = self.config.training.watches
         return not published or watches or self.learner.scores_by_accuracy
 
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.training.settings import WATCHING
+
 MILESTONES = ((0.4, 0.1), (0.6, 0.01), (0.8, 1e-3), (0.9, 5e-4))
 """Fractions of the steps, and factors of the rate from there on: HNET's ResNet, after epochs 80,
 120, 160 and 180 of 200. That run also had a plateau schedule, whose rates these replaced."""
@@ -116,7 +118,7 @@ class Schedule:
         warmup_steps: int = 0,
         epoch_steps: int = 1,
     ) -> None:
-        self.watches = kind in ("plateau", "cosine_plateau")
+        self.watches = kind in WATCHING
         self._factor = _FACTORS.get(kind)
         # A factor that stands still for an epoch is one over epochs.
         self._still = epoch_steps if kind == "cosine_epochs" else 1

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import Settings, setting
 
+WATCHING = ("plateau", "cosine_plateau")
+"""The schedules that accuracies lower."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
@@ -117,7 +120,7 @@ class TrainingSettings(Settings):
                 f"warmup_steps={self.warmup_steps} is more than steps={self.steps}; the rate would "
                 "never be reached, so give at most as many"
             )
-        if self.warmup_steps and self._watches:
+        if self.warmup_steps and self.watches:
             raise ConfigError(
                 f"warmup_steps={self.warmup_steps} changes the rate that schedule="
                 f"{self.schedule!r} lowers; use 'constant' or 'cosine', or warmup_steps=0"
@@ -126,7 +129,7 @@ class TrainingSettings(Settings):
     @property
     def validates(self) -> bool:
         """Whether accuracies on validation data are measured."""
-        return self.measured == "validation" and (self.selection != "last" or self._watches)
+        return self.measured == "validation" and (self.selection != "last" or self.watches)
 
     @property
     def measured(self) -> str:
@@ -134,8 +137,9 @@ class TrainingSettings(Settings):
         return "test" if self.selection == "best_on_test_data" else "validation"
 
     @property
-    def _watches(self) -> bool:
-        return self.schedule in ("plateau", "cosine_plateau")
+    def watches(self) -> bool:
+        """Whether accuracies lower the rate."""
+        return self.schedule in WATCHING
 
     @classmethod
     def merged(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
