@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.builders import split
 from hypermask_fast.scenarios.datasets import load_cifar10, load_cifar100
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet
-from hypermask_fast.scenarios.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from hypermask_fast.scenarios.preprocess import cifar_options
 from hypermask_fast.scenarios.scenario import Scenario
 
 
@@ -47,17 +46,13 @@ def split_cifar10_100(
         augment: Random crop to 32x32 with padding 4, and random horizontal flip. Default True.
         normalize: ImageNet's mean and standard deviation. Default True.
     """
-    check_value("augment", bool, augment)
-    check_value("normalize", bool, normalize)
+    options = cifar_options(augment, normalize)
     return split(
         _joined(load_cifar10(root), load_cifar100(root)),
         10,
         tasks=6 if tasks is None else tasks,
         validation=validation,
         stratified=False,
-        crop=4 if augment else 0,
-        flip=augment,
-        mean=IMAGENET_MEAN if normalize else None,
-        std=IMAGENET_STD if normalize else None,
+        **options,
         name="split-cifar10-100",
     )

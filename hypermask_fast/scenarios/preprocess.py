@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,3 +225,26 @@ class Preprocess(Transform):
         columns = columns + mirrored * (width - 1 - 2 * columns)
         flat = ((rows + top) * (width + 2 * self.crop))[:, :, None] + (columns + left)[:, None, :]
         return flat.flatten(1)[:, None, :].expand(-1, channels, -1)
+
+
+def cifar_options(
+    augment: bool,
+    normalize: bool,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> dict[str, Any]:
+    """Return the options of the published runs on CIFAR, for a builder of scenarios.
+
+    Args:
+        augment: Random crop to 32x32 with padding 4, and random horizontal flip.
+        normalize: By the mean and the standard deviation.
+        mean, std: Of the channels. Default: ImageNet's.
+    """
+    crops = check_value("augment", bool, augment)
+    scales = check_value("normalize", bool, normalize)
+    return {
+        "crop": 4 if crops else 0,
+        "flip": crops,
+        "mean": mean if scales else None,
+        "std": std if scales else None,
+    }

@@ -21,7 +21,7 @@ from hypermask_fast.scenarios.datasets import (
     load_mnist,
 )
 from hypermask_fast.scenarios.images import ImageDataset
-from hypermask_fast.scenarios.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from hypermask_fast.scenarios.preprocess import cifar_options
 from hypermask_fast.scenarios.scenario import Scenario
 
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)
@@ -252,10 +252,7 @@ def split_cifar100(
         tasks=tasks,
         validation=validation,
         stratified=False,
-        crop=4 if _flag("augment", augment) else 0,
-        flip=augment,
-        mean=IMAGENET_MEAN if _flag("normalize", normalize) else None,
-        std=IMAGENET_STD if normalize else None,
+        **cifar_options(augment, normalize),
     )
 
 
@@ -328,10 +325,7 @@ def split_cifar100_fecam(
         tasks=tasks,
         validation=validation,
         validation_per_class=True,
-        crop=4 if _flag("augment", augment) else 0,
-        flip=augment,
-        mean=_FECAM_MEAN if _flag("normalize", normalize) else None,
-        std=_FECAM_STD if normalize else None,
+        **cifar_options(augment, normalize, _FECAM_MEAN, _FECAM_STD),
         name="split-cifar100-fecam",
     )
 
