@@ -7,7 +7,7 @@ pass sums dz_j A' and ||r_j||^2, and takes Adam's step of A and b with the gradi
 embeddings. The shifted tile is only in registers.
 
 hidden (t + 1, H), dz_0 (N,), targets (t, N) float32 or bfloat16, moments float32 or bfloat16, all
-else float32; t up to ``MOST`` and H up to ``WIDEST``. Products are float32 multiply-adds, but for
+else float32; t and H up to the limits of ``row_tiles``. Products are float32 multiply-adds, but for
 dz_j A', of float32's accuracy. The programs stay and take tiles of rows in turn; torch adds their
 sums in float64, in order. Bytes, with 4-byte moments and targets: 24 N H + 4 t N + 28 N; A and its
 moments are read twice, and found in the cache the second time.
@@ -20,27 +20,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cached, fit, multiprocessors, on_device, only_if
+from hypermask_fast.kernels.device import cached, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
-from hypermask_fast.kernels.tuning import Config, choose
-
-
-def _config(rows: int, columns: int, warps: int, programs: int) -> Config:
-    sizes = {"BLOCK_N": rows, "BLOCK_H": columns, "PROGRAMS": programs}
-    return {**sizes, "num_warps": warps}
-
+from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
+from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (
-    _config(16, 32, 4, 16),
-    _config(16, 32, 4, 4),
-    _config(16, 32, 8, 8),
+    tiles(16, 32, 4, 16),
+    tiles(16, 32, 4, 4),
+    tiles(16, 32, 8, 8),
 )
-"""``PROGRAMS`` is for each multiprocessor; ``BLOCK_H`` columns of A at a time make a tile's row."""
-
-MOST = 15
-WIDEST = 256
-"""Earlier embeddings and columns that the pass takes."""
 
 
 @triton.jit
@@ -211,13 +201,7 @@ def step_ahead(
     targets = targets if targets.stride(1) == 1 else targets.contiguous()
     if not rows:
         return torch.zeros_like(hidden), weight.new_zeros((), dtype=torch.float64)
-    config = dict(
-        choose("step_ahead", CONFIGS, weight.device, rows=rows, width=width, count=earlier)
-    )
-    programs = config.pop("PROGRAMS") * (processors or multiprocessors(weight.device))
-    grid = (min(programs, triton.cdiv(rows, config["BLOCK_N"])),)
-    columns = fit(config["BLOCK_H"], width)
-    config |= {"BLOCK_H": columns, "CHUNKS": triton.cdiv(width, columns)}
+    grid, config = plan("step_ahead", CONFIGS, weight, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):
@@ -226,7 +210,6 @@ def step_ahead(
             *(dz_current, hidden, targets, coefficient, scalars, parts, squares),
             *(rows, earlier, targets.stride(0)),
             AHEAD_EPS=eps,
-            WIDTH=width,
             enable_fp_fusion=False,
             **config,
         )

@@ -23,33 +23,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cached, cast, fit, multiprocessors, on_device, only_if
+from hypermask_fast.kernels.device import cached, cast, multiprocessors, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.kernels.head.logits import residual_factors, target_logits
+from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
-from hypermask_fast.kernels.tuning import Config, choose
-
-
-def _config(rows: int, columns: int, warps: int, programs: int) -> Config:
-    sizes = {"BLOCK_N": rows, "BLOCK_H": columns, "PROGRAMS": programs}
-    return {**sizes, "num_warps": warps}
-
+from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (
-    _config(16, 32, 4, 16),
-    _config(16, 32, 4, 4),
-    _config(16, 32, 4, 32),
-    _config(32, 64, 8, 8),
-    _config(32, 64, 8, 2),
+    tiles(16, 32, 4, 16),
+    tiles(16, 32, 4, 4),
+    tiles(16, 32, 4, 32),
+    tiles(32, 64, 8, 8),
+    tiles(32, 64, 8, 2),
 )
-"""``PROGRAMS`` is for each multiprocessor; ``BLOCK_H`` columns of A at a time make a tile's row."""
-
-_MOST = 15
-_WIDEST = 256
-"""Earlier embeddings and columns that one pass takes."""
 
 
 @triton.jit
@@ -164,20 +154,9 @@ def _step_rows_kernel(
             tl.store(parts_ptr + chunk * BLOCK_H, sums[chunk], mask=mask)
 
 
-def _plan(weight: Tensor, earlier: int, processors: int) -> tuple[tuple[int], dict[str, int]]:
-    """Return the grid and the kernel's constants; the same for targets as for steps."""
-    rows, width = weight.shape
-    sizes = {"rows": rows, "width": width, "count": earlier}
-    config = dict(choose("step_rows", CONFIGS, weight.device, **sizes))
-    programs = config.pop("PROGRAMS") * processors
-    columns = fit(config["BLOCK_H"], width)
-    config |= {"WIDTH": width, "BLOCK_H": columns, "CHUNKS": triton.cdiv(width, columns)}
-    return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config
-
-
 def _passes(width: int, earlier: int) -> int:
-    if earlier <= _MOST:
-        return 1 if width <= _WIDEST else 3
+    if earlier <= MOST:
+        return 1 if width <= WIDEST else 3
     return 2 if width <= WIDEST_PRODUCTS else 3
 
 
@@ -211,7 +190,7 @@ def earlier_logits(
     processors = processors or multiprocessors(weight.device)
     if passes == 2:
         return product_logits(weight, bias, hidden, out, processors)
-    grid, config = _plan(weight, earlier, processors)
+    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
     with on_device(weight):
         _step_rows_kernel[grid](
             *(weight, bias, None, None, None, None),
@@ -284,7 +263,7 @@ def step_rows(
             bias_exp_avg_sq=bias_exp_avg_sq,
         )
         return grad, total
-    grid, config = _plan(weight, earlier, processors)
+    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):

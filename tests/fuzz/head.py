@@ -17,6 +17,7 @@ from hypermask_fast.kernels.head import adam as factored_adam
 from hypermask_fast.kernels.head import ahead as step_ahead
 from hypermask_fast.kernels.head import hidden_grad as gradients
 from hypermask_fast.kernels.head import logits as mask_logits
+from hypermask_fast.kernels.head import row_tiles
 from hypermask_fast.kernels.head import step as step_rows
 from hypermask_fast.kernels.head import step_products as step_rows_products
 from tests.fuzz.case import (
@@ -250,7 +251,7 @@ def fuzz_step_rows(case: Case) -> None:
 def fuzz_step_ahead(case: Case) -> None:
     """Against the same step in PyTorch and float64, which its tests hold against autograd's."""
     rows, earlier = case.size("rows", 131, empty=0.03), case.one("earlier", (0, 1, 2, 5, 15))
-    width = case.size("width", step_ahead.WIDEST if earlier < 3 else 140)
+    width = case.size("width", row_tiles.WIDEST if earlier < 3 else 140)
     dtype = case.one("moments", (FLOAT, FLOAT, BRAIN))
     head, bias = (
         some_state(case, n, rows, *s, dtype=dtype) for n, s in (("A", (width,)), ("b", ()))

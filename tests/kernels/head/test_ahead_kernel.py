@@ -19,7 +19,7 @@ from hypermask_fast.head import ahead as in_pytorch
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.kernels import tuning
-from hypermask_fast.kernels.head import ahead
+from hypermask_fast.kernels.head import ahead, row_tiles
 from hypermask_fast.kernels.head.adam import adam_scalars
 
 COEFFICIENT = 0.25
@@ -105,7 +105,7 @@ def test_a_step_is_that_of_float64(options: dict[str, Any], device: torch.device
 
 @pytest.mark.parametrize(
     ("rows", "width", "earlier"),
-    [(1, 1, 1), (40, 9, 0), (33, 100, 9), (17, 256, 2), (20, 33, ahead.MOST)],
+    [(1, 1, 1), (40, 9, 0), (33, 100, 9), (17, 256, 2), (20, 33, row_tiles.MOST)],
     ids=str,
 )
 def test_heads_of_all_sizes(rows: int, width: int, earlier: int, device: torch.device) -> None:
