@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
+    from hypermask_fast.runs.saving import load, save
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
@@ -54,10 +55,12 @@ __all__ = [
     "explain",
     "export_subnet",
     "functional",
+    "load",
     "networks",
     "one_shot",
     "plan",
     "reference",
+    "save",
     "scenarios",
     "unconvert",
 ]
@@ -81,8 +84,10 @@ _MODULES = {
     "conversion_report": "conversion.report",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
+    "load": "runs.saving",
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
+    "save": "runs.saving",
     "unconvert": "conversion.convert",
     "functional": "functional",
     "networks": "networks",

@@ -18,6 +18,7 @@ from hypermask_fast.methods.extra_state import (
     weights_of,
 )
 from hypermask_fast.methods.protocol import Losses, Phase
+from hypermask_fast.methods.settings import MethodSettings
 from hypermask_fast.methods.state_checks import check_phase, check_state
 from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_steps
 
@@ -54,6 +55,11 @@ class TaskLife(HoldsTensors):
     def tasks(self) -> Sequence[TaskRecord]:
         """The tasks that were added; the place in the list is the id."""
         return tuple(self._tasks.records)
+
+    @property
+    def settings(self) -> MethodSettings | None:
+        """The settings it was built with, which a method keeps as ``_settings``, or None."""
+        return getattr(self, "_settings", None)
 
     @property
     def current(self) -> int | None:
