@@ -197,12 +197,15 @@ def test_parts_chosen_by_class_or_function_are_chosen_again(
 def test_what_was_set_since_the_constructor_and_dtypes_are_kept(tmp_path: Path) -> None:
     learner = wrap(hmf.networks.MLP(5, (6,), 3)).double()
     learner.sparsity, learner.beta = 40.0, 0.5
+    learner.net.get_parameter("classifier.bias").requires_grad_(False)
     for _ in range(3):
         learner.add_task()
     learn(learner)
     hmf.save(learner, tmp_path / "a.hmf")
     loaded = hmf.load(tmp_path / "a.hmf")
     assert (loaded.sparsity, loaded.beta, loaded.capacity) == (40.0, 0.5, learner.capacity)
+    frozen = [n for n, p in loaded.named_parameters() if not p.requires_grad]
+    assert frozen == ["net.classifier.bias"]
     x = torch.randn(2, 5, dtype=torch.float64)
     assert torch.equal(outputs(loaded, x), outputs(learner, x))
 
@@ -248,6 +251,13 @@ def test_another_network_is_refused_and_stays_plain(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=words):
             hmf.load(tmp_path / "a.hmf", net)
         assert [type(m) for m in net.modules()] == before
+    hmf.save(wrap(Own()), tmp_path / "b.hmf")
+    net = Own()
+    net.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(CheckpointError, match=r"net.scale of shape \(6,\) and .* of \(1,\)"):
+        hmf.load(tmp_path / "b.hmf", net)
+    assert type(net.out) is nn.Linear
+    hmf.HyperMask(net, embedding_dim=2, hidden=(2,))
 
 
 def test_a_method_from_outside(tmp_path: Path) -> None:
