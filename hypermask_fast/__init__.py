@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.inference.one_shot import one_shot
+    from hypermask_fast.inference.predictor import MultiTaskPredictor
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.exssnet.learner import ExSSNeT
     from hypermask_fast.methods.hnet.learner import HNET
@@ -47,6 +48,7 @@ __all__ = [
     "Hypernetwork",
     "MaskedConv2d",
     "MaskedLinear",
+    "MultiTaskPredictor",
     "SupSup",
     "Trainer",
     "__version__",
@@ -78,6 +80,7 @@ _MODULES = {
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",
     "MaskedLinear": "layers.masked",
+    "MultiTaskPredictor": "inference.predictor",
     "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",

@@ -34,6 +34,8 @@ class TaskLife(HoldsTensors):
 
     Attributes:
         capacity: Tasks that there are rows for; it doubles when a task finds none left.
+        generation: How often a task was left or a state taken; where it and the tensors' versions
+            are the same outside of a task, so are the learner's outputs.
         phase: Name of the phase that the current task is in.
         keeps_start: Whether :meth:`begin_task` keeps a copy of weights and statistics for
             :meth:`abandon_task`. Default True.
@@ -49,6 +51,7 @@ class TaskLife(HoldsTensors):
         self._learned: list[int] = []
         self._current: int | None = None
         self.phase = ""
+        self.generation = 0
         self._start: dict[str, Tensor] | None = None
 
     @property
@@ -125,6 +128,15 @@ class TaskLife(HoldsTensors):
             ValueError: There is none.
         """
         return self._tasks.named(name)
+
+    def checked_task(self, task: Any) -> int:
+        """Return the id of a task that was added, given its id or its name.
+
+        Raises:
+            ValueError: It was not added.
+            TypeError: It is neither an integer nor a string.
+        """
+        return self.task_id(task) if isinstance(task, str) else self._tasks.checked(task)
 
     def phases(self, task: int, steps: int) -> Sequence[Phase]:
         """Return the phases that a task's steps make up, in their order. Default: one.
@@ -216,6 +228,7 @@ class TaskLife(HoldsTensors):
     def _leave(self) -> None:
         """Forget what only the current task needs."""
         self._current, self.phase, self._start = None, "", None
+        self.generation += 1
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
@@ -264,6 +277,7 @@ class TaskLife(HoldsTensors):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
         self._check_state(tensors, state)
+        self.generation += 1
         self._tasks.load(state["tasks"])
         self._make_room(state.get("capacity", 0))
         self._learned = list(state["learned"])
