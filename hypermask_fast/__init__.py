@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hypermask_fast.hypernetworks.full import Hypernetwork
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.inference.one_shot import one_shot
+    from hypermask_fast.inference.predictor import MultiTaskPredictor
     from hypermask_fast.layers.masked import MaskedConv2d, MaskedLinear
     from hypermask_fast.methods.exssnet.learner import ExSSNeT
     from hypermask_fast.methods.hnet.learner import HNET
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
+    from hypermask_fast.runs.saving import load, save
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
@@ -46,6 +48,7 @@ __all__ = [
     "Hypernetwork",
     "MaskedConv2d",
     "MaskedLinear",
+    "MultiTaskPredictor",
     "SupSup",
     "Trainer",
     "__version__",
@@ -54,10 +57,12 @@ __all__ = [
     "explain",
     "export_subnet",
     "functional",
+    "load",
     "networks",
     "one_shot",
     "plan",
     "reference",
+    "save",
     "scenarios",
     "unconvert",
 ]
@@ -75,14 +80,17 @@ _MODULES = {
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",
     "MaskedLinear": "layers.masked",
+    "MultiTaskPredictor": "inference.predictor",
     "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",
     "conversion_report": "conversion.report",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
+    "load": "runs.saving",
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
+    "save": "runs.saving",
     "unconvert": "conversion.convert",
     "functional": "functional",
     "networks": "networks",

@@ -1,4 +1,4 @@
-"""The command line: train, compare, plan, resume, eval, doctor."""
+"""The command line: train, compare, plan, resume, eval, export, doctor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hypermask_fast import cli_eval
+from hypermask_fast import cli_eval, cli_export
 from hypermask_fast.errors import ConfigError, HypermaskError
 from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings import comparison_line
@@ -254,6 +254,9 @@ _COMMANDS = {
     "resume": _Command(_resume, "continue a run, or several", _add_resume),
     "eval": _Command(
         cli_eval.run, "test accuracy of a run's newest checkpoint", cli_eval.add_arguments
+    ),
+    "export": _Command(
+        cli_export.run, "the plain network of a task, in a file", cli_export.add_arguments
     ),
     "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }

@@ -30,7 +30,7 @@ FLOORS = (
     ("ground",),
 )
 # The rooms that are no folder.
-FACE = ("__init__", "__main__", "cli", "cli_eval", "doctor", "functional")
+FACE = ("__init__", "__main__", "cli", "cli_eval", "cli_export", "doctor", "functional")
 GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields", "modes", "held")
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -22,6 +22,7 @@ class _Conversion:
     touched: list[tuple[nn.Module, type[nn.Module]]]
     frozen: list[tuple[nn.Module, str]]
     entries: Sequence[Entry]
+    treated: Mapping[str, Sequence[str]]
 
 
 def convert(
@@ -66,7 +67,7 @@ def convert(
             "a parameter that is no normalisation's and that no option names"
         )
     warn_shared(net, parts.shared)
-    conversion = _Conversion([], [], parts.entries)
+    conversion = _Conversion([], [], parts.entries, treatment.names())
     for module, cls in parts.classes.items():
         conversion.touched.append((module, type(module)))
         module.__class__ = cls
@@ -82,6 +83,19 @@ def entries_in(net: nn.Module) -> Sequence[Entry]:
     """Return the parameters of a network that was converted."""
     conversion: _Conversion = vars(net)[MARK]
     return conversion.entries
+
+
+def treated_in(net: nn.Module) -> Mapping[str, Sequence[str]]:
+    """Return the names of what each option of `convert` chose; none where it was not called."""
+    conversion: _Conversion | None = vars(net).get(MARK)
+    return {} if conversion is None else conversion.treated
+
+
+def plain_classes(net: nn.Module) -> dict[str, type[nn.Module]]:
+    """Return the class that each module has outside of a learner, by name."""
+    conversion: _Conversion | None = vars(net).get(MARK)
+    before = {} if conversion is None else dict(conversion.touched)
+    return {name: before.get(module, type(module)) for name, module in net.named_modules()}
 
 
 def freeze(net: nn.Module, names: Iterable[str]) -> None:

@@ -59,6 +59,10 @@ class Treatment:
 
     reasons: ClassVar[tuple[str, ...]] = tuple(_REASONS.values())
 
+    def names(self) -> dict[str, list[str]]:
+        """Return the names of the parts that each option chose."""
+        return {option: each.names for option, each in self._chosen.items()}
+
     def reason(self, part: Part) -> str:
         """Return the reason that a module or parameter is treated by; "" where none names it."""
         found = (option for option, each in self._chosen.items() if part in each)

@@ -71,6 +71,9 @@ class Chosen:
         option: What the patterns are given as, for errors.
         given: The patterns.
 
+    Attributes:
+        names: Theirs, sorted, but for that of the network itself.
+
     Raises:
         ConfigError: A pattern names nothing.
     """
@@ -89,6 +92,7 @@ class Chosen:
             if name in chosen or (owner in chosen and (name != owner)):
                 chosen.add(name)
                 self._parts[id(part)] = part
+        self.names = sorted(chosen - {""})
 
     def __contains__(self, part: Part) -> bool:
         return id(part) in self._parts

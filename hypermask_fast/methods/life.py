@@ -18,6 +18,7 @@ from hypermask_fast.methods.extra_state import (
     weights_of,
 )
 from hypermask_fast.methods.protocol import Losses, Phase
+from hypermask_fast.methods.settings import MethodSettings
 from hypermask_fast.methods.state_checks import check_phase, check_state
 from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_steps
 
@@ -33,6 +34,8 @@ class TaskLife(HoldsTensors):
 
     Attributes:
         capacity: Tasks that there are rows for; it doubles when a task finds none left.
+        generation: How often a task was left or a state taken; where it and the tensors' versions
+            are the same outside of a task, so are the learner's outputs.
         phase: Name of the phase that the current task is in.
         keeps_start: Whether :meth:`begin_task` keeps a copy of weights and statistics for
             :meth:`abandon_task`. Default True.
@@ -48,12 +51,18 @@ class TaskLife(HoldsTensors):
         self._learned: list[int] = []
         self._current: int | None = None
         self.phase = ""
+        self.generation = 0
         self._start: dict[str, Tensor] | None = None
 
     @property
     def tasks(self) -> Sequence[TaskRecord]:
         """The tasks that were added; the place in the list is the id."""
         return tuple(self._tasks.records)
+
+    @property
+    def settings(self) -> MethodSettings | None:
+        """The settings it was built with, which a method keeps as ``_settings``, or None."""
+        return getattr(self, "_settings", None)
 
     @property
     def current(self) -> int | None:
@@ -119,6 +128,15 @@ class TaskLife(HoldsTensors):
             ValueError: There is none.
         """
         return self._tasks.named(name)
+
+    def checked_task(self, task: Any) -> int:
+        """Return the id of a task that was added, given its id or its name.
+
+        Raises:
+            ValueError: It was not added.
+            TypeError: It is neither an integer nor a string.
+        """
+        return self.task_id(task) if isinstance(task, str) else self._tasks.checked(task)
 
     def phases(self, task: int, steps: int) -> Sequence[Phase]:
         """Return the phases that a task's steps make up, in their order. Default: one.
@@ -210,6 +228,7 @@ class TaskLife(HoldsTensors):
     def _leave(self) -> None:
         """Forget what only the current task needs."""
         self._current, self.phase, self._start = None, "", None
+        self.generation += 1
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
@@ -258,6 +277,7 @@ class TaskLife(HoldsTensors):
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what :meth:`task_state` returned."""
         self._check_state(tensors, state)
+        self.generation += 1
         self._tasks.load(state["tasks"])
         self._make_room(state.get("capacity", 0))
         self._learned = list(state["learned"])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermask_fast.fields import check_value
+from hypermask_fast.networks.remade import Remade
 
 _MAPS = (20, 40, 80, 160)
 
@@ -31,7 +32,7 @@ class _Block(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class GEMResNet18(nn.Module):
+class GEMResNet18(Remade):
     """ResNet-18 with 20, 40, 80 and 160 maps, without biases and without scales in its batch norm.
 
     A 3 x 3 convolution, four groups of two blocks of two convolutions (stride 2 at the start of the

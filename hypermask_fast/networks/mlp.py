@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermask_fast.fields import check_value
+from hypermask_fast.networks.remade import Remade
 
 
-class MLP(nn.Module):
+class MLP(Remade):
     """Fully connected ReLU network on the flattened input.
 
     The published sizes are 784-400-400-C (Split MNIST) and 1024-1000-1000-C (Permuted MNIST, whose

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermask_fast.fields import check_value
+from hypermask_fast.networks.remade import Remade
 
 
 def _shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -38,7 +39,7 @@ class _Block(nn.Module):
         return F.relu(y + _shortcut(x, y.shape[1], self.stride))
 
 
-class ResNet(nn.Module):
+class ResNet(Remade):
     """Residual network of 6n + 2 layers with parameter-free shortcuts.
 
     A 3 x 3 convolution to 16 maps, three groups of n two-convolution blocks with 16k, 32k and 64k

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermask_fast.fields import check_value
+from hypermask_fast.networks.remade import Remade
 
 
 def _check(num_classes: int, in_channels: int, dropout: bool) -> None:
@@ -39,7 +40,7 @@ class _Stem(nn.Module):
         return x.flatten(1)
 
 
-class ZenkeNet(nn.Module):
+class ZenkeNet(Remade):
     """Convolutions of 32, 32, 64 and 64 maps, a hidden layer of 512, a classifier; 32 x 32 images.
 
     The published run has dropout active only in the first step of a task: that is the training
@@ -73,7 +74,7 @@ class ZenkeNet(nn.Module):
         return self.classifier(self.features(x))
 
 
-class ZenkeNet64(nn.Module):
+class ZenkeNet64(Remade):
     """Four convolutions of 64 maps and a classifier; 64 x 64 images (Tiny ImageNet).
 
     Args:

@@ -53,13 +53,8 @@ def _nonfinite(tensor: Tensor) -> int:
     return sum(int((~torch.isfinite(block)).sum()) for block in _blocks(tensor.reshape(-1)))
 
 
-def check_tensors(tensors: Mapping[str, Tensor], step: int) -> None:
-    """Refuse what must not, or cannot, be stored.
-
-    Raises:
-        TrainingError: A tensor holds NaN or infinity; the first one is named.
-        ValueError: A name or a kind of tensor does not fit the file format.
-    """
+def check_kinds(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a name or a kind of tensor does not fit the file format."""
     for name, tensor in tensors.items():
         if name == "__metadata__" or any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(f"tensor name {name!r} cannot be stored as safetensors; rename it")
@@ -68,6 +63,16 @@ def check_tensors(tensors: Mapping[str, Tensor], step: int) -> None:
                 f"tensor {name!r} is {tensor.layout} {tensor.dtype} on {tensor.device}, expected a "
                 f"dense tensor with data, of one of {', '.join(map(str, _DTYPES))}; convert it"
             )
+
+
+def check_tensors(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Refuse what must not, or cannot, be stored in a checkpoint.
+
+    Raises:
+        TrainingError: A tensor holds NaN or infinity; the first one is named.
+        ValueError: A name or a kind of tensor does not fit the file format.
+    """
+    check_kinds(tensors)
     counts = {name: _nonfinite(tensor.detach()) for name, tensor in tensors.items()}
     bad = [name for name, count in counts.items() if count]
     if bad:
@@ -79,16 +84,22 @@ def check_tensors(tensors: Mapping[str, Tensor], step: int) -> None:
         )
 
 
-def safetensors_blocks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def safetensors_blocks(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, at most 8 MiB of the data at a time.
 
     The library's own writer wants all tensors on the host, contiguous and unshared at once. In
     blocks, a save needs no second copy of them, and the digest no second pass. Format:
     https://github.com/huggingface/safetensors#format
+
+    Args:
+        tensors: By name.
+        metadata: Text by name that the file's header has beside them.
     """
     # Wide types first keep every tensor aligned in a mapped file.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in names:
         tensor = tensors[name]

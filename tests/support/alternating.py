@@ -42,6 +42,7 @@ class AlternatingLearner(Learner):
     ) -> None:
         chosen = AlternatingSettings.chosen("AlternatingLearner", settings, options)
         super().__init__(net, capacity=4)
+        self._settings = chosen
         self.body_lr, self.decay = chosen.body_lr, chosen.decay
         self.seen: list[object] = []
         self.register_buffer("anchor", None, persistent=False)

@@ -67,6 +67,7 @@ class HNETR(ReplayLearner):
         shape = checked_shape(input_shape)
         like, self._last, outputs = output_layer(net, shape)
         super().__init__(net, capacity=chosen.capacity)
+        self._settings = chosen
         self.task_heads, self.temperature = chosen.task_heads, chosen.temperature
         self._outputs = outputs
         self._steps = Steps(like.device)

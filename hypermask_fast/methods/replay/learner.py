@@ -40,6 +40,11 @@ class ReplayLearner(CountsSteps):
         self.replay_weight = settings.replay_weight
         self.replay = Replay(input_shape, settings, like)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return self.replay.input_shape
+
     def add_task(self, name: str | None = None, classes: Sequence[int] | None = None) -> int:
         count, conditions = len(self.tasks) + 1, self.replay.decoder.conditions
         if 0 < conditions < count:
