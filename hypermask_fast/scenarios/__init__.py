@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hypermask_fast.scenarios.sources import Split, TensorSet
     from hypermask_fast.scenarios.stream import BatchStream
     from hypermask_fast.scenarios.task import Task
+    from hypermask_fast.scenarios.tiny_imagenet import load_tiny_imagenet, split_tiny_imagenet
 
 __all__ = [
     "SCENARIO_NAMES",
@@ -66,6 +67,7 @@ __all__ = [
     "load_fashion_mnist",
     "load_folder",
     "load_mnist",
+    "load_tiny_imagenet",
     "make_scenario",
     "make_task",
     "permuted",
@@ -81,6 +83,7 @@ __all__ = [
     "split_digits",
     "split_fashion_mnist",
     "split_mnist",
+    "split_tiny_imagenet",
 ]
 
 _MODULES = {
@@ -105,6 +108,8 @@ _MODULES = {
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
     "split_cifar10_100": "cifar10_100",
+    "load_tiny_imagenet": "tiny_imagenet",
+    "split_tiny_imagenet": "tiny_imagenet",
     "make_scenario": "published",
     "permuted_digits": "published",
     "permuted_fashion_mnist": "published",

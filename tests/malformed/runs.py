@@ -151,7 +151,7 @@ SUBJECTS = [
       for name in ("load_folder", "from_folder", "split_mnist", "split_fashion_mnist",
                    "split_cifar100", "split_cifar100_fecam",
                    "split_cifar10_100", "permuted_mnist", "permuted_fashion_mnist",
-                   "rotated_mnist")),
+                   "rotated_mnist", "load_tiny_imagenet", "split_tiny_imagenet")),
     Subject("ImageSet", nothing, call(ImageSet), {"images": IMAGES, "labels": LABELS},
             {"images": [*TENSORS, IMAGES.float(), IMAGES[0], IMAGES[:3]],
              "labels": [*TENSORS, LABELS.int(), LABELS[:3], LABELS[:, None]]}),
