@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hypermask_fast.scenarios.avalanche_tasks import from_avalanche
     from hypermask_fast.scenarios.builders import permuted, rotated, split
     from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
     from hypermask_fast.scenarios.cifar10_100 import split_cifar10_100
@@ -58,6 +59,7 @@ __all__ = [
     "Split",
     "Task",
     "TensorSet",
+    "from_avalanche",
     "from_data",
     "from_folder",
     "load",
@@ -99,6 +101,7 @@ _MODULES = {
     "ImageDataset": "images",
     "ImageSet": "images",
     "DatasetSource": "loaded",
+    "from_avalanche": "avalanche_tasks",
     "from_data": "own",
     "from_folder": "folder",
     "load_folder": "folder",
