@@ -36,12 +36,10 @@ except ModuleNotFoundError as error:
         "install avalanche-lib==0.6.0"
     ) from error
 
-_OWN = ("batch_size", "steps", "epochs", "eval_batch_size")
-_UNUSED = ("selection", "check_every", "graph", "compile")
 _WITHIN_A_STEP = ("after_forward", "before_backward", "after_backward", "before_update")
 
 
-class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
+class LearnerStrategy(SupervisedTemplate):
     """Trains a learner on the experiences of a stream; each task label is a task of the learner.
 
     A training experience begins the task of its label, which gets new optimizers in each phase, and
@@ -60,9 +58,8 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
         plugins, evaluator, eval_every, peval_mode, criterion: As in Avalanche. Plugins that look
             into a step (``before_backward`` and so on) are refused, for a step is one call of the
             learner's.
-        settings: The settings of optimizers and schedule; default: those below.
-        options: Such as ``lr=1e-3``: of :class:`~hypermask_fast.Trainer`, except what has a name of
-            Avalanche's above, and the selection of a model, which needs validation data.
+        optimizer, lr, momentum, weight_decay, adam_beta1, moments, schedule, warmup_steps: As for
+            :class:`~hypermask_fast.Trainer`; a schedule that looks at validation data is refused.
 
     Attributes:
         optimizers: Those of the present phase, by name.
@@ -70,8 +67,7 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     Raises:
         TypeError: The learner is none.
-        ConfigError: A setting is unknown, wrong or not for a strategy, or a plugin looks into a
-            step.
+        ConfigError: A setting is wrong or not for a strategy, or a plugin looks into a step.
     """
 
     def __init__(
@@ -84,14 +80,34 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
         seed: int | None = None,
         plugins: Sequence[Any] | None = None,
         evaluator: Any = default_evaluator,
-        settings: TrainingSettings | None = None,
         criterion: Any = None,
         eval_every: int = -1,
         peval_mode: str = "epoch",
-        **options: Any,
+        optimizer: str = "adam",
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        adam_beta1: float = 0.9,
+        moments: str = "float32",
+        schedule: str = "constant",
+        warmup_steps: int = 0,
     ) -> None:
         check_learner(learner)
-        self._settings = _checked_settings(settings, options)
+        self._settings = TrainingSettings(
+            optimizer=optimizer,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            adam_beta1=adam_beta1,
+            moments=moments,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+        )
+        if self._settings.watches:
+            raise ConfigError(
+                f"schedule={schedule!r} looks at validation data, which a strategy has none of; "
+                "use another, or Trainer with scenarios.from_avalanche(benchmark, validation=0.1)"
+            )
         self._seed = check_value("seed", int, seed, None, low=0, high=2**64 - 1)
         for plugin in plugins or ():
             _check_plugin(plugin)
@@ -113,7 +129,7 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
         self._classes: dict[int, Tensor] = {}
         self._phases: list[tuple[Phase, int]] = []
         self._schedule: Schedule | None = None
-        self._step = 0
+        self._step = self._per_epoch = 0
 
     @property
     def learner(self) -> Learner:
@@ -187,8 +203,7 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
         """Take the loader, Avalanche's or the trainer's, and return the batches of an epoch."""
         if self._seed is not None:
             stream = data.stream(self.train_mb_size, self._seed, task)
-            self.dataloader = _Batches(stream, self.experience.task_label)  # type: ignore[union-attr]
-            return stream.steps_per_epoch
+            self.dataloader = _Batches(stream, data.classes, self.experience.task_label)
         return len(self.dataloader)
 
     def _begin_phase(self, per_epoch: int) -> None:
@@ -207,9 +222,10 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Take a step for each batch of the loader."""
-        for self.mbatch in self.dataloader:
+        for batch in self.dataloader:
             if self._stop_training:
                 break
+            self.mbatch = batch
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self._before_forward(**kwargs)
@@ -268,8 +284,9 @@ class LearnerStrategy(SupervisedTemplate):  # type: ignore[misc]
 class _Batches:
     """The batches of a stream, an epoch of them each time it is iterated over."""
 
-    def __init__(self, stream: BatchStream, label: int) -> None:
+    def __init__(self, stream: BatchStream, classes: Sequence[int], label: int) -> None:
         self._stream, self._label, self._next = stream, label, 0
+        self._classes = torch.tensor(classes)
 
     def __len__(self) -> int:
         return self._stream.steps_per_epoch
@@ -279,7 +296,7 @@ class _Batches:
             step = self._next
             self._next += 1
             x, y = self._stream.batch(step)
-            yield [x, y, torch.full_like(y, self._label)]
+            yield [x, self._classes.to(y.device)[y], torch.full_like(y, self._label)]
 
 
 def _task_of(learner: Learner, task: int, experience: Any) -> Task:
@@ -287,33 +304,6 @@ def _task_of(learner: Learner, task: int, experience: Any) -> Task:
     items = Items(experience, training=True)
     made = make_task(learner.tasks[task].name or "", items, items)
     return made.to(next(learner.parameters()).device)
-
-
-def _checked_settings(
-    settings: TrainingSettings | None, options: Mapping[str, Any]
-) -> TrainingSettings:
-    names = {"batch_size": "train_mb_size", "epochs": "train_epochs", "steps": "train_epochs"}
-    names["eval_batch_size"] = "eval_mb_size"
-    for name in options:
-        if name in _OWN:
-            raise ConfigError(
-                f"{name}={shown(options[name])} is called {names[name]} in a strategy; give that"
-            )
-    chosen = TrainingSettings.chosen("LearnerStrategy", settings, options)
-    default = TrainingSettings()
-    for name in _UNUSED:
-        value = getattr(chosen, name)
-        if value != getattr(default, name):
-            raise ConfigError(
-                f"{name}={shown(value)} has no effect in a strategy; leave it out, or use Trainer "
-                "with scenarios.from_avalanche(benchmark)"
-            )
-    if chosen.watches:
-        raise ConfigError(
-            f"schedule={chosen.schedule!r} looks at validation data, which a strategy has none of; "
-            "use another, or Trainer with scenarios.from_avalanche(benchmark, validation=0.1)"
-        )
-    return chosen
 
 
 def _check_plugin(plugin: Any) -> None:

@@ -68,7 +68,7 @@ def from_avalanche(
         ConfigError: The streams do not fit each other, or :func:`make_task` refuses a task.
         DataError: As :func:`make_task`.
     """
-    streams = getattr(benchmark, "streams", None)
+    streams: Any = getattr(benchmark, "streams", None)
     if not hasattr(streams, "keys") or not {"train", "test"} <= set(streams.keys()):
         raise TypeError(
             f"benchmark is {shown(benchmark)}; give a benchmark of Avalanche (pip install "

@@ -18,9 +18,9 @@ CLASSES = 6
 
 def avalanche(name: str = "avalanche") -> Any:
     """A module of Avalanche, or the skip of the test that asks for it."""
+    import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import_torchvision()
         return pytest.importorskip(name, reason=WHY)
 
 
