@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("benchmarks",),
     ("face",),
-    ("runs",),
+    ("runs", "integrations"),
     ("planning",),
     ("settings",),
     ("training",),

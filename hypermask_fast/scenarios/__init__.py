@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hypermask_fast.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hypermask_fast.scenarios.avalanche_tasks import from_avalanche
     from hypermask_fast.scenarios.builders import permuted, rotated, split
     from hypermask_fast.scenarios.catalogue import SCENARIO_NAMES
     from hypermask_fast.scenarios.cifar10_100 import split_cifar10_100
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from hypermask_fast.scenarios.sources import Split, TensorSet
     from hypermask_fast.scenarios.stream import BatchStream
     from hypermask_fast.scenarios.task import Task
+    from hypermask_fast.scenarios.tiny_imagenet import load_tiny_imagenet, split_tiny_imagenet
 
 __all__ = [
     "SCENARIO_NAMES",
@@ -57,6 +59,7 @@ __all__ = [
     "Split",
     "Task",
     "TensorSet",
+    "from_avalanche",
     "from_data",
     "from_folder",
     "load",
@@ -66,6 +69,7 @@ __all__ = [
     "load_fashion_mnist",
     "load_folder",
     "load_mnist",
+    "load_tiny_imagenet",
     "make_scenario",
     "make_task",
     "permuted",
@@ -81,6 +85,7 @@ __all__ = [
     "split_digits",
     "split_fashion_mnist",
     "split_mnist",
+    "split_tiny_imagenet",
 ]
 
 _MODULES = {
@@ -96,6 +101,7 @@ _MODULES = {
     "ImageDataset": "images",
     "ImageSet": "images",
     "DatasetSource": "loaded",
+    "from_avalanche": "avalanche_tasks",
     "from_data": "own",
     "from_folder": "folder",
     "load_folder": "folder",
@@ -105,6 +111,8 @@ _MODULES = {
     "Preprocess": "preprocess",
     "SCENARIO_NAMES": "catalogue",
     "split_cifar10_100": "cifar10_100",
+    "load_tiny_imagenet": "tiny_imagenet",
+    "split_tiny_imagenet": "tiny_imagenet",
     "make_scenario": "published",
     "permuted_digits": "published",
     "permuted_fashion_mnist": "published",

@@ -21,6 +21,7 @@ _DIGITS = DataSetSize(1442, 355, (1, 8, 8), 10)
 _MNIST = DataSetSize(60000, 10000, (1, 28, 28), 10)
 _CIFAR100 = DataSetSize(50000, 10000, (3, 32, 32), 100)
 _CIFAR10_100 = DataSetSize(100000, 20000, (3, 32, 32), 110)
+_TINY_IMAGENET = DataSetSize(100000, 10000, (3, 64, 64), 200)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ SCENARIOS = {
     "split-cifar10-100": ScenarioEntry(
         _CIFAR10_100, 6, 0, classes=10, normalized=True, first=(50000, 10000)
     ),
+    "split-tiny-imagenet": ScenarioEntry(_TINY_IMAGENET, 40, 250, classes=5, normalized=True),
 }
 SCENARIO_NAMES = tuple(SCENARIOS)
 

@@ -20,6 +20,7 @@ from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.download import fetch_missing
 from hypermask_fast.scenarios.files import read_idx, read_pickle
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet
+from hypermask_fast.scenarios.tiny_imagenet import load_tiny_imagenet
 from hypermask_fast.scenarios.vision import import_torchvision
 
 _DIGITS = tuple("0123456789")
@@ -225,16 +226,17 @@ _LOADERS: dict[str, Callable[[str | Path, bool], ImageDataset]] = {
     "fashion-mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
+    "tiny-imagenet": lambda root, _: load_tiny_imagenet(root),
 }
 
 
 def load(name: str, root: str | Path | None = None, download: bool = True) -> ImageDataset:
-    """Return a data set by name: "digits", "mnist", "fashion-mnist", "cifar10" or "cifar100".
+    """Return a data set by name: "digits", "mnist", "cifar100", "tiny-imagenet" and so on.
 
     Args:
         name: Name of the data set.
         root: Folder of the data sets; not needed for the digits.
-        download: Download what is missing. Default True.
+        download: Download what is missing, but for Tiny ImageNet. Default True.
 
     Raises:
         ConfigError: there is no data set of this name, or it needs a root.

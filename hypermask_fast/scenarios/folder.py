@@ -6,20 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, DataError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.builders import split
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet
+from hypermask_fast.scenarios.pictures import read_image
 from hypermask_fast.scenarios.scenario import Scenario
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
@@ -176,7 +171,7 @@ def _files(path: Path, test_share: float) -> _Parts:
 def _read(name: str, parts: _Parts, size: tuple[int, int] | None, grayscale: bool) -> ImageDataset:
     titles = sorted(parts["train"])
     first = parts["train"][titles[0]][0]
-    shape = _open(first, size, grayscale).shape
+    shape = read_image(first, size, grayscale).shape
     train, test = (
         _read_set(parts[part], titles, shape, size, grayscale) for part in ("train", "test")
     )
@@ -193,7 +188,7 @@ def _read_set(
     counts = [len(classes[title]) for title in titles]
     images = torch.empty(sum(counts), *shape, dtype=torch.uint8)
     for place, file in enumerate(chain.from_iterable(classes[title] for title in titles)):
-        image = _open(file, size, grayscale)
+        image = read_image(file, size, grayscale)
         if image.shape != shape:
             raise DataError(
                 f"{file} has {image.shape[1]} x {image.shape[2]} pixels and others have "
@@ -201,21 +196,6 @@ def _read_set(
             )
         images[place] = image
     return ImageSet(images, torch.arange(len(titles)).repeat_interleave(torch.tensor(counts)))
-
-
-def _open(file: Path, size: tuple[int, int] | None, grayscale: bool) -> Tensor:
-    """Return an image as uint8 (C, H, W)."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as opened:
-            image: Image.Image = opened.convert("L" if grayscale else "RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{file} is no image that can be read ({error}); replace it") from error
-    if size is not None:
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels[None] if grayscale else pixels.permute(2, 0, 1)
 
 
 def _renumbered(dataset: ImageDataset, every_class: Iterable[str]) -> ImageDataset:

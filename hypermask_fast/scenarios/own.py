@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,24 +119,32 @@ def as_task(task: Task | Data, data: Mapping[str, Any]) -> Task:
 
 
 def from_data(
-    tasks: Mapping[str, tuple[Data, Data]],
+    tasks: Mapping[str, tuple[Data, Data]] | Sequence[tuple[Data, Data]],
     *,
     name: str = "own",
     validation: int | float = 0,
+    distinct_classes: bool = False,
     workers: int = 0,
 ) -> Scenario:
-    """Make a scenario of tasks of one's own data.
+    """Make a scenario of tasks of one's own data: tensors, Datasets or DataLoaders.
 
     Args:
-        tasks: (train, test) by the tasks' names, each as for :func:`make_task`.
+        tasks: (train, test) by the tasks' names, each as for :func:`make_task`; or a list of them,
+            which are then called "task 0", "task 1" and so on.
         name: Of the scenario. Default "own".
         validation, workers: As for :func:`make_task`.
+        distinct_classes: A label of one task is another class than the same label of another, as
+            where each Dataset counts its labels from 0: the classes are numbered on from task to
+            task. Default False: a label is one class, in whatever task.
 
     Raises:
-        TypeError: ``tasks`` is no mapping to pairs, or :func:`make_task` refuses one.
+        TypeError: ``tasks`` are no pairs, or :func:`make_task` refuses one.
         ConfigError: There are no tasks, their inputs differ in shape, or a task is refused.
         DataError: As :func:`make_task`.
     """
+    check_value("distinct_classes", bool, distinct_classes)
+    if isinstance(tasks, Sequence) and not isinstance(tasks, str):
+        tasks = {f"task {number}": pair for number, pair in enumerate(tasks)}
     if not isinstance(tasks, Mapping):
         raise TypeError(f"tasks are {shown(tasks)}; give a dict of (train, test) by task name")
     for key, pair in tasks.items():
@@ -145,7 +154,16 @@ def from_data(
         make_task(key, train, test, validation=validation, workers=workers)
         for key, (train, test) in tasks.items()
     ]
-    return Scenario(name, made)
+    return Scenario(name, numbered_on(made) if distinct_classes else made)
+
+
+def numbered_on(tasks: Iterable[Task]) -> list[Task]:
+    """Return tasks whose classes are numbered from 0 on through all of them."""
+    result: list[Task] = []
+    for task in tasks:
+        first = result[-1].classes[-1] + 1 if result else 0
+        result.append(replace(task, classes=tuple(range(first, first + task.num_classes))))
+    return result
 
 
 def _count(validation: float, available: int) -> int:

@@ -23,6 +23,7 @@ from hypermask_fast.scenarios.datasets import (
 from hypermask_fast.scenarios.images import ImageDataset
 from hypermask_fast.scenarios.preprocess import cifar_options
 from hypermask_fast.scenarios.scenario import Scenario
+from hypermask_fast.scenarios.tiny_imagenet import split_tiny_imagenet  # noqa: F401 - likewise
 
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)
 _FECAM_MEAN, _FECAM_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -330,7 +331,7 @@ def split_cifar100_fecam(
     )
 
 
-# The functions above and the one imported, by the names in the catalogue.
+# The functions above and those imported, by the names in the catalogue.
 _BUILDERS: dict[str, Callable[..., Scenario]] = {
     name: globals()[name.replace("-", "_")] for name in SCENARIO_NAMES
 }

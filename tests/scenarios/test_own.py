@@ -231,4 +231,24 @@ def test_a_scenario_of_own_data() -> None:
     with pytest.raises(TypeError, match=r"task 'a' is .*give \(train, test\)"):
         from_data({"a": INPUTS})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="give a dict"):
-        from_data([_PAIR])  # type: ignore[arg-type]
+        from_data(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"train of task 'task 0' is .*give \(inputs, labels\)"):
+        from_data([_PAIR])  # type: ignore[list-item]
+
+
+def test_a_list_of_tensors_and_datasets_is_a_scenario() -> None:
+    scenario = from_data([(_PAIR, _PAIR), (Noisy(), Noisy())])
+    assert [task.name for task in scenario] == ["task 0", "task 1"]
+    named = from_data({"task 0": (_PAIR, _PAIR), "task 1": (Noisy(), Noisy())})
+    assert scenario.describe() == named.describe()
+
+
+def test_labels_of_several_tasks_may_be_distinct_classes() -> None:
+    other = (INPUTS, LABELS // 5)
+    same = from_data({"a": (_PAIR, _PAIR), "b": (other, other)})
+    apart = from_data({"a": (_PAIR, _PAIR), "b": (other, other)}, distinct_classes=True)
+    count = same[0].num_classes
+    assert [task.classes for task in apart] == [tuple(range(count)), (count, count + 1)]
+    for one, two in zip(same, apart, strict=True):
+        assert torch.equal(one.train.labels, two.train.labels)
+        assert one.class_names == two.class_names

@@ -148,10 +148,10 @@ def test_make_scenario_passes_its_options_on(name):
         assert not torch.equal(*orders)
     else:
         assert orders == [None, None]
-    plain = make_scenario(name, "unused", augment=False)[0].train_preprocess
+    plain = make_scenario(name, "unused", validation=3, augment=False)[0].train_preprocess
     assert not plain.random
     if name.startswith("split"):
-        assert make_scenario(name, "unused", augment=True)[0].train_preprocess.crop > 0
+        assert make_scenario(name, "unused", validation=3, augment=True)[0].train_preprocess.crop
 
 
 @pytest.mark.usefixtures("published")

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.scenarios import ImageDataset, ImageSet, cifar10_100, published, split
+from hypermask_fast.scenarios import (
+    ImageDataset,
+    ImageSet,
+    cifar10_100,
+    published,
+    split,
+    tiny_imagenet,
+)
 
 
 def make_task(n: int, *, shape=(1, 4, 4), crop=0, flip=False, classes=3):
@@ -59,12 +66,13 @@ def replace_datasets(monkeypatch: pytest.MonkeyPatch, count: int = 6000) -> None
         ("fashion_mnist", 10, (1, 28, 28)),
         ("cifar10", 10, (3, 32, 32)),
         ("cifar100", 100, (3, 32, 32)),
+        ("tiny_imagenet", 200, (3, 64, 64)),
     ):
         images = ImageSet(
             torch.zeros(count, *shape, dtype=torch.uint8), torch.arange(count) % classes
         )
         names = tuple(map(str, range(classes)))
         dataset = ImageDataset(name.replace("_", "-"), images, images, names)
-        for module in (published, cifar10_100):
+        for module in (published, cifar10_100, tiny_imagenet):
             if hasattr(module, f"load_{name}"):
                 monkeypatch.setattr(module, f"load_{name}", lambda root, dataset=dataset: dataset)
