@@ -23,6 +23,10 @@ class ConfigError(HypermaskError, ValueError):
     """A setting has a wrong name, type or value."""
 
 
+class PlanError(ConfigError):
+    """The memory of a run cannot be told before it starts."""
+
+
 class DataError(HypermaskError, RuntimeError):
     """A data file is missing, damaged or holds values that cannot be used."""
 

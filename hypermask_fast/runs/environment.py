@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hypermask_fast.backends import choice
+from hypermask_fast.factories import file_digest, is_factory
 from hypermask_fast.native import library
 from hypermask_fast.settings.config import RunConfig
 
@@ -86,7 +87,14 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         **{name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        **_of_factories(config),
     }
+
+
+def _of_factories(config: RunConfig) -> dict[str, Any]:
+    """Return digests of the files whose functions make the network and the scenario."""
+    names = {"network": config.network.name, "scenario": config.scenario.name}
+    return {f"{k}_file": file_digest(name) for k, name in names.items() if is_factory(name)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
