@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
+    from hypermask_fast.runs.script import Run
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
@@ -46,6 +47,7 @@ __all__ = [
     "Hypernetwork",
     "MaskedConv2d",
     "MaskedLinear",
+    "Run",
     "SupSup",
     "Trainer",
     "__version__",
@@ -75,6 +77,7 @@ _MODULES = {
     "Hypernetwork": "hypernetworks.full",
     "MaskedConv2d": "layers.masked",
     "MaskedLinear": "layers.masked",
+    "Run": "runs.script",
     "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",

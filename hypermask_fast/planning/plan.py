@@ -224,6 +224,8 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
     if not isinstance(config, RunConfig):
         raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
     check_value("memory", int, memory, None, low=0)
+    if scenario is not None and not isinstance(scenario, Scenario):
+        raise TypeError(f"scenario is {shown(scenario)}; give a Scenario, or leave it out")
     device = config.run.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

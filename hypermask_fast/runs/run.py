@@ -17,10 +17,10 @@ from hypermask_fast.fields import check_value
 from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
-from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
@@ -119,7 +119,7 @@ def _run(
 ) -> RunResult:
     with ExitStack() as stack:
         stop = stack.enter_context(caught_signal())
-        session = Session(config, folder, scenario, trainer, stop)
+        session = ConfiguredSession(config, folder, scenario, trainer, stop)
         position = session.restore(changes)
         metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
         progress = Progress(

@@ -73,10 +73,10 @@ def test_each_half_goes_with_the_catalogue(tmp_path: Path) -> None:
 
 def test_tokens_train(tmp_path: Path) -> None:
     names = {"network": f"{NAME}:Words", "scenario": f"{NAME}:tokens"}
-    config = short(**names, steps=80, lr=0.05, lam=0.0, hidden=(20,), log_every=80)
+    config = short(**names, steps=100, lr=0.02, lam=0.0, hidden=(20,), batch_size=20)
     config = config.replace(checkpoint_every=100.0)
     found = run.train(config, tmp_path / "tokens", show_progress=False)
-    assert np.diag(found.accuracy[1:]).min() > 90
+    assert np.diag(found.accuracy[1:]).min() > 80
     learner = run.load(tmp_path / "tokens").learner
     assert dict(learner.net.named_parameters())["words.weight"].shape == (9, 4)
 
