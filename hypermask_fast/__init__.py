@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.runs.saving import load, save
+    from hypermask_fast.runs.script import Run
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
@@ -49,6 +50,7 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "MultiTaskPredictor",
+    "Run",
     "SupSup",
     "Trainer",
     "__version__",
@@ -81,6 +83,7 @@ _MODULES = {
     "MaskedConv2d": "layers.masked",
     "MaskedLinear": "layers.masked",
     "MultiTaskPredictor": "inference.predictor",
+    "Run": "runs.script",
     "SupSup": "methods.supsup.learner",
     "Trainer": "training.trainer",
     "backend": "backends.choice",

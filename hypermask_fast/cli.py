@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hypermask_fast import cli_eval, cli_export
 from hypermask_fast.errors import ConfigError, HypermaskError
+from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
 from hypermask_fast.settings import comparison_line
 from hypermask_fast.settings.command_line import (
@@ -57,7 +58,12 @@ def _add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 def _add_train(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.description = (
         f"Train a sequence of tasks. Without options: --preset {_DEFAULT_PRESET}. The settings are "
-        "those of the chosen method and network; in brackets: their values where none is given."
+        "those of the chosen method and network; in brackets: their values where none is given. "
+        "--network and --scenario take MODULE:FUNCTION too, of a module in the current folder or "
+        "on Python's path: FUNCTION(input_shape, num_outputs) returns an nn.Module, and "
+        "FUNCTION() a Scenario, a list of Tasks, or a dict of (train, test) by task name; "
+        "parameters of these names, and data_dir and seed of the latter, get the run's values, "
+        "others those of --network-options and --scenario-options."
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME-LETTERS]"
@@ -95,7 +101,8 @@ def _add_compare(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 def _add_plan(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.description = (
         "Tell what memory `hypermask train` takes with the same options, and on a disk its "
-        "checkpoints, without making or reading anything. The status is 2 where it does not fit."
+        "checkpoints, without making or reading anything but what functions of your own make. The "
+        "status is 2 where it does not fit."
     )
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     _add_settings(parser, words)
@@ -146,7 +153,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _new_folder(name: str) -> Path:
     # Runs that start in one second have folders of their own.
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    letters = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return Path("runs") / f"{name.replace(':', '-')}-{letters}"
 
 
 def _show_all(results: Iterable[RunResult]) -> None:
@@ -279,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A standard stream that is closed, or that nobody reads any more, changes nothing else.
     """
-    with lasting_streams() as output:
+    with lasting_streams() as output, folder_importable():
         status = _run(sys.argv[1:] if arguments is None else arguments)
         output.flush()
         if output.failure is not None:

@@ -23,6 +23,10 @@ class ConfigError(HypermaskError, ValueError):
     """A setting has a wrong name, type or value."""
 
 
+class PlanError(ConfigError):
+    """The memory of a run cannot be told before it starts."""
+
+
 class DataError(HypermaskError, RuntimeError):
     """A data file is missing, damaged or holds values that cannot be used."""
 
@@ -42,9 +46,10 @@ class InferenceError(HypermaskError, ValueError):
 class Stopped(HypermaskError):
     """A signal stopped a run after its checkpoint was saved."""
 
-    def __init__(self, signum: int, run: Path) -> None:
+    def __init__(self, signum: int, run: Path, fix: str | None = None) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}, all steps saved; go on with `hypermask resume {run}`")
+        fix = fix or f"go on with `hypermask resume {run}`"
+        super().__init__(f"stopped by {name}, all steps saved; {fix}")
         self.exit_status = 128 + signum
 
 

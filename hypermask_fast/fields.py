@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from hypermask_fast.errors import ConfigError, nearest, shown
+from hypermask_fast.factories import FORM, check_factory, is_factory
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -88,7 +89,7 @@ def setting(default: Any, text: str, more: str = "", **rules: Any) -> Any:
         text: The sentence that explains it, on the command line and in the documentation.
         more: What the documentation says beside it.
         rules: ``choices``, ``low`` and ``high`` (inclusive), ``above`` (exclusive); those of a list
-            hold for each of its items.
+            hold for each of its items. ``factory``: beside the choices ``module:function``.
     """
     return dataclasses.field(default=default, metadata={"help": text, "more": more, **rules})
 
@@ -107,6 +108,11 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper() if is_word else text[0]}{text[1:]}."
 
 
+def choices_text(rules: Mapping[str, Any]) -> str:
+    """Return the choices of a setting that has some."""
+    return ", ".join(rules["choices"]) + (f", or {FORM}" if rules.get("factory") else "")
+
+
 def described(fields: Mapping[str, dataclasses.Field[Any]]) -> str:
     """Return the lines of a docstring that explain fields made by :func:`setting`, by name."""
     lines = []
@@ -115,7 +121,7 @@ def described(fields: Mapping[str, dataclasses.Field[Any]]) -> str:
         parts = [_sentence(part) for part in (rules["help"], rules["more"]) if part]
         parts.append(f"Default: {field.default!r}.")
         if "choices" in rules:
-            parts.append(f"One of {', '.join(rules['choices'])}.")
+            parts.append(f"One of {choices_text(rules)}.")
         text = f"{name}: {' '.join(parts)}"
         lines.append(
             textwrap.fill(
@@ -277,10 +283,12 @@ def checked(name: str, rules: Mapping[str, Any], kind: Kind, value: Any) -> Any:
     if is_text and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{name}={value!r} is not Unicode, which settings are kept in; rename it")
     choices = rules.get("choices")
-    if choices and value not in choices:
+    if rules.get("factory") and is_factory(value):
+        check_factory(name, value)
+    elif choices and value not in choices:
         suggestion = nearest(value, choices)
         raise ConfigError(
-            f"{name}={value!r} is unknown{suggestion}; choose one of {', '.join(choices)}"
+            f"{name}={value!r} is unknown{suggestion}; choose one of {choices_text(rules)}"
         )
     items = value if kind.base is tuple else (value,)
     for rule, is_outside, words in _RANGES:

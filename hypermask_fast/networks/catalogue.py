@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypermask_fast.errors import ConfigError, nearest, shown
+from hypermask_fast.factories import FORM, check_factory, is_factory, parsed_options
 from hypermask_fast.fields import Settings, setting
 
 
@@ -80,6 +81,27 @@ class GEMResNet18Settings(NetworkSettings):
     normalized = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnNetworkSettings(NetworkSettings):
+    """A function of one's own that makes the network, and its options."""
+
+    prefix = "network_"
+    name_is = "network"
+
+    name: str = setting(FORM, "the function")  # type: ignore[misc]
+    options: str = setting(
+        "", "arguments of the function that makes the network: NAME=VALUE,..., values as in TOML"
+    )
+
+    def check(self) -> None:
+        check_factory("network", self.name)
+        self.arguments()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options by name."""
+        return parsed_options("network_options", self.options)
+
+
 NETWORKS: dict[str, type[NetworkSettings]] = {
     cls.name: cls
     for cls in (
@@ -95,11 +117,13 @@ NETWORKS: dict[str, type[NetworkSettings]] = {
 
 
 def network_settings(name: str) -> type[NetworkSettings]:
-    """Return the settings class of a network.
+    """Return the settings class of a network, of the catalogue or one's own.
 
     Raises:
         ConfigError: There is no network of this name.
     """
+    if is_factory(name):
+        return OwnNetworkSettings
     if not isinstance(name, str) or name not in NETWORKS:
         raise ConfigError(
             f"network={shown(name)} is unknown{nearest(name, NETWORKS)}; choose one of "

@@ -8,8 +8,8 @@ from torch import Tensor
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.extra_state import weights_of
-from hypermask_fast.planning.plan import scenario_size
 from hypermask_fast.planning.simulation import ScenarioSize
+from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.settings.build import make_learner
 from hypermask_fast.settings.config import RunConfig
 
@@ -60,7 +60,7 @@ def trained_parameters(config: RunConfig) -> int:
     size, steps = scenario_size(config), config.training.steps or 1000
     learner, last = _learner(config, size, size.tasks), size.tasks - 1
     with evaluating(learner):
-        learner(torch.empty(2, *size.input_shape, device="meta"), last)
+        learner(torch.empty(2, *size.input_shape, dtype=size.dtype, device="meta"), last)
     tensors, state = learner.task_state()
     learner.load_task_state(tensors, {**state, "learned": list(range(last))})
     learner.begin_task(last, steps=steps)

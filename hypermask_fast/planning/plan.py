@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from hypermask_fast.errors import ConfigError, shown
+from hypermask_fast.errors import ConfigError, HypermaskError, PlanError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.networks.catalogue import OwnNetworkSettings
 from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
-from hypermask_fast.scenarios.catalogue import SCENARIOS
+from hypermask_fast.planning.sizes import scenario_size
+from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.config import RunConfig
 
 # What PyTorch and Python load when a run takes its first steps; measured on a CPU.
@@ -20,37 +22,6 @@ LIBRARIES = 160 * 2**20
 # A checkpoint passes the host in blocks of this size.
 _SAVING = 8 * 2**20
 _CHECKPOINTS = 3
-
-
-def scenario_size(config: RunConfig) -> ScenarioSize:
-    """Return what a plan must know of the scenario of a run; no file is read.
-
-    Raises:
-        ConfigError: The scenario has fewer tasks.
-    """
-    chosen = config.scenario
-    scenario = SCENARIOS[chosen.name]
-    train, test, (channels, height, width), all_classes = scenario.data_set
-    tasks = scenario.tasks if chosen.tasks is None else chosen.tasks
-    classes = scenario.classes or all_classes
-    if scenario.classes and tasks > all_classes // classes:
-        raise ConfigError(f"tasks is {tasks}; it must be 1 to {all_classes // classes}")
-    validation = scenario.validation if chosen.validation is None else chosen.validation
-    validation *= classes if scenario.validation_per_class else 1
-    of_tasks = all_classes // classes
-    each = (int(train / of_tasks), int(test / of_tasks))
-    first, later = each, sum(each)
-    if scenario.first is not None:
-        first = scenario.first
-        later = (train + test - sum(first)) // (of_tasks - 1)
-    shape = (channels, height + 2 * scenario.pad, width + 2 * scenario.pad)
-    # uint8 pixels; int64 labels, indices, local labels, permutations, orders and draws.
-    data = (train + test) * (channels * height * width + 8)
-    data += 16 * (sum(first) + (tasks - 1) * later if scenario.classes else train + test)
-    data += 0 if scenario.classes else 8 * tasks * shape[0] * shape[1] * shape[2]
-    examples = max(1, first[0] - validation)
-    data += examples * ((config.training.batch_size + examples - 2) // examples + 1) * 5 * 8
-    return ScenarioSize(tasks, classes, shape, validation, first[1], data)
 
 
 def _mib(size: int) -> str:
@@ -143,7 +114,8 @@ class Plan:
 
     def _changed(self, changes: dict[str, Any]) -> Plan | None:
         try:
-            return plan(self.config.replace(**changes), memory=self.available)
+            changed = self.config.replace(**changes)
+            return _planned(changed, self.size, self.device, self.available)
         except ConfigError:
             return None
 
@@ -230,40 +202,58 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, *, memory: int | None = None) -> Plan:
+def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | None = None) -> Plan:
     """Return what a run takes, before anything of it is made.
 
     The last task runs on the meta device, whose tensors have no memory, through the code that
     trains it. On a CPU the measured peak (of resident memory, over that after a tiny run) was
-    within 10 % for heads of 50 million parameters and more.
+    within 10 % for heads of 50 million parameters and more. Functions of one's own that make the
+    network and the scenario are called.
 
     Args:
         config: The settings.
         memory: Bytes that the device has; default: what this machine has left.
+        scenario: What the function made that the settings name. Default: it is called.
 
     Raises:
         ConfigError: A setting does not fit, or the memory is no number of bytes.
+        PlanError: A network of one's own does not run without values.
+        DataError: A data file of one's own scenario is missing or damaged.
         TypeError: It is no RunConfig.
     """
     if not isinstance(config, RunConfig):
         raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
     check_value("memory", int, memory, None, low=0)
+    if scenario is not None and not isinstance(scenario, Scenario):
+        raise TypeError(f"scenario is {shown(scenario)}; give a Scenario, or leave it out")
     device = config.run.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        size = scenario_size(config)
-        found = simulate(config, size, on_cpu=device == "cpu")
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        # PyTorch tells of it by all of these.
-        if (
-            not isinstance(error, (MemoryError, OverflowError))
-            and "overflow" not in str(error).lower()
-        ):
-            raise
-        raise ConfigError(
-            f"the sizes of the run overflow: {_largest(config)}; give smaller ones"
-        ) from error
-    if memory is None:
+    if memory is None:  # before data of one's own are there, which the plan counts
         memory = available_memory(device if config.run.device == "auto" else config.run.device)
+    return _planned(config, scenario_size(config, scenario), device, memory)
+
+
+def _planned(config: RunConfig, size: ScenarioSize, device: str, memory: int | None) -> Plan:
+    if config.tasks is None:
+        config = config.replace(tasks=size.tasks)
+    try:
+        found = simulate(config, size, on_cpu=device == "cpu")
+    except HypermaskError:
+        raise
+    except Exception as error:
+        # PyTorch tells of sizes that overflow by several.
+        if isinstance(error, (MemoryError, OverflowError)) or (
+            isinstance(error, (RuntimeError, TypeError)) and "overflow" in str(error).lower()
+        ):
+            raise ConfigError(
+                f"the sizes of the run overflow: {_largest(config)}; give smaller ones"
+            ) from error
+        if not isinstance(config.network, OwnNetworkSettings):
+            raise
+        raise PlanError(
+            f"network={config.network.name!r} cannot be planned: without values, on the meta "
+            f"device, it fails ({type(error).__name__}: {' '.join(str(error).split())}); make it "
+            "free of .item() and of tensors that are no parameters or buffers"
+        ) from error
     return Plan(config, device, size, found, memory)

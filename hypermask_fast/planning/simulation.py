@@ -35,17 +35,19 @@ class ScenarioSize:
     Attributes:
         tasks: Their number.
         classes: Outputs of the target network.
-        input_shape: (C, H, W) of an input.
+        input_shape: Of an input; (C, H, W) of images.
         validation, test: Examples of a task.
         data: Bytes of images, labels, indices and permutations on the device.
+        dtype: Of inputs. Default: float32.
     """
 
     tasks: int
     classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     validation: int
     test: int
     data: int
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class _Run:
 
     def _inputs(self, count: int) -> Tensor:
         with self.memory.making(ACTIVATIONS):
-            return torch.empty(count, *self.size.input_shape, device="meta")
+            shape = self.size.input_shape
+            return torch.empty(count, *shape, dtype=self.size.dtype, device="meta")
 
     def _ended(self, moment: str) -> None:
         """Keep the peak since the last moment, where it is the highest of this name."""

@@ -214,7 +214,8 @@ class Comparison:
         first, seeds = self.config.first, self.config.all_seeds
         which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
         means = ", means and their 95 % intervals over seeds by Student's t"
-        return f"{first.scenario.name}, {first.tasks} tasks, {which}{means * (len(seeds) > 1)}"
+        tasks = "" if first.tasks is None else f"{first.tasks} tasks, "
+        return f"{first.scenario.name}, {tasks}{which}{means * (len(seeds) > 1)}"
 
     def sources(self) -> list[str]:
         """Return a line for each method: where its settings come from."""

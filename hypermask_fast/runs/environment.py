@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from hypermask_fast.backends import choice
+from hypermask_fast.factories import file_digest, is_factory
 from hypermask_fast.native import library
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.settings import TrainingSettings
 
 # They choose the code of libraries that PyTorch calls.
 _VARIABLES = (
@@ -72,6 +74,16 @@ def _of_cuda(device: torch.device) -> dict[str, Any]:
 def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Return what the bits of a run on a device depend on beside its settings, for JSON.
 
+    Of functions of one's own, digests of the files that they are in.
+    """
+    names = {"network": config.network.name, "scenario": config.scenario.name}
+    files = {f"{k}_file": file_digest(name) for k, name in names.items() if is_factory(name)}
+    return {**environment_of(config.training, device), **files}
+
+
+def environment_of(training: TrainingSettings, device: torch.device) -> dict[str, Any]:
+    """Return what the bits of training on a device depend on beside settings, for JSON.
+
     On a CPU the native passes do not depend on the threads; PyTorch's sums do.
     """
     of_device = {"cpu": _of_cpu, "cuda": lambda: _of_cuda(device)}
@@ -81,8 +93,8 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         **of_device.get(device.type, lambda: {"device": str(device)})(),
         "backend": choice.requested(),
-        "graph": config.training.graph,
-        "compile": config.training.compile,
+        "graph": training.graph,
+        "compile": training.compile,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         **{name: os.environ[name] for name in _VARIABLES if name in os.environ},

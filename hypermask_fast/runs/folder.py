@@ -19,7 +19,7 @@ try:
 except ImportError:
     _fcntl = None
 
-_CONFIG = "config.toml"
+_CONFIG, _SCRIPT = "config.toml", "script.json"
 _LOCK = ".lock"
 _CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.json"
 _TIMING = "timing.json"
@@ -44,7 +44,7 @@ def _never_began(path: Path, names: Sequence[str]) -> bool:
     if _LOCK not in names or not (path / _LOCK).read_bytes().isdigit():
         return False  # no run made it
     others = {name for name in names if not name.startswith(TEMPORARY)}
-    if others - {_CONFIG, _LOCK, _METRICS, _CHECKPOINTS}:
+    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS}:
         return False
     saved = (path / _CHECKPOINTS).iterdir() if _CHECKPOINTS in others else ()
     return all(entry.name.startswith(TEMPORARY) for entry in saved)
@@ -57,16 +57,17 @@ def require_vacant(path: Path) -> None:
     """
     try:
         names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-        if _CONFIG in names and _never_began(path, names):
+        settings = next((name for name in (_CONFIG, _SCRIPT) if name in names), None)
+        if settings and _never_began(path, names):
             return
     except OSError as error:
         raise ConfigError(
             f"cannot use {path} for a run: {error.strerror}; choose another --out"
         ) from error
-    if _CONFIG in names:
+    if settings:
+        how = {_CONFIG: f"with `hypermask resume {path}`", _SCRIPT: "with the script that began it"}
         raise ConfigError(
-            f"{path} holds a run already; continue it with `hypermask resume {path}` or choose "
-            "another --out"
+            f"{path} holds a run already; continue it {how[settings]} or choose another --out"
         )
     foreign = [name for name in names if name != _LOCK and not name.startswith(TEMPORARY)]
     if foreign:
@@ -82,6 +83,11 @@ def _require_run(path: Path) -> None:
     try:
         if (path / _CONFIG).is_file():
             return
+        if (path / _SCRIPT).is_file():
+            raise ConfigError(
+                f"{path} holds a run that a script began with hypermask_fast.Run; start that "
+                "script again, it continues"
+            )
         if not path.exists():
             seen = "it does not exist"
         elif not path.is_dir():
@@ -182,8 +188,15 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config_text: str) -> RunFolder:
-        """Make the folder of a new run, lock it, and write ``config_text`` to its ``config.toml``.
+    def create(
+        cls, path: str | os.PathLike[str], text: str, *, settings: str = _CONFIG
+    ) -> RunFolder:
+        """Make the folder of a new run, lock it, and write its settings.
+
+        Args:
+            path: The folder.
+            text: The settings.
+            settings: Name of their file, which tells what made the run.
 
         Raises:
             ConfigError: The folder holds a run or other files, is in use, or cannot be written.
@@ -200,10 +213,31 @@ class RunFolder:
         run._lock = FolderLock(run.path)
         try:
             require_vacant(run.path)  # another process may have come first
-            write_text_atomic(run.config_path, config_text)
+            for name in {_CONFIG, _SCRIPT} - {settings}:  # of a run that never began
+                (run.path / name).unlink(missing_ok=True)
+            write_text_atomic(run.path / settings, text)
         except BaseException:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def of_script(cls, path: str | os.PathLike[str], text: str) -> RunFolder:
+        """Open and lock the folder of a script's run, or make it; see :meth:`create`.
+
+        Raises:
+            ConfigError: It holds another kind of run or other files, is in use, or cannot be
+                written.
+        """
+        run = cls(path)
+        try:
+            names = sorted(entry.name for entry in run.path.iterdir()) if run.path.exists() else []
+            has_begun = _SCRIPT in names and not _never_began(run.path, names)
+        except OSError:
+            has_begun = False  # which create() reports
+        if not has_begun:
+            return cls.create(path, text, settings=_SCRIPT)
+        run._lock = FolderLock(run.path)
         return run
 
     @classmethod
@@ -241,6 +275,11 @@ class RunFolder:
     def config_path(self) -> Path:
         """The settings of the run, ``config.toml``."""
         return self.path / _CONFIG
+
+    @property
+    def script_path(self) -> Path:
+        """What a run of a script was begun with, ``script.json``."""
+        return self.path / _SCRIPT
 
     @property
     def checkpoints(self) -> Path:
@@ -288,6 +327,11 @@ class RunFolder:
                     f"{self.checkpoints} holds no checkpoint, and {name} is there, which is "
                     "written after one; restore the checkpoints, or start a new run"
                 )
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it holds no lock."""
+        return self._lock is None
 
     def close(self) -> None:
         """Free the lock; calling it again does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
+from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
-from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -56,21 +59,54 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
 
 
-def build(config: RunConfig) -> tuple[Scenario, Trainer]:
+def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario, Trainer]:
     """Return the scenario and a trainer with a new learner, all tasks added, on the device.
+
+    Args:
+        config: The settings.
+        scenario: That of the settings; default: it is made.
 
     Raises:
         ConfigError: A setting does not fit.
         DataError: A data file is missing or damaged.
     """
     device = _device(config.run.device)
-    scenario = make_scenario(config).to(device)
+    scenario = (make_scenario(config) if scenario is None else scenario).to(device)
+    if config.scenario.is_own:
+        config = config.replace(tasks=len(scenario))
+        for task in scenario:
+            check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
-    learner = make_learner(config, scenario.input_shape, scenario.num_classes).to(device)
+    example = next(scenario[0].evaluation_batches("test", 2))[0]
+    sizes = scenario.input_shape, scenario.num_classes
+    learner = make_learner(config, *sizes, example).to(device)
     trainer = make_trainer(config, learner)
     for task in scenario:
         trainer.add(task)
     return scenario, trainer
+
+
+def _built(
+    config: RunConfig, memory: int | None, *, resuming: bool = False
+) -> tuple[Scenario, Trainer]:
+    """Return what :func:`build` does, after a check that the run fits.
+
+    Raises:
+        ConfigError: It does not fit, or as :func:`build`.
+        DataError: A data file is missing or damaged.
+    """
+    scenario = None
+    if config.scenario.is_own:
+        if memory is None:  # before the data are there, which the plan counts
+            memory = available_memory(str(_device(config.run.device)))
+        scenario = make_scenario(config)
+    try:
+        plan(config, memory=memory, scenario=scenario).require(resuming=resuming)
+    except PlanError as error:
+        made = build(config, scenario)  # which may tell more
+        warnings.warn(f"the run starts without a plan: {error}", RuntimeWarning, stacklevel=3)
+        return made
+    return build(config, scenario)
 
 
 def _run(
@@ -83,7 +119,7 @@ def _run(
 ) -> RunResult:
     with ExitStack() as stack:
         stop = stack.enter_context(caught_signal())
-        session = Session(config, folder, scenario, trainer, stop)
+        session = ConfiguredSession(config, folder, scenario, trainer, stop)
         position = session.restore(changes)
         metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
         progress = Progress(
@@ -118,9 +154,8 @@ def train(
         Stopped: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
     check_value("out", str, out, path=True)
-    plan(config, memory=memory).require()
     # The folder comes second: a run that cannot start leaves none behind.
-    scenario, trainer = build(config)
+    scenario, trainer = _built(config, memory)
     with RunFolder.create(out, config.to_toml()) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {})
 
@@ -153,8 +188,8 @@ def resume(
     with RunFolder.open(path) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
-        plan(config, memory=memory).require(resuming=True)
-        return _run(config, folder, *build(config), show_progress, changes)
+        made = _built(config, memory, resuming=True)
+        return _run(config, folder, *made, show_progress, changes)
 
 
 def load(path: str | Path, *, device: str | None = None, data_dir: str | None = None) -> Trainer:

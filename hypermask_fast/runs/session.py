@@ -1,41 +1,42 @@
-"""A run in progress: its log, progress and checkpoints."""
+"""A run in progress: its log, progress and checkpoints, whoever chooses its tasks."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.atomic import write_text_atomic
-from hypermask_fast.runs.environment import differences, environment
+from hypermask_fast.runs.environment import differences
 from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
-from hypermask_fast.runs.restoring import as_json, in_a_sentence, require_same
+from hypermask_fast.runs.metrics_log import MetricsLog, Position
+from hypermask_fast.runs.restoring import as_json, require_same
 from hypermask_fast.runs.timing import StepClock
-from hypermask_fast.scenarios import Scenario
-from hypermask_fast.settings.changes import Changes, carry_into, check_within_task, described
-from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.scenarios import Task
+from hypermask_fast.settings.changes import Changes, described
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
 
 class Session:
-    """Trains what is left of a run, and writes its log and its checkpoints on the way.
+    """Trains tasks, and writes their log and checkpoints on the way.
 
     Args:
-        config: The run's settings.
-        folder: Where its files are.
-        scenario: Its tasks.
-        trainer: Its trainer, with all tasks added.
+        folder: Where the run's files are.
+        trainer: Its trainer.
         stop: Returns the number of the signal that asks the run to stop, or None.
+        log_every: Steps between rows of the log.
+        checkpoint_every: Seconds between checkpoints inside a task.
+        environment: What the bits depend on beside settings.
 
     Attributes:
         names: Of the tasks.
@@ -44,68 +45,62 @@ class Session:
             and after of ``settings`` or of the ``environment``.
     """
 
+    continues_with: str | None = None
+    """How a run goes on that a signal stopped; None: with the command."""
+
     def __init__(
         self,
-        config: RunConfig,
         folder: RunFolder,
-        scenario: Scenario,
         trainer: Trainer,
         stop: Callable[[], int | None],
+        *,
+        log_every: int,
+        checkpoint_every: float,
+        environment: dict[str, Any],
     ) -> None:
-        self.config, self.folder, self.scenario, self.trainer = config, folder, scenario, trainer
-        self.stop = stop
-        self.names = [task.name for task in scenario]
-        self.steps = [trainer.steps_of(task) for task in scenario]
+        self.folder, self.trainer, self.stop = folder, trainer, stop
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.names: list[str] = []
+        self.steps: list[int] = []
         self.changes: list[dict[str, Any]] = []
-        device = next(trainer.learner.parameters()).device
-        self._environment = environment(config, device)
+        self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
+        device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
         self._step_clock = StepClock(folder.timing_path, wait)
 
-    def restore(self, changes: Changes) -> Position:
-        """Continue from the newest checkpoint, if there is one; no file is written.
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the run's settings, by name, for JSON."""
+        raise NotImplementedError
+
+    def _take(self, saved: checkpoint.Checkpoint, changes: Changes) -> Position:
+        """Go on from a checkpoint, whose tasks the trainer has.
 
         Args:
+            saved: The checkpoint.
             changes: Of the settings since then, which were accepted.
 
         Returns:
             Where the log goes on.
 
         Raises:
-            CheckpointError: The checkpoint is damaged, or does not fit.
+            CheckpointError: It does not fit.
         """
-        path = checkpoint.latest(self.folder.checkpoints)
-        if path is None:
-            return START
-        saved = checkpoint.load_latest(self.folder.checkpoints)
         state = saved.state
-        with in_a_sentence(path):
-            names = [record["name"] for record in state["trainer"]["task"]["tasks"]]
-            if names != self.names:
-                raise CheckpointError(
-                    f"the checkpoint was made with the tasks {names} and config.toml gives "
-                    f"{self.names}; put back the settings of the run"
-                )
-            current = state["trainer"]["task"]["current"]
-            if current is not None:
-                check_within_task(changes, names[current])
-            groups = [
-                state["trainer"]["optimizer"],
-                *state["trainer"].get("optimizers", {}).values(),
-            ]
-            for of_one in groups:
-                carry_into(of_one, changes, self.config.training.schedule)
-            self.trainer.load_state(saved.tensors, state["trainer"])
-            require_same(state["trainer"], self.trainer.state()[1])
-            self.changes = list(state.get("changes", ()))
-            self._check_place(saved.step, state.get("steps_taken"))
-            position = Position(int(state["metrics_position"]), state.get("metrics_sha256"))
-            if self.done < sum(self.steps):
-                self._note(saved.step, changes, state.get("environment"))
-        return position
+        self.trainer.load_state(saved.tensors, state["trainer"])
+        require_same(state["trainer"], self.trainer.state()[1])
+        self.changes = list(state.get("changes", ()))
+        self._check_place(saved.step, state.get("steps_taken"))
+        if not self.has_ended:
+            self._note(saved.step, changes, state.get("environment"))
+        return Position(int(state["metrics_position"]), state.get("metrics_sha256"))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no step is left of the tasks that there are."""
+        return self.done >= sum(self.steps)
 
     def _check_place(self, step: int, steps_taken: list[int] | None) -> None:
         """Raise CheckpointError where the trainer is at no step of the run, or not at ``step``."""
@@ -137,7 +132,7 @@ class Session:
             "task's steps"
         )
 
-    def _note(self, step: int, changes: Changes, before: dict[str, Any] | None) -> None:
+    def _note(self, step: int, changes: Changes, before: Mapping[str, Any] | None) -> None:
         """Keep what is not as it was at the checkpoint, and warn of another environment."""
         if changes:
             self.changes.append({"step": step, "settings": as_json(changes)})
@@ -164,16 +159,23 @@ class Session:
         """Steps taken in all tasks."""
         return sum(self.steps[: self.trainer.tasks_done]) + self.trainer.step
 
-    def run(self, metrics: MetricsLog, progress: Progress) -> None:
-        """Train the tasks that are left."""
-        checkpoint.tidy(self.folder.checkpoints)
-        trainer, config = self.trainer, self.config
+    def fit(self, task: Task, metrics: MetricsLog, progress: Progress) -> npt.NDArray[np.float64]:
+        """Train a task, the next one of :attr:`names`, or what is left of it.
+
+        Returns:
+            What :meth:`Trainer.fit` does.
+
+        Raises:
+            Stopped: A signal came; a checkpoint was saved.
+            TrainingError: The loss is not finite.
+        """
+        trainer = self.trainer
 
         def after_step(_: Trainer) -> None:
             losses = trainer.losses
             assert losses is not None
             index = trainer.tasks_done
-            if trainer.step % config.run.log_every == 0 or trainer.step == self.steps[index]:
+            if trainer.step % self.log_every == 0 or trainer.step == self.steps[index]:
                 metrics.write(
                     {
                         "task": index,
@@ -188,29 +190,37 @@ class Session:
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
             signum = self.stop()
-            due = time.monotonic() - self._saved_at >= config.run.checkpoint_every
+            due = time.monotonic() - self._saved_at >= self.checkpoint_every
             if signum is not None or due:
                 self.save(metrics)
             if signum is not None:
-                raise Stopped(signum, self.folder.path)
+                raise Stopped(signum, self.folder.path, self.continues_with)
 
         trainer.hooks.append(after_step)
-        for task in self.scenario.tasks[trainer.tasks_done :]:
+        try:
             row = trainer.fit(task)
-            index = trainer.tasks_done - 1
-            metrics.write(
-                {
-                    "after_task": index,
-                    "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
-                }
-            )
-            self.save(metrics)
-            report.write_accuracy(self.folder.path, trainer.accuracy, self.names)
-            seen = row[: index + 1]
-            progress.message(
-                f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
-                f"{np.nanmean(seen):.2f} %"
-            )
+        finally:
+            trainer.hooks.remove(after_step)
+        index = trainer.tasks_done - 1
+        metrics.write(
+            {
+                "after_task": index,
+                "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
+            }
+        )
+        self.save(metrics)
+        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        seen = row[: index + 1]
+        progress.message(
+            f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
+            f"{np.nanmean(seen):.2f} %"
+        )
+        return row
+
+    @property
+    def all_names(self) -> list[str]:
+        """Names of the columns of the trainer's accuracies."""
+        return self.names
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest."""
@@ -231,7 +241,7 @@ class Session:
                 "metrics_position": position.size,
                 "metrics_sha256": position.sha256,
                 "steps_taken": self.steps[: self.trainer.tasks_done],
-                "settings": self.config.to_toml(),
+                **self.kept(),
                 **made_with,
             },
         )

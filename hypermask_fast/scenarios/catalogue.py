@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.factories import is_factory, parsed_options
 from hypermask_fast.fields import Settings, setting
 
 
@@ -73,13 +76,16 @@ SCENARIOS = {
 SCENARIO_NAMES = tuple(SCENARIOS)
 
 
+_OF_CATALOGUE = ("validation", "augment", "normalize", "identity_first")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScenarioSettings(Settings):
-    """A ready-made scenario and its options."""
+    """A ready-made scenario, or a function that makes one, and its options."""
 
     name_is: ClassVar[str] = "scenario"
 
-    name: str = setting("split-digits", "sequence of tasks", choices=SCENARIO_NAMES)
+    name: str = setting("split-digits", "sequence of tasks", choices=SCENARIO_NAMES, factory=True)
     data_dir: str = setting("data", "folder that holds the data files")
     tasks: int | None = setting(None, "number of tasks (none: the scenario's own)", low=1)
     validation: int | None = setting(
@@ -94,3 +100,38 @@ class ScenarioSettings(Settings):
     identity_first: bool | None = setting(
         None, "leave the pixels of the first task in place (none: as the scenario does)"
     )
+    scenario_options: str = setting(
+        "", "arguments of a function that makes the scenario: NAME=VALUE,..., values as in TOML"
+    )
+
+    def check(self) -> None:
+        if not self.is_own and self.scenario_options:
+            raise ConfigError(
+                f"scenario_options={self.scenario_options!r} is of functions, and scenario="
+                f"{self.name!r} is of the catalogue; remove it"
+            )
+        for name in _OF_CATALOGUE if self.is_own else ():
+            value = getattr(self, name)
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value!r} is of the catalogue's scenarios, and scenario={self.name!r} "
+                    "makes its tasks itself; remove it, or give the function an option"
+                )
+        self.arguments()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a function of one's own makes it."""
+        return is_factory(self.name)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the function's options by name."""
+        return parsed_options("scenario_options", self.scenario_options)
+
+    @classmethod
+    def merged(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """As in the base; options of a scenario of one kind do not go on to the other kind."""
+        before, now = values.get("name", cls.name), changes.get("name", values.get("name", ""))
+        if is_factory(before) != is_factory(now):
+            values = {k: v for k, v in values.items() if k == "data_dir"}
+        return {**values, **changes}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -16,27 +13,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from hypermask_fast.counters import AUGMENT, counter_randint
 from hypermask_fast.errors import DataError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.scenarios.seeding import seeded
 from hypermask_fast.scenarios.sources import Source, check_labels, check_tensors
 from hypermask_fast.scenarios.stream import BatchStream
 
 # The first three purposes of AUGMENT are a Preprocess's.
 _SEED_OF_EXAMPLE = 3
 _Keys = Sequence[tuple[int, int]]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch inside; leave them as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms use it
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 class _Seeded(Dataset[Any]):
@@ -47,7 +30,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         place, seed = key
-        with _seeded(seed):
+        with seeded(seed):
             return self.dataset[place]
 
 

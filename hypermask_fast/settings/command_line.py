@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hypermask_fast.errors import ConfigError, nearest
-from hypermask_fast.fields import parsed, text_of
+from hypermask_fast.fields import choices_text, parsed, text_of
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.options import (
     Option,
@@ -70,7 +70,7 @@ def add_arguments(
         default = preset if name == "preset" else default_text(option, tables)
         text = option.rules["help"]
         if "choices" in option.rules:
-            text += f" ({', '.join(option.rules['choices'])})"
+            text += f" ({choices_text(option.rules)})"
         groups[title].add_argument(
             f"--{name.replace('_', '-')}",
             default=argparse.SUPPRESS,

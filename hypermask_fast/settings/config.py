@@ -70,10 +70,12 @@ class RunConfig:
         return registry.name_of(self.method)
 
     @property
-    def tasks(self) -> int:
-        """The number of tasks."""
+    def tasks(self) -> int | None:
+        """The number of tasks; None where a function of one's own makes all that there are."""
         chosen = self.scenario
-        return SCENARIOS[chosen.name].tasks if chosen.tasks is None else chosen.tasks
+        if chosen.tasks is None and not chosen.is_own:
+            return SCENARIOS[chosen.name].tasks
+        return chosen.tasks
 
     @classmethod
     def from_options(cls, **options: Any) -> RunConfig:
@@ -205,14 +207,15 @@ def _check_together(config: RunConfig) -> None:
             "steps=2000"
         )
     normalizes = scenario.normalize
-    if normalizes is None:
+    if normalizes is None and not scenario.is_own:
         normalizes = SCENARIOS[scenario.name].normalized
     if config.method.unit_inputs and normalizes:
         raise ConfigError(
             f"method={config.method_name!r} replays images in [0, 1] and normalize="
             f"{scenario.normalize} normalizes those of {scenario.name}; use normalize=False"
         )
-    config.method.check_run(tasks=config.tasks, moments=training.moments)
+    # Where the tasks are not known yet, a run gives their number before it begins.
+    config.method.check_run(tasks=config.tasks or 1, moments=training.moments)
     if scenario.validation == 0 and training.validates:
         raise ConfigError(
             f"validation=0 leaves nothing to measure for selection={training.selection!r} and "

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hypermask_fast.errors import ConfigError, nearest
+from hypermask_fast.factories import FORM
 from hypermask_fast.fields import Kind, Settings, check_names, checked, kinds_of, setting
 from hypermask_fast.methods import registry
-from hypermask_fast.networks.catalogue import NETWORKS
+from hypermask_fast.networks.catalogue import (
+    NETWORKS,
+    NetworkSettings,
+    OwnNetworkSettings,
+    network_settings,
+)
 from hypermask_fast.scenarios.catalogue import ScenarioSettings
 from hypermask_fast.settings.presets import presets
 from hypermask_fast.training.settings import TrainingSettings
@@ -70,7 +76,11 @@ class Option(NamedTuple):
 
 def _choice(name: str, table: str, key: str) -> Option:
     choices = {"preset": presets, "method": registry.methods, "network": lambda: NETWORKS}[name]()
-    rules = {"help": _CHOICES[name], "choices": tuple(choices)}
+    rules = {
+        "help": _CHOICES[name],
+        "choices": tuple(choices),
+        "factory": name == "network",
+    }
     return Option(table, key, Kind(str), rules, _DEFAULTS.get(name, ""))
 
 
@@ -79,7 +89,7 @@ def classes_of(method: str, network: str) -> dict[str, type[Settings]]:
     return {
         "method": registry.settings_of(method),
         "scenario": ScenarioSettings,
-        "network": NETWORKS[network],
+        "network": network_settings(network),
         "training": TrainingSettings,
         "run": RunSettings,
     }
@@ -97,6 +107,8 @@ def options_of(method: str, network: str) -> dict[str, Option]:
             found[table] = _choice(table, table, "name")
         kinds = kinds_of(cls)
         for field in dataclasses.fields(cls):
+            if field.name == "name" and table in _DEFAULTS:
+                continue
             name = table if field.name == "name" else cls.prefix + field.name
             if name in found:
                 raise ConfigError(
@@ -196,7 +208,8 @@ def nested(flat: Mapping[str, Any], base: Tables) -> dict[str, dict[str, Any]]:
 
 def owner_of(name: str) -> tuple[str, str] | None:
     """Return "network" or "method" and the name of one that has an option of this flat name."""
-    for network, cls in NETWORKS.items():
+    networks: dict[str, type[NetworkSettings]] = {**NETWORKS, FORM: OwnNetworkSettings}
+    for network, cls in networks.items():
         if name in [cls.prefix + key for key in kinds_of(cls)]:
             return "network", network
     for method in registry.methods():

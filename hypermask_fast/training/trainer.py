@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.backends.compiled import Compiler
-from hypermask_fast.conversion.entries import check_manifest
-from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, weights_of
+from hypermask_fast.methods.extra_state import check_storable, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.scenarios.own import Data, as_task
@@ -25,7 +23,7 @@ from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
 from hypermask_fast.training.best import BestModel
-from hypermask_fast.training.checks import check_state, check_trainable
+from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
@@ -33,11 +31,11 @@ from hypermask_fast.training.phases import phases_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.schedules import Schedule
 from hypermask_fast.training.settings import TrainingSettings
+from hypermask_fast.training.states import load_learner, parts_of
 from hypermask_fast.training.step import TrainingStep
 
 _EPOCHS = 10
 _FINITE_CHECK_STEPS = 50
-_PARTS = ("learner", "task", "best", "rng")
 
 
 @takes_options(TrainingSettings)
@@ -357,33 +355,9 @@ class Trainer:
             CheckpointError: The state belongs to another network, to other settings, or to tasks
                 that were not added.
         """
-        check_state(tensors, state)
-        own, saved = type(self.learner).__name__, state.get("method")
-        if saved not in (None, own):
-            raise CheckpointError(
-                f"the checkpoint is of a {saved} and the learner is a {own}; resume with the "
-                "settings of the run"
-            )
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            if part in parts:
-                parts[part][rest] = value
-            elif not part.startswith("optimizer"):
-                raise CheckpointError(
-                    f"the checkpoint has a tensor {name!r}, which is of no part of a trainer; it "
-                    "was made by another version"
-                )
+        parts = parts_of(self.learner, tensors, state)
         self._tasks.check_has(state["task"])
-        before = self.learner.task_state()
-        try:
-            self.learner.load_task_state(parts["task"], state["task"])
-            check_manifest(state["manifest"], self.learner.manifest())
-            tasks = {EXTRA_STATE: self.learner.get_extra_state()}
-            self.learner.load_state_dict({**parts["learner"], **tasks})
-        except CheckpointError:
-            self.learner.load_task_state(*before)
-            raise
+        load_learner(self.learner, parts, state)
         if self.learner.current is not None:
             self._make_optimizers(self.learner.current)
             assert self._step_fn is not None

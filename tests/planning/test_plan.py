@@ -17,8 +17,9 @@ from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.planning import live_memory
 from hypermask_fast.planning.live_memory import KEPT, LiveMemory, available_memory
-from hypermask_fast.planning.plan import Plan, plan, scenario_size
+from hypermask_fast.planning.plan import Plan, plan
 from hypermask_fast.planning.simulation import MOMENTS, TARGET
+from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.runs import run
 from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario, cifar10_100
 from hypermask_fast.scenarios import published as presets
