@@ -63,6 +63,18 @@ class IntervalHypernetwork(Hypernetwork):
             size = self.embedding_dim
             add_rows(self.radii, self.radii.new_full((capacity - before, size), 1 / size))
 
+    @torch.no_grad()
+    def copy_row(self, source: int, task: int) -> None:
+        super().copy_row(source, task)
+        if self.radii is not None:
+            self.radii[task] = self.radii[source]
+
+    @torch.no_grad()
+    def renew_row(self, task: int) -> None:
+        super().renew_row(task)
+        if self.radii is not None:
+            self.radii[task] = 1 / self.embedding_dim
+
     def box(self, ids: Tensor, extent: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return centers and radii (k, d) of tasks' boxes; only the first has gradients.
 
