@@ -88,8 +88,9 @@ def _objective(name: str, learner: Learner, classes: int | None) -> Callable[[Te
     return lambda logits: superfluous(logits, count)
 
 
-def _candidates(learner: Learner, tasks: Sequence[int] | None) -> list[int]:
-    chosen = sorted(set(learner.learned if tasks is None else tasks))
+def _candidates(learner: Learner, tasks: Sequence[int | str] | None) -> list[int]:
+    given = learner.learned if tasks is None else tasks
+    chosen = sorted({learner.task_id(t) if isinstance(t, str) else t for t in given})
     if not chosen:
         raise ValueError("no task was learned, so none can be inferred; learn one, or give tasks=")
     if chosen[0] < 0 or chosen[-1] >= len(learner.tasks):
@@ -170,7 +171,7 @@ def one_shot(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Inferred:
     """Infer the task of a batch in one forward and one backward: the argmin of the gradient.
 
@@ -200,7 +201,7 @@ def binary(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Inferred:
     """Infer the task of a batch in about log2(tasks) passes, each of which keeps the lower half.
 
@@ -234,7 +235,7 @@ def passes_stayed(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Tensor:
     """Return after how many passes of :func:`binary` each task is left, (tasks,).
 
@@ -294,7 +295,7 @@ def _search(
     objective: str,
     rows: int | None,
     classes: int | None,
-    tasks: Sequence[int] | None,
+    tasks: Sequence[int | str] | None,
 ) -> tuple[Inferred, list[int]]:
     """Return the result, and the tasks that are left: several where nothing tells them apart."""
     check_learner(learner)

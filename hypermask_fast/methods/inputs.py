@@ -105,7 +105,9 @@ def inputs_of(x: Any) -> Any:
     if not is_named and not isinstance(x, tuple | list):
         return x
     made = Inputs((), x) if is_named else Inputs(x, {})
-    if not made.tensors():
+    # A list of pairs is no batch; in a tuple anything may be an input.
+    direct = any(isinstance(value, Tensor) for value in made.args)
+    if not made.tensors() or (isinstance(x, list) and not direct):
         return x
     if len(made.args) == 1 and not made.kwargs and isinstance(made.args[0], Tensor):
         return made.args[0]

@@ -117,6 +117,11 @@ class TaskLife(HoldsTensors):
     def _renew_rows(self, task: int) -> None:
         """Make what is held for a task that was copied as new, for the next one of this id."""
 
+    @property
+    def renamed(self) -> Sequence[tuple[str, str]]:
+        """The old and new names of tasks that got others, in that order."""
+        return tuple(self._tasks.renamed)
+
     def rename_task(self, task: TaskId, name: str) -> None:
         """Give a task another name.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from hypermask_fast.methods.forwards import TaskForwards
+from hypermask_fast.methods.life import TaskLife
 
 
 class TaskNetwork(nn.Module):
@@ -22,7 +21,7 @@ class TaskNetwork(nn.Module):
         task: The id.
     """
 
-    def __init__(self, learner: TaskForwards, task: int) -> None:
+    def __init__(self, learner: TaskLife, task: int) -> None:
         super().__init__()
         self.learner, self.task = learner, task
         self.training = learner.training

@@ -25,7 +25,7 @@ from hypermask_fast.scenarios.task import check_task
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
 from hypermask_fast.training.best import BestModel
-from hypermask_fast.training.checks import check_state, check_trainable
+from hypermask_fast.training.checks import check_trainable, parts_of
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
@@ -37,7 +37,6 @@ from hypermask_fast.training.step import TrainingStep
 
 _EPOCHS = 10
 _FINITE_CHECK_STEPS = 50
-_PARTS = ("learner", "task", "best", "rng")
 
 
 @takes_options(TrainingSettings)
@@ -146,7 +145,8 @@ class Trainer:
         return self._tasks.admit(task)
 
     def fit(self, task: Task | Data, **data: Any) -> npt.NDArray[np.float64]:
-        """Train a task, or continue it after :meth:`load_state`.
+        """Train a task, or continue it after :meth:`load_state`; the learner is in evaluation mode
+        afterwards.
 
         Args:
             task: A Task; tasks of one name are one task. Or the training data of one: a pair of
@@ -183,6 +183,13 @@ class Trainer:
                 if len(self.learner.tasks) > added:
                     self._tasks.forget(task_id)
                 raise
+        try:
+            return self._train(task, task_id, stream)
+        finally:
+            self.learner.eval()
+
+    def _train(self, task: Task, task_id: int, stream: BatchStream) -> npt.NDArray[np.float64]:
+        total = self.steps_of(task)
         self.learner.train()
         self._watch = LossWatch(task.name, self._tasks.device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
@@ -299,15 +306,15 @@ class Trainer:
 
     def evaluate(
         self,
-        task_id: int,
+        task_id: int | str,
         split: str = "test",
         *,
         weights: Mapping[str, Tensor] | None = None,
     ) -> float:
-        """Return the accuracy in percent of a task that was added, its id given.
+        """Return the accuracy in percent of a task that was added.
 
         Args:
-            task_id: The task.
+            task_id: The task, its id or its name.
             split: "test" (default), "validation" or "train".
             weights: Of the learner's ``task_weights``, to use in place of the present ones.
 
@@ -357,23 +364,7 @@ class Trainer:
             CheckpointError: The state belongs to another network, to other settings, or to tasks
                 that were not added.
         """
-        check_state(tensors, state)
-        own, saved = type(self.learner).__name__, state.get("method")
-        if saved not in (None, own):
-            raise CheckpointError(
-                f"the checkpoint is of a {saved} and the learner is a {own}; resume with the "
-                "settings of the run"
-            )
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            if part in parts:
-                parts[part][rest] = value
-            elif not part.startswith("optimizer"):
-                raise CheckpointError(
-                    f"the checkpoint has a tensor {name!r}, which is of no part of a trainer; it "
-                    "was made by another version"
-                )
+        parts = parts_of(tensors, state, type(self.learner).__name__)
         self._tasks.check_has(state["task"])
         before = self.learner.task_state()
         try:
@@ -395,6 +386,7 @@ class Trainer:
         self._best.load(parts["best"], state["best_accuracy"], device)
         self.step = state["step"]
         self._record.load(state, self.learner.learned)
+        self.learner.eval()
         torch.set_rng_state(parts["rng"]["cpu"].cpu())
         if "cuda" in parts["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)

@@ -20,6 +20,7 @@ from hypermask_fast.methods.replay.settings import ReplaySettings
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.modes import has_values
 from hypermask_fast.scenarios import Preprocess, Task
+from hypermask_fast.scenarios.transform import Cast
 
 _PREFIX = "replay."
 
@@ -72,6 +73,7 @@ class ReplayLearner(CountsSteps):
         """
         task = self._checked_beginning(task, steps)
         prepared = data.train_preprocess if isinstance(data, Task) else None
+        prepared = prepared.before if isinstance(prepared, Cast) else prepared
         if isinstance(prepared, Preprocess) and prepared.mean is not None:
             raise ConfigError(
                 f"the images of the task are normalized by {prepared} and "

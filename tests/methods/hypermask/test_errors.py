@@ -145,7 +145,7 @@ def test_other_types_of_names_and_classes(options: dict[str, Any], message: str)
         (lambda it: it.losses([(X, Y)], Y, 0), "inputs are a list"),
         (lambda it: it(X, [0, 0, 1, 1]), r"task is \[0, 0, 1, 1\]; .* a tensor of ids"),
         (lambda it: it(X, np.zeros(4, int)), r"task is array\(\[0, 0, 0, 0\]\); .* tensor of ids"),
-        (lambda it: it(X, "0"), "task is '0'"),
+        (lambda it: it(X, ("task 0", 0, 0, 0)), r"task is \('task 0', 0, 0, 0\)"),
         (lambda it: it(X, True), "task is True"),
     ],
 )
