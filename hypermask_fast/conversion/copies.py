@@ -43,6 +43,12 @@ class TaskCopies(nn.Module):
         for table, own in zip(self.tables, self._own, strict=True):
             add_rows(table, own.detach().expand(capacity - len(table), *own.shape))
 
+    @torch.no_grad()
+    def set_row(self, task: int, source: int | None) -> None:
+        """Make a row as another one; None: as the network's own."""
+        for table, own in zip(self.tables, self._own, strict=True):
+            table[task] = own if source is None else table[source]
+
     def state(self, task: int) -> CopiedRows:
         """Return the row of a task."""
         tables = zip(self.names, self.tables, strict=True)

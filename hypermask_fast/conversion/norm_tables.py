@@ -100,6 +100,13 @@ class NormTable(nn.Module):
             else:
                 setattr(self, key, torch.cat((table, rows)))
 
+    @torch.no_grad()
+    def set_row(self, task: int, of: NormState) -> None:
+        """Make a row as a state."""
+        for table, value in zip(_own(self)[:4], of[:4], strict=True):
+            if table is not None and value is not None:
+                table[task] = value
+
     def state(self, task: int, learning: bool) -> NormState:
         """Return the row of a task; running statistics are views that a forward moves."""
         tables = _own(self)[:4]
@@ -188,6 +195,18 @@ class TaskNorms(nn.Module):
         for name, table in self._rows():
             table.grow(self._layers[name], capacity)
         self.copies.grow(capacity)
+
+    def copy_row(self, source: int, task: int) -> None:
+        """Give a task the states and copies of another one."""
+        for _, table in self._rows():
+            table.set_row(task, table.state(source, learning=False))
+        self.copies.set_row(task, source)
+
+    def renew_row(self, task: int) -> None:
+        """Give a task the layers' own states, and the network's own parameters."""
+        for name, table in self._rows():
+            table.set_row(task, _own(self._layers[name]))
+        self.copies.set_row(task, None)
 
     def states(self, task: int, *, learning: bool) -> list[tuple[nn.Module, State]]:
         """Return each layer with its state for a task, and the task's copies, if there are any.

@@ -23,7 +23,8 @@ OF_RADII = 2.0 / 3.0
 
 
 def _is_native(weight: Tensor) -> bool:
-    return requested() != "reference" and cpu.takes(weight)
+    has_code = weight.dtype in (torch.float32, torch.float64)
+    return has_code and requested() != "reference" and cpu.takes(weight)
 
 
 def _tile(head: Head, hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

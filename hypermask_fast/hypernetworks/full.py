@@ -64,6 +64,7 @@ class Hypernetwork(nn.Module):
         device, dtype: As in ``nn.Linear``.
 
     Attributes:
+        embedding_std: Standard deviation of the embeddings that :meth:`grow` adds. Default 1.
         trains_earlier: Whether embeddings of earlier tasks get gradients in a step. Default True.
         keeps_all: False: where logits to keep are NaN, nothing is kept, and :meth:`forward` takes
             no update. Default True.
@@ -73,6 +74,7 @@ class Hypernetwork(nn.Module):
     """
 
     trains_earlier: bool = True
+    embedding_std: float = 1.0
     keeps_all: bool = True
     _compiled_trunk: CompiledModule | None = None
 
@@ -130,10 +132,24 @@ class Hypernetwork(nn.Module):
         """
         table = self.embeddings
         check_value("capacity", int, capacity, low=len(table))
+        add_rows(table, self._new_rows(capacity - len(table)))
+
+    def _new_rows(self, count: int) -> Tensor:
+        table = self.embeddings
         bits = table.to(torch.float64).sum().view(torch.int64)
         generator = torch.Generator().manual_seed(int(bits))
-        rows = torch.randn(capacity - len(table), table.shape[1], generator=generator)
-        add_rows(table, rows.to(table))
+        rows = torch.randn(count, table.shape[1], generator=generator).to(table)
+        return rows if self.embedding_std == 1 else rows * self.embedding_std
+
+    @torch.no_grad()
+    def copy_row(self, source: int, task: int) -> None:
+        """Give a task the embedding of another one."""
+        self.embeddings[task] = self.embeddings[source]
+
+    @torch.no_grad()
+    def renew_row(self, task: int) -> None:
+        """Give a task a new embedding, as :meth:`grow` does."""
+        self.embeddings[task] = self._new_rows(1)[0]
 
     def compile_trunk(self, compiler: Compiler | None) -> None:
         """Compile the trunk once for one task and once for any larger number; None: no more."""

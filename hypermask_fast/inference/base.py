@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from hypermask_fast.errors import InferenceError, shown
 from hypermask_fast.fields import checked, document, kinds_of
 from hypermask_fast.methods.base import Learner
+
+_Value = TypeVar("_Value")
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Inputs (b, ...) and local labels int64 (b,)."""
@@ -42,9 +44,11 @@ class Score(ABC):
 
     Attributes:
         needs_training_data: Whether :meth:`fitted` has to be called before.
+        takes_several: Whether networks of several inputs can be told apart by it. Default True.
     """
 
     needs_training_data: ClassVar[bool] = False
+    takes_several: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -63,12 +67,12 @@ class Score(ABC):
         """Whether the rows that run together get one task."""
         return False
 
-    def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
+    def fitted(self, learner: Learner, data: Mapping[Any, Batches]) -> Self:
         """Return the score with what it has to know of training data. Default: nothing.
 
         Args:
             learner: The learner, which has learned the tasks.
-            data: Batches by task id.
+            data: Batches by task id or name.
         """
         return self
 
@@ -103,7 +107,22 @@ class Score(ABC):
         return scores
 
 
-def competing(learner: Learner, tasks: Sequence[int] | None) -> tuple[int, ...]:
+def by_id(learner: Learner, data: Mapping[Any, _Value]) -> dict[int, _Value]:
+    """Return what is given by task with the ids of the tasks that are given by name.
+
+    Raises:
+        ValueError: No task has the name, or one is given twice.
+    """
+    found: dict[int, _Value] = {}
+    for task, value in data.items():
+        number = learner.task_id(task)
+        if number in found:
+            raise ValueError(f"task {number} is given twice, in {list(data)}; give each once")
+        found[number] = value
+    return found
+
+
+def competing(learner: Learner, tasks: Sequence[int | str] | None) -> tuple[int, ...]:
     """Return ids of the tasks that compete, ascending. Default: those that were learned.
 
     Raises:
@@ -118,21 +137,10 @@ def competing(learner: Learner, tasks: Sequence[int] | None) -> tuple[int, ...]:
                 "training, or give tasks="
             )
         return tuple(ids)
-    ids = sorted(_checked(learner, task) for task in tasks)
+    ids = sorted(map(learner.task_id, tasks))
     if len(set(ids)) != max(1, len(ids)):
         raise ValueError(f"tasks are {shown(tasks)}; give at least one, and each once")
     return tuple(ids)
-
-
-def _checked(learner: Learner, task: int) -> int:
-    if isinstance(task, bool) or not isinstance(task, int):
-        raise TypeError(f"tasks has {shown(task)}; give ids, integers")
-    if not 0 <= task < len(learner.tasks):
-        raise ValueError(
-            f"task {task} was not added ({len(learner.tasks)} were); give ids that add_task() "
-            "returned"
-        )
-    return task
 
 
 def check_finite(values: Tensor, tasks: Sequence[int], what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from hypermask_fast.methods.base import Learner
 
 @dataclass(frozen=True)
 class _OfBlend(Score):
+    takes_several: ClassVar[bool] = False
+
     objective: str = setting(
         "entropy",
         "of the blend's outputs",

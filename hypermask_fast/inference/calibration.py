@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.fields import check_value
-from hypermask_fast.inference.base import Batches, Score, check_score, highest
+from hypermask_fast.inference.base import Batches, Score, by_id, check_score, highest
 from hypermask_fast.inference.evidence import ROWS, gather
 from hypermask_fast.methods.base import Learner, check_learner
 
@@ -127,7 +127,7 @@ KINDS = tuple(_KINDS)
 def calibrate(
     learner: Learner,
     score: Score,
-    validation: Mapping[int, Batches],
+    validation: Mapping[Any, Batches],
     *,
     kinds: Sequence[str] = KINDS,
     unknown_rate: float | None = None,
@@ -139,7 +139,7 @@ def calibrate(
     Args:
         learner: The learner.
         score: The score, fitted.
-        validation: Batches by task id; these tasks compete.
+        validation: Batches by task id or name; these tasks compete.
         kinds: What to choose from, by the task accuracy on the validation data; of equal ones the
             first is taken. "none"; "standardize", by which each task's scores of its own rows have
             mean 0 and variance 1, and which needs no other task's data; "logistic", the affine
@@ -162,8 +162,9 @@ def calibrate(
             raise ConfigError(
                 f"kinds has {kind!r}{nearest(kind, KINDS)}; choose from {', '.join(KINDS)}"
             )
-    tasks = tuple(sorted(validation))
-    scores, labels = _scores(learner, score, validation, tasks, batch_size, training_mode)
+    given = by_id(learner, validation)
+    tasks = tuple(sorted(given))
+    scores, labels = _scores(learner, score, given, tasks, batch_size, training_mode)
     spread = score.spread(scores)
     accuracies: dict[str, float] = {}
     found = [

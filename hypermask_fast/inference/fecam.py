@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import setting
-from hypermask_fast.inference.base import Batches, Evidence, Score, check_finite, minus_log
+from hypermask_fast.inference.base import Batches, Evidence, Score, by_id, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
 
 _TUKEY = ("none", "root", "published")
@@ -77,7 +77,7 @@ class FeCAM(Score):
     )
     models: Mapping[int, ClassModels] = field(default_factory=dict, repr=False, compare=False)
 
-    def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
+    def fitted(self, learner: Learner, data: Mapping[Any, Batches]) -> Self:
         """Return the score with prototypes and covariances of these tasks' classes.
 
         Args:
@@ -90,7 +90,7 @@ class FeCAM(Score):
             ValueError: Features are not finite.
         """
         models = {}
-        for task, batches in data.items():
+        for task, batches in by_id(learner, data).items():
             parts = [(learner.features(x, task).flatten(1).double(), y) for x, y in batches]
             if not parts:
                 raise ConfigError(f"the training data of task {task} is empty; give its batches")

@@ -88,12 +88,11 @@ def _objective(name: str, learner: Learner, classes: int | None) -> Callable[[Te
     return lambda logits: superfluous(logits, count)
 
 
-def _candidates(learner: Learner, tasks: Sequence[int] | None) -> list[int]:
-    chosen = sorted(set(learner.learned if tasks is None else tasks))
+def _candidates(learner: Learner, tasks: Sequence[int | str] | None) -> list[int]:
+    given = learner.learned if tasks is None else tasks
+    chosen = sorted(set(map(learner.task_id, given)))
     if not chosen:
         raise ValueError("no task was learned, so none can be inferred; learn one, or give tasks=")
-    if chosen[0] < 0 or chosen[-1] >= len(learner.tasks):
-        raise ValueError(f"tasks are {chosen} and {len(learner.tasks)} were added; give their ids")
     return chosen
 
 
@@ -170,7 +169,7 @@ def one_shot(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Inferred:
     """Infer the task of a batch in one forward and one backward: the argmin of the gradient.
 
@@ -200,7 +199,7 @@ def binary(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Inferred:
     """Infer the task of a batch in about log2(tasks) passes, each of which keeps the lower half.
 
@@ -234,7 +233,7 @@ def passes_stayed(
     objective: str = "entropy",
     rows: int | None = None,
     classes: int | None = None,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
 ) -> Tensor:
     """Return after how many passes of :func:`binary` each task is left, (tasks,).
 
@@ -294,7 +293,7 @@ def _search(
     objective: str,
     rows: int | None,
     classes: int | None,
-    tasks: Sequence[int] | None,
+    tasks: Sequence[int | str] | None,
 ) -> tuple[Inferred, list[int]]:
     """Return the result, and the tasks that are left: several where nothing tells them apart."""
     check_learner(learner)

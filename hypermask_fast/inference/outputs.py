@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import setting
 from hypermask_fast.inference.base import Evidence, Score, check_finite, minus_log
 from hypermask_fast.methods.base import Learner
@@ -79,7 +79,13 @@ class _OutputScore(Score):
     def evidence(
         self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
     ) -> Evidence:
-        logits = learner.competing_outputs(x, tasks, batch_size).double()
+        logits = learner.competing_outputs(x, tasks, batch_size)
+        if not isinstance(logits, Tensor) or logits.dim() != 3:
+            raise ConfigError(
+                f"the network puts out {shown(logits)} for several tasks, and tasks are told apart "
+                "by logits (batch, outputs); use a network that puts out those"
+            )
+        logits = logits.double()
         if self.needs_two_classes:
             check_classes(learner, tasks, logits.shape[-1])
         check_finite(logits.amax(-1), tasks, "largest output")

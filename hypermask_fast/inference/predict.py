@@ -22,15 +22,16 @@ from hypermask_fast.inference.evidence import ROWS, gather
 from hypermask_fast.inference.registry import make_score
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.inputs import Batch, Given, inputs_of
 from hypermask_fast.methods.protocol import Prediction
 
 
 def predict(
     learner: Learner,
-    x: Tensor,
+    x: Given,
     score: str | Score = "entropy",
     *,
-    tasks: Sequence[int] | None = None,
+    tasks: Sequence[int | str] | None = None,
     calibration: Calibration | None = None,
     batch_size: int = ROWS,
     training_mode: bool = False,
@@ -43,9 +44,9 @@ def predict(
 
     Args:
         learner: The learner.
-        x: Inputs (batch, ...).
+        x: Inputs (batch, ...): a tensor, a tuple of several, or a dict of those by keyword.
         score: Name of a score, or one that was fitted or has options. Default "entropy".
-        tasks: Ids of the tasks that compete. Default: those that were learned.
+        tasks: Ids or names of the tasks that compete. Default: those that were learned.
         calibration: From :func:`hypermask_fast.inference.calibration.calibrate` with the same
             score; it may answer "unknown".
         batch_size: Rows that run together. It matters where a network takes statistics of the
@@ -75,6 +76,7 @@ def predict(
             f"the calibration is of {calibration.score} and the score is {chosen}; calibrate the "
             "score that is used"
         )
+    x = inputs_of(x)
     evidence = gather(learner, x, chosen, ids, batch_size=batch_size, training_mode=training_mode)
     return decide(
         learner, x, evidence, ids, calibration, batch_size=batch_size, second_pass=second_pass
@@ -83,7 +85,7 @@ def predict(
 
 def decide(
     learner: Learner,
-    x: Tensor,
+    x: Batch,
     evidence: Evidence,
     tasks: Sequence[int],
     calibration: Calibration | None = None,
@@ -109,7 +111,7 @@ def decide(
     return Prediction(ids, classes, scores, tuple(tasks))
 
 
-def _classes(learner: Learner, x: Tensor, tasks: Tensor) -> Tensor:
+def _classes(learner: Learner, x: Batch, tasks: Tensor) -> Tensor:
     """Return the places of the largest outputs, (batch,), of rows of different tasks."""
     best, places = learner(x, tasks).max(1)
     wrong = tasks[~best.isfinite()]

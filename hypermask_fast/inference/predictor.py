@@ -69,7 +69,7 @@ class MultiTaskPredictor:
             ValueError: The task was not added.
             RuntimeError: The learner has seen no input, so that the unmasked bias is not known yet.
         """
-        task = self.learner.checked_task(task)
+        task = self.learner.task_id(task)
         outputs = self._network(task)(x, **kwargs)
         classes = self.learner.tasks[task].classes
         if classes is None or not isinstance(outputs, Tensor) or outputs.dim() != 2:

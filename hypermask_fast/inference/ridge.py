@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.fields import setting
-from hypermask_fast.inference.base import Batches, Evidence, Score, check_finite
+from hypermask_fast.inference.base import Batches, Evidence, Score, by_id, check_finite
 from hypermask_fast.methods.base import Learner
 
 _CLASSES = ("ridge", "output")
@@ -90,6 +90,7 @@ class Ridge(Score):
     """
 
     needs_training_data: ClassVar[bool] = True
+    takes_several: ClassVar[bool] = False
 
     width: int = setting(2000, "random features of the input", low=1)
     seed: int = setting(0, "of the random features", low=0)
@@ -107,7 +108,7 @@ class Ridge(Score):
     def memory_bytes(self) -> int:
         return 32 * (self.width + 1) ** 2
 
-    def fitted(self, learner: Learner, data: Mapping[int, Batches]) -> Self:
+    def fitted(self, learner: Learner, data: Mapping[Any, Batches]) -> Self:
         """Return the score with the data of these tasks, beside what it has.
 
         Args:
@@ -120,7 +121,7 @@ class Ridge(Score):
             ValueError: Inputs are not finite, or of another shape than those before.
         """
         found = self
-        for task, batches in data.items():
+        for task, batches in by_id(learner, data).items():
             found = found._with_task(learner, task, batches)
         return found._solved()
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -15,29 +12,28 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import Entry, manifest
 from hypermask_fast.errors import shown
-from hypermask_fast.lazy import offered
+from hypermask_fast.fields import check_value
 from hypermask_fast.methods.batches import (
-    WithWeights,
     check_devices,
     check_labels,
     check_optimizers,
-    check_weights,
-    read_by_last_layer,
-    run,
-    sum_of,
+    check_rows,
 )
 from hypermask_fast.methods.evaluating import modes_of
-from hypermask_fast.methods.life import TaskLife
-from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
+from hypermask_fast.methods.forwards import TaskForwards
+from hypermask_fast.methods.inputs import Given
+from hypermask_fast.methods.outputs import Criterion, check_criterion, loss_of
+from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.rows import mark_table
 
 
 def ordinary_step(
     losses_of: Callable[..., Losses],
-    x: Tensor,
-    y: Tensor,
-    task: int,
+    x: Given,
+    y: Any,
+    task: TaskId,
     optimizers: Mapping[str, Optimizer],
     before_update: Callable[[], None] | None = None,
 ) -> Losses:
@@ -56,7 +52,7 @@ def ordinary_step(
     return losses
 
 
-class Learner(TaskLife):
+class Learner(TaskForwards):
     """A network that learns tasks one after the other.
 
     The life of a task: :meth:`add_task` (it can be evaluated from then on), :meth:`begin_task`,
@@ -69,6 +65,11 @@ class Learner(TaskLife):
 
     Attributes:
         takes_input_shape: Whether the constructor takes ``input_shape=``, that of one input.
+        alone: What the network does that is called itself, outside of a task.
+        criterion: The loss of a batch, a function of outputs and targets that returns a 0-d tensor.
+            None, the default: the mean cross-entropy of labels. Where a task has fewer classes than
+            the network outputs, it gets the task's outputs alone. A module becomes a part of the
+            learner: it moves with it, is in its ``state_dict``, and its parameters train.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
     """
@@ -76,8 +77,23 @@ class Learner(TaskLife):
     takes_input_shape: ClassVar[bool] = False
 
     steps_taken: int = 0
-    # What is known to run through the network, of batches.signature.
-    _input: tuple[Any, ...] | None = None
+
+    def __init__(self, net: nn.Module, capacity: int) -> None:
+        super().__init__(net, capacity)
+        self.criterion: Criterion | None = None
+
+    @property
+    def class_dim(self) -> int | None:
+        """The dimension of outputs that classes are along; None, the default: of (batch, outputs).
+
+        Outputs of more dimensions have their classes, as the network was built, along 1 (of
+        segmentation) or -1 (of tokens). It matters to tasks that were added with classes alone.
+        """
+        return self._tasks.class_dim
+
+    @class_dim.setter
+    def class_dim(self, dim: int | None) -> None:
+        self._tasks.class_dim = check_value("class_dim", int, dim, None)
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
@@ -90,37 +106,89 @@ class Learner(TaskLife):
                 mark_table(table)
 
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
         Default: the mean cross-entropy of the task's network.
 
         Args:
-            x: Inputs (batch, ...).
-            y: Local labels int64 (batch,).
-            task: The id given to :meth:`begin_task`.
+            x: Inputs (batch, ...): a tensor, a tuple of several, or a dict of those by keyword.
+            y: Local labels int64 (batch,); with a criterion what that takes.
+            task: The task given to :meth:`begin_task`.
             optimizer: What updates parameters in the backward pass of these losses, if one does.
+            criterion: In place of :attr:`criterion`. Default: that one.
 
         Raises:
             RuntimeError: The task was not begun.
-            ValueError: Shapes, devices or labels do not fit.
+            ValueError: Shapes, devices or labels do not fit, or the criterion's value is not 0-d.
+            TypeError: An argument has another type.
         """
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task, criterion)
         with modes_of(self):
-            outputs = self._forward_one(x, task)
-        loss = self._task_loss(outputs, y, task)
+            outputs = self._run_one(x, task)
+        loss, outputs = self._loss_of(outputs, y, task, criterion)
         return Losses(loss, loss, outputs, {})
 
-    def _task_loss(self, outputs: Tensor, y: Tensor, task: int) -> Tensor:
+    def _loss_of(
+        self, outputs: Any, y: Any, task: int, criterion: Criterion | None
+    ) -> tuple[Tensor, Any]:
+        """Return the loss of a batch, 0-d, and the outputs that it is of.
+
+        Args:
+            outputs: The network's.
+            y: Labels, or what the criterion takes.
+            task: The current task.
+            criterion: In place of :attr:`criterion`.
+        """
+        chosen = self.criterion if criterion is None else criterion
+        if chosen is not None:
+            outputs = self._own_outputs(outputs, task, alone=True)
+            return loss_of(chosen, outputs, y), outputs
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the network puts out {shown(outputs)}, which has no cross-entropy; give a "
+                "criterion that takes it and the targets"
+            )
+        outputs = self._own_outputs(outputs, task, alone=False)
         self._tasks.check_labels(y, task, outputs.shape[-1])
-        return F.cross_entropy(outputs, y)
+        return F.cross_entropy(outputs, y), outputs
+
+    def _own_outputs(self, outputs: Any, task: int, *, alone: bool) -> Any:
+        """Return outputs with -inf where a task has no class, or the task's alone."""
+        if alone:
+            return self._tasks.outputs_alone(outputs, task)
+        return self._tasks.own_outputs(outputs, task)
+
+    def regularization(self, task: TaskId) -> Tensor:
+        """Return what :meth:`losses` adds to a batch's loss, 0-d, for a loss of one's own.
+
+        Gradients flow to what it is of. Each call counts as a step, as one of :meth:`losses` does::
+
+            loss = my_loss(learner(x, task=t), y) + learner.regularization(t)
+
+        Default: 0, of methods whose tasks share nothing that changes.
+
+        Args:
+            task: The task given to :meth:`begin_task`.
+
+        Raises:
+            RuntimeError: The task was not begun, or the method has no such term: call :meth:`step`.
+        """
+        self._checked_current(task)
+        return next(self.parameters()).new_zeros(())
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
@@ -133,140 +201,6 @@ class Learner(TaskLife):
             before_update: Called after the forward, before anything is updated.
         """
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
-
-    def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
-    ) -> AbstractContextManager[nn.Module]:
-        """Return a context in which what it gives is the task's network, for many batches.
-
-        Default: :attr:`net` as it is.
-
-        Args:
-            task: A task that was added.
-            weights: Target weights to use, from :meth:`task_weights`; default: the present ones.
-
-        Raises:
-            ValueError: The task was not added, or the names of the weights do not fit.
-        """
-        self._tasks.checked(task)
-        check_weights(weights)
-        return nullcontext(self.net if weights is None else WithWeights(self.net, weights))
-
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
-        """Return copies of the target parameters that a task uses, by name.
-
-        Default: those of :attr:`net`, the same for every task.
-
-        Args:
-            task: A task that was added.
-            in_step: As the last step used them, where a method changes its weights over the steps.
-
-        Raises:
-            ValueError: The task was not added.
-        """
-        self._tasks.checked(task)
-        return {name: p.detach().clone() for name, p in self.net.named_parameters()}
-
-    def install_norms(self, net: nn.Module, task: int) -> None:
-        """Give a plain copy of the target network what a task needs beside its weights."""
-
-    def features(self, x: Tensor, task: int, batch_size: int | None = None) -> Tensor:
-        """Return what the last layer of the task's network reads, (batch, features).
-
-        The last layer is the module with parameters of its own that runs last.
-
-        Args:
-            x: Inputs (batch, ...).
-            task: A task that was added.
-            batch_size: Rows that run together. Default: all.
-        """
-        check_devices(self._device, inputs=x)
-        task = self._tasks.checked(task)
-        self._prepare(x)
-        with self.activated(task) as net:
-            return torch.cat(
-                [
-                    read_by_last_layer(net, partial(run, net, rows, self._input))
-                    for rows in x.split(batch_size or max(1, len(x)))
-                ]
-            )
-
-    @torch.no_grad()
-    def all_outputs(
-        self, x: Tensor, tasks: Sequence[int] | None = None, batch_size: int | None = None
-    ) -> Tensor:
-        """Return the logits of several tasks, (tasks, batch, outputs), in their order.
-
-        Outputs that a task has no class for are -inf. One forward for all tasks where a method has
-        one that was measured to be faster, else one for each.
-
-        Args:
-            x: Inputs (batch, ...).
-            tasks: Their ids. Default: all that were added.
-            batch_size: Rows that run together; a task's weights are made once for all of them.
-                Default: all.
-
-        Raises:
-            ValueError: No task was added, or one that is given was not.
-        """
-        check_devices(self._device, inputs=x)
-        given = range(len(self.tasks)) if tasks is None else tasks
-        ids = [self._tasks.checked(task) for task in given]
-        if not ids:
-            raise ValueError("no task was added; call add_task() first")
-        self._prepare(x)
-        batches = x.split(batch_size or max(1, len(x)))
-        found: list[Tensor] = []
-        for rows in batches:
-            outputs = self._outputs_at_once(rows, ids)
-            if outputs is None:
-                return torch.stack([self._forward_batches(batches, task) for task in ids])
-            found.append(outputs.unflatten(0, (len(ids), len(rows))))
-        own = self._tasks.own_outputs
-        return torch.stack(
-            [own(each, task) for each, task in zip(torch.cat(found, 1), ids, strict=True)]
-        )
-
-    def _forward_batches(self, batches: Sequence[Tensor], task: int) -> Tensor:
-        with self.activated(task) as net:
-            outputs = torch.cat([run(net, rows, self._input) for rows in batches])
-        return self._tasks.own_outputs(outputs, task)
-
-    def competing_outputs(
-        self, x: Tensor, tasks: Sequence[int], batch_size: int | None = None
-    ) -> Tensor:
-        """Return :meth:`all_outputs` by which unknown tasks are told apart. Default: just those."""
-        return self.all_outputs(x, tasks, batch_size)
-
-    def predict(self, x: Tensor, score: Any = "entropy", **options: Any) -> Prediction:
-        """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.
-
-        Args:
-            x: Inputs (batch, ...).
-            score: How tasks are told apart: "entropy", "margin", "energy", "one_shot", "binary", or
-                a score that was fitted, such as ``Ridge().fitted(learner, data)``. Default
-                "entropy".
-            options: Of :func:`hypermask_fast.inference.predict.predict`.
-
-        Raises:
-            ValueError, ConfigError, TypeError: As there.
-        """
-        made: Prediction = offered("predict")(self, x, score, **options)
-        return made
-
-    def blended(self, alpha: Tensor) -> AbstractContextManager[nn.Module]:
-        """Return a context in which what it gives has a blend of all tasks' weights.
-
-        Args:
-            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
-
-        Raises:
-            ValueError: There is not one factor for each task.
-        """
-        self._tasks.check_factors(alpha)
-        check_devices(self._device, alpha=alpha)
-        weights = sum_of([self.task_weights(task) for task in range(len(alpha))], alpha)
-        return nullcontext(WithWeights(self.net, weights))
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
         """Return the tensors of the learner by the name that a plan of the memory shows them under.
@@ -288,7 +222,8 @@ class Learner(TaskLife):
 
     def fixed_in_graph(self) -> tuple[object, ...]:
         """Return the settings that a CUDA graph of :meth:`losses` would not see change."""
-        return self._current, self.phase, self.training, self.capacity
+        loss = (self.criterion, self.class_dim)
+        return self._current, self.phase, self.training, self.capacity, *loss
 
     def manifest(self) -> list[dict[str, Any]]:
         """Return name, shape, offset, masked and reason of every target parameter, for JSON.
@@ -299,77 +234,7 @@ class Learner(TaskLife):
             [Entry(n, tuple(p.shape), -1, False, "shared") for n, p in self.net.named_parameters()]
         )
 
-    def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
-        """Return the logits (batch, outputs); outputs a task has no class for are -inf.
-
-        The rows of several tasks are run task by task, or, without gradients, in one forward where
-        a method has one that was measured to be faster.
-
-        Args:
-            x: Inputs (batch, ...).
-            task: An id, or an integer tensor: 0-d, or (batch,) with an id for each row.
-
-        Raises:
-            ValueError: A task was not added, there is not one id for each row, or tasks are mixed
-                where the rows of a batch depend on each other.
-            TypeError: The ids are not integers.
-        """
-        check_devices(self._device, inputs=x)
-        if not isinstance(task, Tensor) or task.dim() == 0:
-            return self._forward_one(x, self._tasks.checked(task))
-        ids = self._tasks.checked_rows(task, x)
-        if len(ids) == 1:
-            return self._forward_one(x, ids[0])
-        self._check_mixing()
-        self._prepare(x)
-        known = torch.tensor(ids, device=x.device)
-        places = torch.searchsorted(known, task.to(known))
-        outputs = self._outputs_at_once(x, ids, places)
-        if outputs is not None:
-            return self._tasks.own_outputs_of_rows(outputs, ids, places)
-        rows = [(task == i).nonzero().flatten() for i in ids]
-        parts = [self._forward_one(x[row], i) for i, row in zip(ids, rows, strict=True)]
-        return torch.cat(parts)[torch.cat(rows).argsort()]
-
-    def _check_mixing(self) -> None:
-        """Raise where rows of several tasks must not share a batch."""
-
-    def check_network(self) -> None:
-        """Raise RuntimeError where :attr:`net` is not the network the learner was built over."""
-
-    def _prepare(self, x: Tensor) -> None:
-        """Look at the inputs of a forward, where a method has to."""
-
-    def _forward_one(self, x: Tensor, task: int) -> Tensor:
-        self._prepare(x)
-        outputs = self._outputs_at_once(x, [task])
-        if outputs is None:
-            with self.activated(task) as net:
-                outputs = run(net, x, self._input)
-        return self._tasks.own_outputs(outputs, task)
-
-    def _outputs_at_once(
-        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
-    ) -> Tensor | None:
-        """Return the network's outputs for several tasks in one forward, where that is faster.
-
-        Args:
-            x: Inputs (batch, ...).
-            ids: Of T tasks that were added.
-            task_of_row: (batch,) int64, each row's place in ``ids``. Default: every row runs under
-                every task.
-
-        Returns:
-            (batch, outputs), or (T * batch, outputs), those of the first task first. None where
-            the tasks are to be run one by one.
-        """
-        return None
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def _checked_batch(self, x: Tensor, y: Tensor, task: int) -> int:
+    def _checked_current(self, task: TaskId) -> int:
         task = self._tasks.checked(task)
         if task != self._current:
             state = "no task" if self._current is None else f"task {self._current}"
@@ -377,9 +242,22 @@ class Learner(TaskLife):
                 f"losses of task {task} were asked for while {state} is being learned; call "
                 f"begin_task({task}) first"
             )
-        check_devices(self._device, inputs=x, labels=y)
-        check_labels(x, y)
         return task
+
+    def _checked_batch(
+        self, x: Given, y: Any, task: TaskId, criterion: Criterion | None = None
+    ) -> tuple[Any, int]:
+        """Return a batch to learn from and the id of the current task; refuse what does not fit."""
+        task = self._checked_current(task)
+        check_criterion(self.criterion if criterion is None else criterion)
+        batch = self._checked_inputs(x)
+        is_own = criterion is not None or self.criterion is not None
+        if not is_own or isinstance(y, Tensor):
+            check_devices(self._device, labels=y)
+        if not is_own:
+            check_labels(batch, y)
+        check_rows(batch)
+        return batch, task
 
 
 def check_learner(learner: Learner) -> Learner:

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from hypermask_fast.errors import shown
+from hypermask_fast.methods.inputs import Batch, Inputs, call, signature
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,9 +23,19 @@ _LOADERS = (DataLoader, Dataset)
 _AS_TENSOR = "torch.as_tensor makes one of an array or a list"
 
 
-def check_devices(device: torch.device, **values: Tensor) -> None:
-    """Raise TypeError where a value is no tensor, ValueError if elsewhere or without rows."""
+def check_devices(device: torch.device, **values: Batch) -> None:
+    """Raise TypeError where a value is no tensor, ValueError if elsewhere or without rows.
+
+    Of :class:`Inputs` the first tensor has rows, and all are on the device.
+    """
     for name, value in values.items():
+        if isinstance(value, Inputs):
+            first, *others = value.tensors().items()
+            check_devices(device, **{f"{name}[{first[0]}]": first[1]})
+            for place, other in others:
+                if other.dim():
+                    check_devices(device, **{f"{name}[{place}]": other})
+            continue
         if not isinstance(value, Tensor):
             how = "each of its batches has one" if isinstance(value, _LOADERS) else _AS_TENSOR
             raise TypeError(f"{name} are a {type(value).__name__}; give a tensor: {how}")
@@ -36,15 +47,21 @@ def check_devices(device: torch.device, **values: Tensor) -> None:
             raise ValueError(f"{name} have shape (); give a batch, (batch, ...)")
 
 
-def check_labels(x: Tensor, y: Tensor) -> None:
-    """Raise ValueError where there is not one int64 label for each of at least one row."""
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+def check_labels(x: Batch, y: Tensor) -> None:
+    """Raise ValueError where there is not one int64 label for each row."""
+    if y.shape != (len(x),) or y.dtype != torch.int64:
+        shape = x if isinstance(x, Inputs) else f"inputs of shape {tuple(x.shape)}"
         raise ValueError(
-            f"labels are {y.dtype} of shape {tuple(y.shape)} for inputs of shape "
-            f"{tuple(x.shape)}; give int64 labels, one for each row"
+            f"labels are {y.dtype} of shape {tuple(y.shape)} for {shape}; give int64 labels, one "
+            "for each row, or a criterion that takes others"
         )
-    if not len(y):
-        raise ValueError(f"inputs have shape {tuple(x.shape)}; a loss needs at least one row")
+
+
+def check_rows(x: Batch) -> None:
+    """Raise ValueError where a batch to learn from has no row."""
+    if not len(x):
+        shape = x if isinstance(x, Inputs) else f"inputs have shape {tuple(x.shape)}"
+        raise ValueError(f"{shape}; a loss needs at least one row")
 
 
 def check_weights(weights: Mapping[str, Tensor] | None) -> None:
@@ -74,18 +91,13 @@ def check_optimizers(optimizers: Mapping[str, Optimizer]) -> None:
             )
 
 
-def signature(x: Tensor) -> tuple[Any, ...]:
-    """Return what decides whether inputs run through a network: dtype, and shape of a row."""
-    return x.dtype, *x.shape[1:]
-
-
 def run(
     net: Callable[..., Any],
-    x: Tensor,
+    x: Batch,
     known: tuple[Any, ...] | None = None,
     rows: int | None = None,
 ) -> Any:
-    """Return ``net(x)``.
+    """Return ``net(x)``, or what it makes of several inputs.
 
     Args:
         net: The network.
@@ -98,13 +110,15 @@ def run(
         ValueError: Inputs of this shape and dtype do not run through it.
     """
     try:
-        return net(x if rows is None else x[:rows])
+        if rows is None:
+            return call(net, x)
+        return call(net, x.head(rows) if isinstance(x, Inputs) else x[:rows])
     except _OF_INPUTS as error:
         _misfit(net, x, known, error)
 
 
 def _misfit(
-    net: Callable[..., Any], x: Tensor, known: tuple[Any, ...] | None, error: Exception
+    net: Callable[..., Any], x: Batch, known: tuple[Any, ...] | None, error: Exception
 ) -> NoReturn:
     # Subclasses tell of something else: of memory, of the device, or what a user's own code says.
     if type(error) not in _OF_INPUTS or signature(x) == known:
@@ -112,9 +126,12 @@ def _misfit(
     reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     inner = getattr(net, "net", None) or getattr(net, "_module", None) or net
     name = type(inner).__name__
+    given = f"a batch of {x}"
+    if not isinstance(x, Inputs):
+        given = f"an input of shape {tuple(x.shape)} and {x.dtype}"
     raise ValueError(
-        f"an input of shape {tuple(x.shape)} and {x.dtype} does not run through {name} ({reason}); "
-        "give inputs of the shape and dtype that the network takes"
+        f"{given} does not run through {name} ({reason}); give inputs of the shape and dtype that "
+        "the network takes"
     ) from error
 
 
@@ -160,7 +177,9 @@ def read_by_last_layer(net: nn.Module, run: Callable[[], object]) -> Tensor:
     """Return what the module with parameters of its own that runs last in ``run()`` is given."""
     read: list[Tensor] = []
     hooks = [
-        module.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        module.register_forward_pre_hook(
+            lambda _, args, named: read.append([*args, *named.values()][0]), with_kwargs=True
+        )
         for module in net.modules()
         if next(module.parameters(recurse=False), None) is not None
     ]

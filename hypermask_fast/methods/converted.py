@@ -15,6 +15,8 @@ from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.batches import check_weights, run
 from hypermask_fast.methods.evaluating import evaluating
+from hypermask_fast.methods.inputs import Batch
+from hypermask_fast.methods.tasks import TaskId
 
 
 class ConvertedLearner(Learner):
@@ -75,7 +77,7 @@ class ConvertedLearner(Learner):
                 "call eval() first"
             )
 
-    def _prepare(self, x: Tensor) -> None:
+    def _prepare(self, x: Batch) -> None:
         self.check_network()
 
     def check_network(self) -> None:
@@ -85,7 +87,7 @@ class ConvertedLearner(Learner):
                 "when the learner was built; build a new learner for another network"
             )
 
-    def _dry_run(self, x: Tensor, see: Callable[[Callable[[], object]], object]) -> None:
+    def _dry_run(self, x: Batch, see: Callable[[Callable[[], object]], object]) -> None:
         """Let ``see`` watch a forward of a part of a batch.
 
         Raises:
@@ -100,7 +102,7 @@ class ConvertedLearner(Learner):
 
     @contextmanager
     def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
+        self, task: TaskId, weights: Mapping[str, Tensor] | None = None
     ) -> Iterator[nn.Module]:
         task = self._tasks.checked(task)
         check_weights(weights)
@@ -126,8 +128,8 @@ class ConvertedLearner(Learner):
     def compile_steps(self, compiler: Compiler) -> None:
         self._compile_net(compiler)
 
-    def install_norms(self, net: nn.Module, task: int) -> None:
-        self.norms.install(net, task)
+    def install_norms(self, net: nn.Module, task: TaskId) -> None:
+        self.norms.install(net, self._tasks.checked(task))
 
     def manifest(self) -> list[dict[str, Any]]:
         return self._network.manifest()

@@ -9,6 +9,7 @@ from torch import Tensor
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.steps import Steps
+from hypermask_fast.methods.tasks import TaskId
 
 
 class CountsSteps(Learner):
@@ -16,7 +17,7 @@ class CountsSteps(Learner):
 
     _steps: Steps
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         task = self._checked_beginning(task, steps)
         self._steps.start(0)
         super().begin_task(task, steps=steps, data=data)

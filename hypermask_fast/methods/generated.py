@@ -21,6 +21,7 @@ from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.steps import Steps
+from hypermask_fast.methods.tasks import TaskId
 
 
 def fans(network: ConvertedNetwork) -> list[Fan]:
@@ -94,7 +95,17 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         self.hypernetwork.grow(capacity)
         self.norms.grow(capacity)
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def _copy_rows(self, source: int, task: int) -> None:
+        super()._copy_rows(source, task)
+        self.hypernetwork.copy_row(source, task)
+        self.norms.copy_row(source, task)
+
+    def _renew_rows(self, task: int) -> None:
+        super()._renew_rows(task)
+        self.hypernetwork.renew_row(task)
+        self.norms.renew_row(task)
+
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         task = self._checked_beginning(task, steps)
         self._kept.record(self.hypernetwork, task, self._earlier(task))
         super().begin_task(task, steps=steps, data=data)

@@ -20,7 +20,7 @@ from hypermask_fast.methods.extra_state import (
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.methods.settings import MethodSettings
 from hypermask_fast.methods.state_checks import check_phase, check_state
-from hypermask_fast.methods.tasks import TaskList, TaskRecord, check_steps
+from hypermask_fast.methods.tasks import TaskId, TaskList, TaskRecord, check_steps
 
 _SAME_TASK = ("tasks", "learned", "current", "capacity")
 
@@ -90,7 +90,57 @@ class TaskLife(HoldsTensors):
         self._make_room()
         return task
 
-    def remove_task(self, task: int) -> None:
+    def copy_task(
+        self, task: TaskId, name: str | None = None, classes: Sequence[int] | None = None
+    ) -> int:
+        """Add a task that starts from where another one is, and return its id.
+
+        What a method holds for each task is copied as it is now: an embedding, scores or a mask,
+        states of normalisation. So the new task's network is the other's until it is begun, but for
+        outputs of its own, and learning begins there.
+
+        Args:
+            task: The task to copy.
+            name: Of the new one; default: its number.
+            classes: Global ids of its classes. Default: those of the task that is copied.
+
+        Raises:
+            ValueError, TypeError: As :meth:`add_task`; or there is no task to copy.
+            RuntimeError: A task is being learned.
+        """
+        source = self._tasks.checked(task)
+        if self._current is not None:
+            raise RuntimeError(
+                f"task {self._current} is being learned, and abandon_task() would take a copy "
+                "back; call end_task() before copy_task()"
+            )
+        own = self._tasks.records[source].classes
+        made = self.add_task(name, own if classes is None else classes)
+        self._copy_rows(source, made)
+        self._tasks.note_copy(made, source)
+        return made
+
+    def _copy_rows(self, source: int, task: int) -> None:
+        """Copy what is held for a task to a new one."""
+
+    def _renew_rows(self, task: int) -> None:
+        """Make what is held for a task that was copied as new, for the next one of this id."""
+
+    @property
+    def renamed(self) -> Sequence[tuple[str, str]]:
+        """The old and new names of tasks that got others, in that order."""
+        return tuple(self._tasks.renamed)
+
+    def rename_task(self, task: TaskId, name: str) -> None:
+        """Give a task another name.
+
+        Raises:
+            ValueError: The name is taken, or the task was not added.
+            TypeError: The name is not a string.
+        """
+        self._tasks.rename(self._tasks.checked(task), name)
+
+    def remove_task(self, task: TaskId) -> None:
         """Remove the task that was added last, such as one that turned out not to fit.
 
         Raises:
@@ -108,7 +158,15 @@ class TaskLife(HoldsTensors):
                 f"task {task} was begun; call abandon_task() before, and do not remove a task that "
                 "was learned"
             )
+        is_copy = self._tasks.records[task].like is not None
+        if is_copy and self._current is not None:
+            raise RuntimeError(
+                f"task {task} is a copy and task {self._current} is being learned; call end_task() "
+                "before remove_task()"
+            )
         self._tasks.records.pop()
+        if is_copy:
+            self._renew_rows(task)
 
     def _make_room(self, rows: int = 0) -> None:
         capacity = max(self.capacity, rows)
@@ -121,24 +179,16 @@ class TaskLife(HoldsTensors):
     def _grow(self, capacity: int) -> None:
         """Give every table a row for each of this many tasks."""
 
-    def task_id(self, name: str) -> int:
-        """Return the id of the task called ``name``.
-
-        Raises:
-            ValueError: There is none.
-        """
-        return self._tasks.named(name)
-
-    def checked_task(self, task: Any) -> int:
-        """Return the id of a task that was added, given its id or its name.
+    def task_id(self, task: TaskId) -> int:
+        """Return the id of a task that was added, given its name or its id.
 
         Raises:
             ValueError: It was not added.
             TypeError: It is neither an integer nor a string.
         """
-        return self.task_id(task) if isinstance(task, str) else self._tasks.checked(task)
+        return self._tasks.checked(task)
 
-    def phases(self, task: int, steps: int) -> Sequence[Phase]:
+    def phases(self, task: TaskId, steps: int) -> Sequence[Phase]:
         """Return the phases that a task's steps make up, in their order. Default: one.
 
         Args:
@@ -147,7 +197,7 @@ class TaskLife(HoldsTensors):
         """
         return [Phase("train", steps)]
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: what earlier tasks need kept is recorded now.
 
         A method that changes weights here calls this first.
@@ -175,7 +225,7 @@ class TaskLife(HoldsTensors):
         """Enter a phase of the current task, which has new optimizers."""
         self.phase = name
 
-    def _checked_beginning(self, task: int, steps: int) -> int:
+    def _checked_beginning(self, task: TaskId, steps: int) -> int:
         task = self._tasks.checked(task)
         if self._current is not None:
             raise RuntimeError(

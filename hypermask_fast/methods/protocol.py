@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from hypermask_fast.methods.outputs import detached
 
 
 class Losses(NamedTuple):
@@ -16,13 +18,13 @@ class Losses(NamedTuple):
     Attributes:
         total: What to call ``backward`` on.
         task: The loss of the batch, such as its mean cross-entropy.
-        logits: (batch, outputs).
+        logits: (batch, outputs); with a criterion what it was given, of whatever form.
         terms: What a method adds to the task's loss, by name, without its factors.
     """
 
     total: Tensor
     task: Tensor
-    logits: Tensor
+    logits: Any
     terms: Mapping[str, Tensor]
 
     def __getattr__(self, name: str) -> Tensor:
@@ -40,7 +42,7 @@ class Losses(NamedTuple):
     def detached(self) -> Losses:
         """Return the losses without their graph."""
         terms = {name: value.detach() for name, value in self.terms.items()}
-        return Losses(self.total.detach(), self.task.detach(), self.logits.detach(), terms)
+        return Losses(self.total.detach(), self.task.detach(), detached(self.logits), terms)
 
 
 class Prediction(NamedTuple):

@@ -81,6 +81,9 @@ def _check_records(tasks: object) -> None:
             raise CheckpointError(
                 f"the state has the task {shown(task)}, whose classes come twice; {_MADE}"
             )
+    for place, task in enumerate(tasks):
+        if task.get("like") is not None:
+            check_ids("like", [task["like"]], place)
     names = [task["name"] for task in tasks]
     if len(set(names)) != len(names):
         raise CheckpointError(f"the state has tasks called {names}, each name once; {_MADE}")

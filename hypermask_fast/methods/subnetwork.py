@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import Optimizer
 
@@ -17,14 +16,18 @@ from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.norm_tables import TaskNorms
 from hypermask_fast.conversion.patterns import Patterns, patterns
 from hypermask_fast.layers.norms import check_module, is_norm
-from hypermask_fast.masks.packed import dots, pack, packed_bytes, unpack, weighted_sum
+from hypermask_fast.masks.packed import pack, packed_bytes, unpack
 from hypermask_fast.masks.top_k import dropped_count, top_k_mask, top_k_weights
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.evaluating import modes_of
+from hypermask_fast.methods.inputs import Given, call
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.state_checks import check_count
+from hypermask_fast.methods.subnetwork_blend import Blend
 from hypermask_fast.methods.subnetwork_scores import arrange, draw
 from hypermask_fast.methods.subnetwork_settings import SubnetworkSettings
+from hypermask_fast.methods.tasks import TaskId
 
 _LAYERS = (nn.Linear, _ConvNd)
 
@@ -70,46 +73,6 @@ class TaskRows(nn.Module):
         """Add rows of 0 until there are ``count``."""
         more = self.rows.new_zeros(count - len(self.rows), self.rows.shape[1])
         self.rows = torch.cat((self.rows, more))
-
-
-def _blend(
-    alpha: Tensor, rows: Mapping[int, Tensor], weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    factors = alpha.tolist()
-    sizes = [w.numel() for w in weights]
-    chosen = [factors[task] for task in rows]
-    mask = weighted_sum([*rows.values()], chosen, sum(sizes), weights[0].dtype)
-    parts = zip(mask.split(sizes), weights, strict=True)
-    return tuple(part.view(w.shape).mul_(w) for part, w in parts)
-
-
-class _Blend(torch.autograd.Function):
-    """``W * sum_j alpha_j M_j`` of packed masks, and its derivatives by alpha."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, alpha: Tensor, rows: Mapping[int, Tensor], *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.rows = rows
-        ctx.save_for_backward(alpha, *weights)
-        ctx.save_for_forward(*weights)
-        return _blend(alpha, rows, weights)
-
-    @staticmethod
-    def jvp(ctx: Any, of_alpha: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        return _blend(of_alpha, ctx.rows, ctx.saved_tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        alpha, *weights = ctx.saved_tensors
-        sizes = [w.numel() for w in weights]
-        values = weights[0].new_empty(sum(sizes))
-        for part, grad, w in zip(values.split(sizes), grads, weights, strict=True):
-            torch.mul(grad, w, out=part.view(w.shape))
-        of_alpha = torch.zeros_like(alpha)
-        of_alpha[list(ctx.rows)] = dots([*ctx.rows.values()], values).to(alpha)
-        return of_alpha, None, *[None] * len(weights)
 
 
 class SubnetworkLearner(ConvertedLearner):
@@ -225,7 +188,7 @@ class SubnetworkLearner(ConvertedLearner):
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         return [ParameterGroup([self.scores])]
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: with new scores, or, where it was learned, from its mask.
 
         Scores of a learned task are those that were kept, else new ones that make its mask.
@@ -240,7 +203,23 @@ class SubnetworkLearner(ConvertedLearner):
 
     def _scores_from(self, task: int, data: object) -> Tensor:
         """Return the scores that a task begins with, (N,), which may depend on its data."""
-        return self._scores_of(task, task) if task in self._learned else self._first_scores(task)
+        return self._scores_of(task, task) if self._has_mask(task) else self._first_scores(task)
+
+    def _has_mask(self, task: int) -> bool:
+        """Return whether a task was learned, or begins as one that it is a copy of."""
+        return task in self._learned or self.tasks[task].like is not None
+
+    @torch.no_grad()
+    def _copy_rows(self, source: int, task: int) -> None:
+        super()._copy_rows(source, task)
+        self.norms.copy_row(source, task)
+        self.bits[task] = pack(self._flat_mask(source))
+        if self.earlier_scores is not None:
+            self.earlier_scores.rows[task] = self._scores_from(source, None)
+
+    def _renew_rows(self, task: int) -> None:
+        super()._renew_rows(task)
+        self.norms.renew_row(task)
 
     def _first_scores(self, task: int) -> Tensor:
         """Return the scores of a task that was not begun, (N,)."""
@@ -277,11 +256,11 @@ class SubnetworkLearner(ConvertedLearner):
         """Return the mask of a task that was added, bool (N,)."""
         if task == self._current:
             return self._mask_of(self.scores)
-        if task in self._learned:
+        if self._has_mask(task):
             return unpack(self.bits[task], self._network.size)
         return self._mask_of(self._first_scores(task))
 
-    def masks(self, task: int) -> dict[str, Tensor]:
+    def masks(self, task: TaskId) -> dict[str, Tensor]:
         """Return the masks of a task by parameter name, bool.
 
         Args:
@@ -293,7 +272,7 @@ class SubnetworkLearner(ConvertedLearner):
         return self._named(self._shaped(self._flat_mask(self._tasks.checked(task))))
 
     @torch.no_grad()
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+    def task_weights(self, task: TaskId, *, in_step: bool = False) -> dict[str, Tensor]:
         weights = self._network.weights()
         masks = self._shaped(self._flat_mask(self._tasks.checked(task)))
         return self._named([torch.where(m, w, 0) for w, m in zip(weights, masks, strict=True)])
@@ -318,11 +297,11 @@ class SubnetworkLearner(ConvertedLearner):
             raise ValueError("alpha is 0 for every task; give one of them another factor")
         rows = {
             task: self.bits[task]
-            if task in self._learned and task != self._current
+            if self._has_mask(task) and task != self._current
             else pack(self._flat_mask(task))
             for task in used
         }
-        weights = self._named(_Blend.apply(alpha, rows, *self._network.weights()))
+        weights = self._named(Blend.apply(alpha, rows, *self._network.weights()))
         with self._network.applied(weights, self.norms.blended(alpha)) as net:
             yield net
 
@@ -330,20 +309,22 @@ class SubnetworkLearner(ConvertedLearner):
         """Return the weights of a training forward."""
         return self._products(self.scores)
 
-    def _training_outputs(self, outputs: Tensor, task: int) -> Tensor:
-        """Return what the loss of a batch is of."""
-        return self._tasks.own_outputs(outputs, task)
-
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task, criterion)
         self._prepare(x)
         weights = self._named(self._training_weights())
         norms = self.norms.states(task, learning=True)
         with modes_of(self), self._network.applied(weights, norms, trains=True) as net:
-            outputs = self._training_outputs((self._compiled_net or net)(x), task)
-        loss = self._task_loss(outputs, y, task)
+            outputs = call(self._compiled_net or net, x)
+        loss, outputs = self._loss_of(outputs, y, task, criterion)
         return Losses(loss, loss, outputs, {})
 
     def report(self) -> str:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.errors import nearest, shown
+from hypermask_fast.methods.inputs import Batch
 from hypermask_fast.modes import has_values
+
+TaskId: TypeAlias = "int | str | Tensor"
+"""A task: its id, as an integer or a tensor of one, or its name."""
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task that was added: its name and the classes behind its first outputs (or None)."""
+    """A task that was added.
+
+    Attributes:
+        name: Of the task.
+        classes: Global ids of the classes behind its first outputs, or None.
+        like: The task that it was copied from, or None.
+    """
 
     name: str
     classes: tuple[int, ...] | None
+    like: int | None = None
 
 
 def _check_integers(task: Tensor) -> None:
@@ -72,40 +83,68 @@ def _class_ids(classes: Iterable[int]) -> tuple[int, ...]:
 
 
 class TaskList:
-    """The tasks that were added to a learner; the place in the list is the id."""
+    """The tasks that were added to a learner; the place in the list is the id.
+
+    Attributes:
+        records: The tasks.
+        renamed: The old and new names of tasks that got others, in that order.
+        class_dim: The dimension of outputs that classes are along; None: of (batch, outputs).
+    """
+
+    class_dim: int | None = None
 
     def __init__(self) -> None:
         self.records: list[TaskRecord] = []
+        self.renamed: list[tuple[str, str]] = []
 
     def add(self, name: str | None, classes: Iterable[int] | None) -> int:
         """See :meth:`Learner.add_task`."""
         name = f"task {len(self.records)}" if name is None else name
-        if not isinstance(name, str):
-            raise TypeError(f"name is {name!r}; give a string, or None for the task's number")
-        if any(record.name == name for record in self.records):
-            raise ValueError(f"a task named {name!r} was added already; choose another name")
+        self._check_name(name)
         ids = None if classes is None else _class_ids(classes)
         if ids is not None and len(set(ids)) != max(1, len(ids)):
             raise ValueError(f"classes are {list(ids)}; give at least one, and each once")
         self.records.append(TaskRecord(name, ids))
         return len(self.records) - 1
 
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; give a string, or None for the task's number")
+        if any(record.name == name for record in self.records):
+            raise ValueError(f"a task named {name!r} was added already; choose another name")
+
+    def rename(self, task: int, name: str) -> None:
+        """See :meth:`Learner.rename_task`."""
+        record = self.records[task]
+        if name == record.name:
+            return
+        if name is None:
+            raise TypeError("name is None; give a string")
+        self._check_name(name)
+        self.records[task] = replace(record, name=name)
+        self.renamed.append((record.name, name))
+
+    def note_copy(self, task: int, source: int) -> None:
+        """Note that a task's start was copied from another one."""
+        self.records[task] = replace(self.records[task], like=source)
+
     def named(self, name: str) -> int:
         """Return the id of the task called ``name``; ValueError where there is none."""
         names = [record.name for record in self.records]
         if name not in names:
-            raise ValueError(
-                f"no task is called {shown(name)}{nearest(name, names)}; the tasks are {names}"
-            )
+            known = f"the tasks are {names}" if names else "none was added; call add_task() first"
+            raise ValueError(f"no task is called {shown(name)}{nearest(name, names)}; {known}")
         return names.index(name)
 
-    def checked(self, task: int | Tensor) -> int:
-        """Return an id as an int.
+    def checked(self, task: TaskId) -> int:
+        """Return the id of a task as an int; its name may stand for it.
 
         Raises:
             ValueError: The task was not added, or there are several ids.
-            TypeError: It is not an integer.
+            TypeError: It is neither an integer nor a string.
         """
+        if isinstance(task, str):
+            return self.named(task)
         if isinstance(task, Tensor):
             _check_integers(task)
             if task.numel() != 1:
@@ -114,15 +153,15 @@ class TaskList:
         number = _integer(task)
         if number is None:
             raise TypeError(
-                f"task is {shown(task)}; give the id that add_task() returned, or to forward a "
-                "tensor of ids, one for each row"
+                f"task is {shown(task)}; give the id that add_task() returned or the task's name, "
+                "or to forward a tensor of ids, one for each row"
             )
         if not 0 <= number < len(self.records):
             known = f"0 to {len(self.records) - 1} were" if self.records else "none was"
             raise ValueError(f"task {number} was not added ({known}); call add_task() first")
         return number
 
-    def checked_rows(self, task: Tensor, x: Tensor) -> list[int]:
+    def checked_rows(self, task: Tensor, x: Batch) -> list[int]:
         """Return the distinct ids of a batch, ascending.
 
         Raises:
@@ -130,10 +169,11 @@ class TaskList:
             TypeError: The ids are not integers.
         """
         _check_integers(task)
-        if task.shape != x.shape[:1]:
+        if task.shape != (len(x),):
+            of = f", of shape {tuple(x.shape)}" if isinstance(x, Tensor) else ""
             raise ValueError(
-                f"task has shape {tuple(task.shape)} for a batch of {len(x)}, of shape "
-                f"{tuple(x.shape)}; give one id, or one for each row"
+                f"task has shape {tuple(task.shape)} for a batch of {len(x)}{of}; give one id, or "
+                "one for each row"
             )
         if not len(task):
             raise ValueError("the batch and its task ids are empty; give one id for an empty batch")
@@ -152,22 +192,52 @@ class TaskList:
                 "each task that was added"
             )
 
-    def own_outputs(self, logits: Tensor, task: int) -> Tensor:
-        """Return the logits with -inf in the outputs that a task has no class for.
+    def _classes_of(self, outputs: Any, task: int) -> tuple[int, int] | None:
+        """Return how many classes a task has and their dimension; None where all outputs are its.
 
         Raises:
-            ValueError: The network has fewer outputs than the task has classes.
+            ValueError: The network has fewer outputs than the task has classes, or it is not known
+                which of their dimensions has the classes.
         """
-        classes, outputs = self.records[task].classes, logits.shape[-1]
-        if classes is None or len(classes) == outputs:
-            return logits
-        if len(classes) > outputs:
+        classes = self.records[task].classes
+        if classes is None or not isinstance(outputs, Tensor):
+            return None
+        dim = -1 if self.class_dim is None else self.class_dim
+        unknown = self.class_dim is None and outputs.dim() != 2
+        if unknown or not -outputs.dim() <= dim < outputs.dim():
             raise ValueError(
-                f"task {task} has {len(classes)} classes and the network {outputs} outputs; build "
-                "it with as many outputs as the largest task has classes"
+                f"the outputs have shape {tuple(outputs.shape)} and task {task} "
+                f"{len(classes)} classes, along class_dim={self.class_dim}; set learner.class_dim "
+                "to the dimension of the classes, such as 1 or -1, or add tasks without classes"
             )
-        foreign = torch.arange(outputs, device=logits.device) >= len(classes)
-        return logits.masked_fill(foreign, -torch.inf)
+        count = outputs.shape[dim]
+        if len(classes) > count:
+            raise ValueError(
+                f"task {task} has {len(classes)} classes and the network {count} outputs; build it "
+                "with as many outputs as the largest task has classes, or add tasks without classes"
+            )
+        return None if len(classes) == count else (len(classes), dim)
+
+    def own_outputs(self, outputs: Any, task: int) -> Any:
+        """Return outputs with -inf in those that a task has no class for, where they are a tensor.
+
+        Raises:
+            ValueError: The network has fewer outputs than the task has classes, or it is not known
+                which of their dimensions has the classes.
+        """
+        found = self._classes_of(outputs, task)
+        if found is None:
+            return outputs
+        count, dim = found
+        foreign = torch.arange(outputs.shape[dim], device=outputs.device) >= count
+        if dim not in (-1, outputs.dim() - 1):
+            foreign = foreign.view(-1, *[1] * (outputs.dim() - 1 - dim % outputs.dim()))
+        return outputs.masked_fill(foreign, -torch.inf)
+
+    def outputs_alone(self, outputs: Any, task: int) -> Any:
+        """Return the outputs that a task has classes for; errors as in :meth:`own_outputs`."""
+        found = self._classes_of(outputs, task)
+        return outputs if found is None else outputs.narrow(found[1], 0, found[0])
 
     def own_outputs_of_rows(self, logits: Tensor, ids: Sequence[int], places: Tensor) -> Tensor:
         """Return what :meth:`own_outputs` does where each row has a task.
@@ -177,8 +247,10 @@ class TaskList:
             ids: Of the tasks.
             places: (batch,), each row's place in ``ids``.
         """
-        zeros = logits.new_zeros(logits.shape[-1])
-        foreign = torch.stack([self.own_outputs(zeros, task) for task in ids]).isinf()
+        if all(self.records[task].classes is None for task in ids):
+            return logits
+        zeros = logits.new_zeros(1, *logits.shape[1:])
+        foreign = torch.cat([self.own_outputs(zeros, task) for task in ids]).isinf()
         return logits.masked_fill(foreign[places], -torch.inf)
 
     def check_labels(self, y: Tensor, task: int, outputs: int) -> None:
@@ -201,11 +273,17 @@ class TaskList:
 
     def state(self) -> list[dict[str, Any]]:
         """Return the tasks as JSON values."""
-        return [asdict(record) for record in self.records]
+        states = [asdict(record) for record in self.records]
+        for state in states:
+            if state["like"] is None:
+                del state["like"]
+        return states
 
     def load(self, state: Sequence[dict[str, Any]]) -> None:
         """Restore what :meth:`state` returned."""
         self.records = [
-            TaskRecord(r["name"], None if r["classes"] is None else tuple(r["classes"]))
+            TaskRecord(
+                r["name"], None if r["classes"] is None else tuple(r["classes"]), r.get("like")
+            )
             for r in state
         ]

@@ -49,10 +49,11 @@ def make_task(
     Args:
         name: Of the task.
         train: A pair (inputs, labels) of tensors or arrays: inputs (n, ...) of any dtype, which the
-            network gets as they are, and integer labels (n,). Or a Dataset of items (input, label),
-            read as they are needed, with its random transforms (a TensorDataset is a pair). Or a
-            DataLoader, of which dataset, workers and collate function are taken: the batch size and
-            the order are the trainer's.
+            network gets as they are, floating-point numbers from a Trainer in the network's type,
+            and integer labels (n,). Or a Dataset of items (input, label), read as they are needed,
+            with its random transforms (a TensorDataset is a pair). Or a DataLoader, of which
+            dataset, workers and collate function are taken: the batch size and the order are the
+            trainer's.
         test: Likewise.
         validation: Likewise; or a number of training examples to hold out, or their share below 1,
             of each class in proportion. Default 0.

@@ -12,9 +12,10 @@ from torch import Tensor
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.loaded import DatasetSource, LoadedStream
-from hypermask_fast.scenarios.sources import Split, check_names, check_types
+from hypermask_fast.scenarios.preprocess import Preprocess
+from hypermask_fast.scenarios.sources import Split, TensorSet, check_names, check_types
 from hypermask_fast.scenarios.stream import BatchStream
-from hypermask_fast.scenarios.transform import Transform
+from hypermask_fast.scenarios.transform import Cast, Transform
 
 _SPLITS = ("train", "validation", "test")
 
@@ -116,12 +117,31 @@ class Task:
         )
         return moved
 
+    def cast(self, dtype: torch.dtype) -> Task:
+        """Return the task with inputs of another floating-point type; others stay as they are."""
+        source = self.train.source
+        inputs = source.inputs if isinstance(source, TensorSet) else None
+        if inputs is not None and (inputs.dtype == dtype or not inputs.is_floating_point()):
+            return self
+        if isinstance(self.eval_preprocess, Preprocess) and dtype == torch.float32:
+            return self
+        cast = copy(self)  # checked already
+        parts = ("train_preprocess", "eval_preprocess")
+        vars(cast).update({part: Cast(getattr(self, part), dtype) for part in parts})
+        return cast
+
+    def called(self, name: str) -> Task:
+        """Return the task with another name."""
+        renamed = copy(self)  # checked already
+        vars(renamed).update(name=check_value("name", str, name))
+        return renamed
+
     def has_same_examples(self, other: Task) -> bool:
         """Return whether another task on this device has equal inputs and labels, in one order."""
         if any(len(self.split(part)) != len(other.split(part)) for part in _SPLITS):
             return False
         shares_data = all(self.split(part).same_examples(other.split(part)) for part in _SPLITS)
-        if shares_data and self.eval_preprocess is other.eval_preprocess:
+        if shares_data and self.eval_preprocess == other.eval_preprocess:
             return True
         return self.input_shape == other.input_shape and all(
             torch.equal(x, other_x) and torch.equal(y, other_y)

@@ -31,3 +31,44 @@ class Transform:
     def __call__(self, inputs: Tensor, draws: Tensor | None = None) -> Tensor:
         """Turn examples (b, ...) into network inputs."""
         return inputs
+
+
+class Cast(Transform):
+    """Another transform, whose inputs come out in another floating-point type.
+
+    What it gives that is no real floating-point number, such as tokens, stays as it is.
+
+    Args:
+        before: The other transform.
+        dtype: The type.
+    """
+
+    def __init__(self, before: Transform, dtype: torch.dtype) -> None:
+        self.before, self.dtype = before, dtype
+
+    @property
+    def random(self) -> bool:
+        return self.before.random
+
+    def draws(self, seed: int, task_id: int, step: int | Tensor, position: Tensor) -> Tensor:
+        return self.before.draws(seed, task_id, step, position)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.before.output_shape(shape)
+
+    def to(self, device: torch.device | str) -> Cast:
+        return Cast(self.before.to(device), self.dtype)
+
+    def __call__(self, inputs: Tensor, draws: Tensor | None = None) -> Tensor:
+        made = self.before(inputs, draws)
+        return made.to(self.dtype) if made.is_floating_point() else made
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Cast) and self.before == other.before
+        return same and self.dtype == other.dtype  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((self.before, self.dtype))
+
+    def __repr__(self) -> str:
+        return f"Cast({self.before!r}, {self.dtype})"

@@ -25,6 +25,7 @@ class KnownTasks(dict[int, Task]):
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self._learner = learner
+        self._seen = len(learner.renamed)
 
     @property
     def names(self) -> list[str]:
@@ -36,6 +37,12 @@ class KnownTasks(dict[int, Task]):
         """Of the learner's parameters."""
         return next(self._learner.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the network's floating-point parameters; None where they have several, or none."""
+        found = {p.dtype for p in self._learner.net.parameters() if p.is_floating_point()}
+        return found.pop() if len(found) == 1 else None
+
     def follow(self) -> set[int]:
         """Take the ids that the learner has for the tasks' names now; forget those it has not.
 
@@ -44,6 +51,7 @@ class KnownTasks(dict[int, Task]):
         Returns:
             The ids that are no longer those of the same task.
         """
+        self._rename()
         records = self._learner.tasks
         same = [i < len(records) and records[i].name == task.name for i, task in self.items()]
         if all(same):
@@ -54,6 +62,15 @@ class KnownTasks(dict[int, Task]):
         self.clear()
         self.update(sorted(known.items()))
         return changed
+
+    def _rename(self) -> None:
+        """Give tasks the names that the learner gave them since the last call."""
+        renamed = self._learner.renamed
+        for old, new in renamed[self._seen :]:
+            found = next((i for i, task in self.items() if task.name == old), None)
+            if found is not None:
+                self[found] = self[found].called(new)
+        self._seen = len(renamed)
 
     def admit(self, task: Task) -> int:
         """Add a task to the learner, if it is new, and return its id.
@@ -73,6 +90,8 @@ class KnownTasks(dict[int, Task]):
         else:
             task_id = self._learner.task_id(task.name)
         known, moved = self.get(task_id), task.to(self.device)
+        if self.dtype is not None:
+            moved = moved.cast(self.dtype)
         if known is not None and not known.has_same_examples(moved):
             raise ConfigError(
                 f"task {task.name!r} has other examples than the task that was added by this name; "
@@ -127,9 +146,11 @@ class KnownTasks(dict[int, Task]):
                 )
 
     def accuracy(
-        self, task_id: int, split: str, weights: Mapping[str, Tensor] | None, batch_size: int
+        self, task_id: int | str, split: str, weights: Mapping[str, Tensor] | None, batch_size: int
     ) -> float:
         """Return the accuracy in percent of a task's split; see :meth:`Trainer.evaluate`."""
+        if isinstance(task_id, str):
+            task_id = self._learner.task_id(task_id)
         task = self.get(task_id) if isinstance(task_id, Hashable) else None
         if task is None:
             raise ValueError(

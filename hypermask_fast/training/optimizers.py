@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -29,6 +30,12 @@ def _make(
         for group in groups
     ]
     if settings.optimizer == "adam":
+        if any(p.dtype == torch.float16 for group in groups for p in group.params):
+            raise ConfigError(
+                "the network is of torch.float16 and the optimizer 'adam', whose second moments "
+                "and eps of 1e-8 are 0 there; use bfloat16, float32 under autocast, or "
+                "optimizer='sgd'"
+            )
         for of_group, group in zip(options, groups, strict=True):
             of_group["row_sparse"] = group.row_sparse
             of_group["step_in_backward"] = bool(group.in_backward)

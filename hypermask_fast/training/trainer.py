@@ -144,7 +144,8 @@ class Trainer:
         return self._tasks.admit(task)
 
     def fit(self, task: Task | Data, **data: Any) -> npt.NDArray[np.float64]:
-        """Train a task, or continue it after :meth:`load_state`.
+        """Train a task, or continue it after :meth:`load_state`; the learner is in evaluation mode
+        afterwards.
 
         Args:
             task: A Task; tasks of one name are one task. Or the training data of one: a pair of
@@ -181,6 +182,13 @@ class Trainer:
                 if len(self.learner.tasks) > added:
                     self._tasks.forget(task_id)
                 raise
+        try:
+            return self._train(task, task_id, stream)
+        finally:
+            self.learner.eval()
+
+    def _train(self, task: Task, task_id: int, stream: BatchStream) -> npt.NDArray[np.float64]:
+        total = self.steps_of(task)
         self.learner.train()
         self._watch = LossWatch(task.name, self._tasks.device, every=_FINITE_CHECK_STEPS)
         with Progress(total, initial=self.step, enabled=self.progress) as progress:
@@ -297,15 +305,15 @@ class Trainer:
 
     def evaluate(
         self,
-        task_id: int,
+        task_id: int | str,
         split: str = "test",
         *,
         weights: Mapping[str, Tensor] | None = None,
     ) -> float:
-        """Return the accuracy in percent of a task that was added, its id given.
+        """Return the accuracy in percent of a task that was added.
 
         Args:
-            task_id: The task.
+            task_id: The task, its id or its name.
             split: "test" (default), "validation" or "train".
             weights: Of the learner's ``task_weights``, to use in place of the present ones.
 
@@ -369,6 +377,7 @@ class Trainer:
         self._best.load(parts["best"], state["best_accuracy"], device)
         self.step = state["step"]
         self._record.load(state, self.learner.learned)
+        self.learner.eval()
         torch.set_rng_state(parts["rng"]["cpu"].cpu())
         if "cuda" in parts["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)

@@ -15,8 +15,10 @@ from hypermask_fast.masks.packed import union, unpack
 from hypermask_fast.methods.exssnet import transfer
 from hypermask_fast.methods.exssnet.editable import EditableWeights
 from hypermask_fast.methods.exssnet.settings import ExSSNeTSettings
+from hypermask_fast.methods.inputs import Given
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
 from hypermask_fast.methods.subnetwork import SubnetworkLearner
+from hypermask_fast.methods.tasks import TaskId
 
 MASK, WEIGHTS = "mask", "weights"
 
@@ -57,7 +59,7 @@ class ExSSNeT(SubnetworkLearner):
         self.edited = None
         self.register_state_dict_pre_hook(lambda *_: self._write_back())
 
-    def phases(self, task: int, steps: int) -> Sequence[Phase]:
+    def phases(self, task: TaskId, steps: int) -> Sequence[Phase]:
         of_mask = min(steps, max(1, round(steps * self._settings.mask_share)))
         return [Phase(MASK, of_mask), Phase(WEIGHTS, steps - of_mask)]
 
@@ -71,7 +73,7 @@ class ExSSNeT(SubnetworkLearner):
             self._edit()
         super().begin_phase(name)
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task, with new scores or, by ``kkt``, those of earlier tasks.
 
         Args:
@@ -86,7 +88,7 @@ class ExSSNeT(SubnetworkLearner):
         super().begin_task(task, steps=steps, data=data)
 
     def _scores_from(self, task: int, data: object) -> Tensor:
-        copies = self._settings.kkt != "off" and task not in self._learned
+        copies = self._settings.kkt != "off" and not self._has_mask(task)
         if copies and self._learned and not self.scores.is_meta:
             chosen = transfer.donors(self, self._learned, task, data, self._settings, self._seed)
             if chosen:
@@ -134,9 +136,9 @@ class ExSSNeT(SubnetworkLearner):
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
@@ -144,7 +146,7 @@ class ExSSNeT(SubnetworkLearner):
         self._write_back()
         return losses
 
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+    def task_weights(self, task: TaskId, *, in_step: bool = False) -> dict[str, Tensor]:
         self._write_back()
         return super().task_weights(task, in_step=in_step)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermask_fast.conversion.network import ConvertedNetwork
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.tasks import TaskList, TaskRecord
 
 
@@ -28,6 +30,25 @@ def check_blendable(tasks: Sequence[TaskRecord], mode: str) -> None:
             f"the tasks have {sorted(counts)} classes, and outputs of different numbers cannot "
             "be blended; use task_heads='shared'"
         )
+
+
+def refuse_criterion(criterion: object) -> None:
+    """Raise ConfigError where a softmax over several tasks' outputs would have a criterion."""
+    if criterion is not None:
+        raise ConfigError(
+            "task_heads='growing' learns the cross-entropy over the outputs of all tasks so far, "
+            "and a criterion is given; use task_heads='multi' or 'shared', or criterion=None"
+        )
+
+
+def padded(outputs: Tensor, count: int, dim: int | None) -> Tensor:
+    """Return outputs with -inf until there are ``count`` along a dimension; None: the last one."""
+    dim = -1 if dim is None else dim
+    more = count - outputs.shape[dim]
+    if more <= 0:
+        return outputs
+    after = [0] * (2 * (outputs.dim() - 1 - dim % outputs.dim()))
+    return F.pad(outputs, (*after, 0, more), value=-torch.inf)
 
 
 def rows_of(tasks: Sequence[TaskRecord], task: int, outputs: int, *, so_far: bool = False) -> slice:

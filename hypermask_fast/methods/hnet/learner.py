@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -19,30 +17,27 @@ from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import xavier_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.methods.batches import sum_of
 from hypermask_fast.methods.evaluating import modes_of
-from hypermask_fast.methods.generated import GeneratedLearner
 from hypermask_fast.methods.hnet.ahead import Update
 from hypermask_fast.methods.hnet.heads import (
     OwnOutputs,
-    check_blendable,
     check_classes,
-    rows_of,
-    shrink,
-    with_rows,
+    refuse_criterion,
 )
+from hypermask_fast.methods.hnet.networks import GeneratingLearner
 from hypermask_fast.methods.hnet.settings import HNETSettings
+from hypermask_fast.methods.inputs import Batch, Given, call
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.optim.lookahead import check_lookahead
 
 MAIN, EMBEDDING = "main", "embedding"
 """The optimizers of a step: of all that the tasks share, and of the current task's embedding."""
-_ENTRIES_AT_ONCE = 2**26
-"""Target weights that are generated for several tasks together: 256 MiB of float32."""
 
 
 @takes_options(HNETSettings)
-class HNET(GeneratedLearner):
+class HNET(GeneratingLearner):
     """HNET (von Oswald et al. 2020), over any network.
 
     The weights of task t's network are what the hypernetwork emits for its embedding e_t, scale and
@@ -74,7 +69,7 @@ class HNET(GeneratedLearner):
         net: nn.Module,
         *,
         exclude: Patterns = (),
-        example_input: Tensor | None = None,
+        example_input: Given | None = None,
         settings: HNETSettings | None = None,
         **options: Any,
     ) -> None:
@@ -93,7 +88,7 @@ class HNET(GeneratedLearner):
         )
         try:
             if example_input is not None:
-                self._prepare(example_input)
+                self._prepare(self._checked_inputs(example_input))
         except BaseException:
             unconvert(net)
             raise
@@ -126,6 +121,7 @@ class HNET(GeneratedLearner):
             chunk_embedding_std=chosen.chunk_embedding_std,
             layers=chosen.init == "xavier",
         )
+        made.embedding_std = chosen.embedding_std
         return made
 
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
@@ -141,126 +137,18 @@ class HNET(GeneratedLearner):
             ParameterGroup([table], EMBEDDING, lr=rate, row_sparse=True),
         ]
 
-    def _grow(self, capacity: int) -> None:
-        rows = self.hypernetwork.capacity
-        super()._grow(capacity)
-        with torch.no_grad():
-            self.hypernetwork.embeddings[rows:] *= self._settings.embedding_std
-
     def add_task(self, name: str | None = None, classes: Sequence[int] | None = None) -> int:
         check_classes(classes, self.task_heads)
         return super().add_task(name, classes)
 
-    def _prepare(self, x: Tensor) -> None:
-        """Find the output layer, where tasks have rows of it, in a dry forward."""
-        super()._prepare(x)
-        if self.task_heads != "shared" and self._network.last is None:
-            self._dry_run(x, self._network.find_last)
-
-    def _rows(self, task: int, *, so_far: bool = False) -> slice | None:
-        """Return the rows of the output layer that a task has; None for all."""
-        if self.task_heads == "shared":
-            return None
-        if self._network.last is None:
-            raise RuntimeError(
-                "the output layer is still unknown; run learner(x, task) or step() once, or build "
-                "HNET with example_input="
-            )
-        layer = self.net.get_submodule(self._network.last)
-        assert isinstance(layer.weight, Tensor)
-        return rows_of(self.tasks, task, len(layer.weight), so_far=so_far)
-
-    def _weights(self, logits: Tensor, rows: slice | None) -> dict[str, Tensor]:
-        """Return what the hypernetwork emitted as the network's tensors, by name.
-
-        Args:
-            logits: (N,), or longer where the last chunk is not cut off.
-            rows: Of the output layer; None for all.
-        """
-        tensors = self._network.tensors
-        sizes = [entry.size for entry in tensors]
-        *parts, _ = logits.split([*sizes, len(logits) - self._network.size])
-        weights = {e.name: part.view(e.shape) for e, part in zip(tensors, parts, strict=True)}
-        if rows is None:
-            return weights
-        assert self._network.last is not None
-        return with_rows(weights, self._network.last, rows)
-
-    def _ids(self, tasks: Sequence[int]) -> Tensor:
-        return torch.tensor(list(tasks), device=self.hypernetwork.embeddings.device)
-
-    def _generated(self, task: int) -> dict[str, Tensor]:
-        rows = self._rows(self._tasks.checked(task))
-        return self._weights(self.hypernetwork.logits(self._ids([task]))[0], rows)
-
-    def _weights_in_place(self, task: int) -> Mapping[str, Tensor]:
-        return self._generated(task)
-
-    @torch.no_grad()
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
-        return {name: w.detach().clone() for name, w in self._generated(task).items()}
-
-    def install_norms(self, net: nn.Module, task: int) -> None:
-        """Give a plain copy of the network a task's statistics, and the task's outputs alone."""
-        super().install_norms(net, task)
-        rows = self._rows(task)
-        if rows is not None:
-            assert self._network.last is not None
-            shrink(net, self._network.last, rows)
-
-    @contextmanager
-    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
-        """Return a context in which :attr:`net` has a blend of all tasks' weights.
-
-        Statistics of normalisation are blended alike, and so are the tasks' own outputs, in order.
-
-        Args:
-            alpha: (tasks,), a factor for each task that was added; gradients flow to it.
-
-        Raises:
-            ValueError: There is not one factor for each task, or the tasks have different numbers
-                of outputs.
-        """
-        self._tasks.check_factors(alpha)
-        check_blendable(self.tasks, self.task_heads)
-        weights = sum_of((self._generated(task) for task in range(len(alpha))), alpha)
-        with self._network.applied(weights, self.norms.blended(alpha)) as net:
-            yield net
-
-    @property
-    def _most_outputs(self) -> int:
-        return max(len(record.classes or ()) for record in self.tasks)
-
-    def _padded(self, outputs: Tensor) -> Tensor:
-        """Return logits with -inf for the classes that other tasks have more."""
-        more = 0 if self.task_heads == "shared" else self._most_outputs - outputs.shape[-1]
-        return F.pad(outputs, (0, more), value=-torch.inf) if more > 0 else outputs
-
-    def _forward_one(self, x: Tensor, task: int) -> Tensor:
-        return self._padded(super()._forward_one(x, task))
-
-    def _outputs_at_once(
-        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
-    ) -> Tensor | None:
-        """Generate the weights of many tasks together, in one pass over the head."""
-        if len(ids) == 1 or torch.is_grad_enabled():
-            return None
-        together = max(1, _ENTRIES_AT_ONCE // self._network.size)
-        outputs: list[Tensor] = []
-        for first in range(0, len(ids), together):
-            group = ids[first : first + together]
-            for task, logits in zip(group, self.hypernetwork.logits(self._ids(group)), strict=True):
-                weights = self._weights(logits, self._rows(task))
-                rows = x if task_of_row is None else x[task_of_row == len(outputs)]
-                with self.activated(task, weights) as net:
-                    outputs.append(self._padded(net(rows)))
-        together_again = torch.cat(outputs)
-        if task_of_row is None:
-            return together_again
-        return together_again[task_of_row.argsort(stable=True).argsort()]
-
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
@@ -268,9 +156,7 @@ class HNET(GeneratedLearner):
         for that.
 
         Args:
-            x: Inputs (batch, ...), of the network's dtype.
-            y: Local labels int64 (batch,).
-            task: The id given to :meth:`begin_task`.
+            x, y, task, criterion: As in :meth:`Learner.losses`; inputs of the network's dtype.
             optimizer: A :class:`~hypermask_fast.FactoredAdam` with ``step_in_backward=True``, which
                 updates a full head in the backward pass of these losses.
 
@@ -278,37 +164,53 @@ class HNET(GeneratedLearner):
             RuntimeError: The task was not begun, or the learner looks ahead.
             ValueError: Shapes, dtypes, devices or labels do not fit.
         """
-        task = self._checked_batch(x, y, task)
-        if self.lookahead:
-            raise RuntimeError(
-                "lookahead is True, so the regularizer's gradient is taken between the loss's "
-                "backward pass and the optimizers' steps; call step(x, y, task, optimizers), or "
-                "build HNET with lookahead=False"
-            )
+        x, task = self._checked_batch(x, y, task, criterion)
+        self._refuse_lookahead()
         step = self._steps.next()
         update = self.hypernetwork.head_update(optimizer)
         kept = self._kept.at(step, self.hypernetwork)
         logits, output_reg = self.hypernetwork(*kept, update)
-        task_loss, outputs = self._learned_from(x, y, task, logits)
+        task_loss, outputs = self._learned_from(x, y, task, logits, criterion)
         total = task_loss + self.beta * output_reg
         if update is not None:
             update.completes(total, self.beta)
         self._steps.count()
         return Losses(total, task_loss, outputs, {"output_reg": output_reg})
 
+    def _refuse_lookahead(self) -> None:
+        if self.lookahead:
+            raise RuntimeError(
+                "lookahead is True, so the regularizer's gradient is taken between the loss's "
+                "backward pass and the optimizers' steps; call step(x, y, task, optimizers), or "
+                "build HNET with lookahead=False"
+            )
+
+    def regularization(self, task: TaskId) -> Tensor:
+        """Return ``beta * output_reg``, as :meth:`Learner.regularization` says.
+
+        Raises:
+            RuntimeError: The task was not begun, or the learner looks ahead.
+        """
+        self._checked_current(task)
+        self._refuse_lookahead()
+        _, output_reg = self.hypernetwork(*self._kept.at(self._steps.next(), self.hypernetwork))
+        self._steps.count()
+        return self.beta * output_reg
+
     def _learned_from(
-        self, x: Tensor, y: Tensor, task: int, logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy of a batch and the outputs that it is of."""
+        self, x: Batch, y: Any, task: int, logits: Tensor, criterion: Criterion | None = None
+    ) -> tuple[Tensor, Any]:
+        """Return the loss of a batch and the outputs that it is of."""
         self._prepare(x)
         grows = self.task_heads == "growing"
+        if grows:
+            refuse_criterion(self.criterion if criterion is None else criterion)
         weights = self._weights(logits, self._rows(task, so_far=grows))
         norms = self.norms.states(task, learning=True)
         with modes_of(self), self._network.applied(weights, norms, trains=True) as net:
-            outputs = (self._compiled_net or net)(x)
+            outputs = call(self._compiled_net or net, x)
         if not grows:
-            outputs = self._tasks.own_outputs(outputs, task)
-            return self._task_loss(outputs, y, task), outputs
+            return self._loss_of(outputs, y, task, criterion)
         self._tasks.check_labels(y, task, outputs.shape[-1])
         own = self._rows(task)
         assert own is not None
@@ -316,9 +218,9 @@ class HNET(GeneratedLearner):
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
@@ -335,7 +237,7 @@ class HNET(GeneratedLearner):
         """
         if not self.lookahead:
             return super().step(x, y, task, optimizers, before_update)
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task)
         if optimizers.keys() != {MAIN, EMBEDDING}:
             raise ConfigError(
                 f"optimizers are {sorted(optimizers)}; give 'main' over what the tasks share and "

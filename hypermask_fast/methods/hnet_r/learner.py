@@ -17,6 +17,7 @@ from hypermask_fast.methods.evaluating import evaluating, modes_of
 from hypermask_fast.methods.hnet.heads import (
     check_blendable,
     check_classes,
+    refuse_criterion,
     rows_of,
     shrink,
     with_rows,
@@ -24,10 +25,12 @@ from hypermask_fast.methods.hnet.heads import (
 from hypermask_fast.methods.hnet_r.distillation import Teacher, distillation, growing_loss
 from hypermask_fast.methods.hnet_r.output_layer import output_layer
 from hypermask_fast.methods.hnet_r.settings import HNETRSettings
+from hypermask_fast.methods.inputs import Batch, Given
 from hypermask_fast.methods.protocol import Losses, Prediction
 from hypermask_fast.methods.replay.learner import ReplayLearner, checked_shape
 from hypermask_fast.methods.replay.replay import REPLAY_EMBEDDING, REPLAY_OPTIMIZER, Replayed
 from hypermask_fast.methods.steps import Steps
+from hypermask_fast.methods.tasks import TaskId
 
 MAIN = "main"
 
@@ -78,7 +81,7 @@ class HNETR(ReplayLearner):
         check_classes(classes, self.task_heads)
         return super().add_task(name, classes)
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         super().begin_task(task, steps=steps, data=data)
         if self.replay.earlier:
             self.teacher.record(self.net)
@@ -95,9 +98,9 @@ class HNETR(ReplayLearner):
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
@@ -115,7 +118,7 @@ class HNETR(ReplayLearner):
             RuntimeError: The task was not begun.
             ValueError: Shapes, devices or labels do not fit, or the images are not in [0, 1].
         """
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task)
         self._check_names(optimizers)
         number = self._steps.next()
         optimizers[MAIN].zero_grad(set_to_none=True)
@@ -151,14 +154,16 @@ class HNETR(ReplayLearner):
                 outputs = run(self.net, torch.cat((x, images)))
             distilled = self._distilled(outputs[len(x) :], said, task, replayed)
         grows = self.task_heads == "growing"
+        if grows:
+            refuse_criterion(self.criterion)
         rows = self._rows(task)
         own = self._rows(max((task, *self.replay.earlier)), so_far=True) if grows else rows
         outputs = outputs[: len(x), own]
+        if not grows:
+            task_loss, outputs = self._loss_of(outputs, y, task, None)
+            return task_loss, distilled, outputs
         self._tasks.check_labels(y, task, rows.stop - rows.start)
-        if grows:
-            return F.cross_entropy(outputs, y + rows.start), distilled, outputs
-        outputs = self._tasks.own_outputs(outputs, task)
-        return F.cross_entropy(outputs, y), distilled, outputs
+        return F.cross_entropy(outputs, y + rows.start), distilled, outputs
 
     def _distilled(self, logits: Tensor, said: Tensor, task: int, replayed: Replayed) -> Tensor:
         if self.task_heads == "growing":
@@ -175,12 +180,23 @@ class HNETR(ReplayLearner):
         ]
         return torch.stack(losses).mean()
 
+    @torch.no_grad()
+    def _copy_rows(self, source: int, task: int) -> None:
+        """Copy the outputs of a task too, where tasks have outputs of their own: the first ones."""
+        super()._copy_rows(source, task)
+        if self.task_heads == "shared":
+            return
+        old, new = self._rows(source), self._rows(task)
+        count = min(old.stop - old.start, new.stop - new.start)
+        for value in self.net.get_submodule(self._last).parameters(recurse=False):
+            value[new.start : new.start + count] = value[old.start : old.start + count]
+
     def _own_weights(self, task: int) -> dict[str, Tensor]:
         """Return the network's parameters by name, with the rows of a task's outputs alone."""
         return with_rows(dict(self.net.named_parameters()), self._last, self._rows(task))
 
     def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
+        self, task: TaskId, weights: Mapping[str, Tensor] | None = None
     ) -> AbstractContextManager[nn.Module]:
         task = self._tasks.checked(task)
         check_weights(weights)
@@ -188,7 +204,7 @@ class HNETR(ReplayLearner):
             WithWeights(self.net, self._own_weights(task) if weights is None else weights)
         )
 
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+    def task_weights(self, task: TaskId, *, in_step: bool = False) -> dict[str, Tensor]:
         task = self._tasks.checked(task)
         return {name: p.detach().clone() for name, p in self._own_weights(task).items()}
 
@@ -196,13 +212,13 @@ class HNETR(ReplayLearner):
         check_blendable(self.tasks, self.task_heads)
         return super().blended(alpha)
 
-    def install_norms(self, net: nn.Module, task: int) -> None:
+    def install_norms(self, net: nn.Module, task: TaskId) -> None:
         """Leave a plain copy of the network the task's outputs alone."""
         if self.task_heads != "shared":
-            shrink(net, self._last, self._rows(task))
+            shrink(net, self._last, self._rows(self._tasks.checked(task)))
 
     def _outputs_at_once(
-        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
+        self, x: Batch, ids: Sequence[int], task_of_row: Tensor | None = None
     ) -> Tensor | None:
         """Run the network once, and take each task's outputs of it."""
         outputs = run(self.net, x, self._input)
@@ -216,7 +232,7 @@ class HNETR(ReplayLearner):
             return torch.cat(parts)
         return torch.stack(parts)[task_of_row, torch.arange(len(x), device=x.device)]
 
-    def predict(self, x: Tensor, score: Any = "max_logit", **options: Any) -> Prediction:
+    def predict(self, x: Given, score: Any = "max_logit", **options: Any) -> Prediction:
         """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.
 
         Args:

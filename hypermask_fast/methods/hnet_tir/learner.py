@@ -16,8 +16,10 @@ from hypermask_fast.methods.base import ordinary_step
 from hypermask_fast.methods.hnet.learner import EMBEDDING, HNET, MAIN
 from hypermask_fast.methods.hnet_tir.classifier import TASK_CLASSIFIER, TaskClassifier
 from hypermask_fast.methods.hnet_tir.settings import HNETTIRSettings
+from hypermask_fast.methods.inputs import Given
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Prediction
 from hypermask_fast.methods.replay.learner import ReplayLearner, checked_shape
+from hypermask_fast.methods.tasks import TaskId
 
 
 @takes_options(HNETTIRSettings)
@@ -50,7 +52,7 @@ class HNETTIR(ReplayLearner, HNET):
         *,
         input_shape: Sequence[int],
         exclude: str | Sequence[str] = (),
-        example_input: Tensor | None = None,
+        example_input: Given | None = None,
         settings: HNETTIRSettings | None = None,
         **options: Any,
     ) -> None:
@@ -81,9 +83,9 @@ class HNETTIR(ReplayLearner, HNET):
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
@@ -101,7 +103,7 @@ class HNETTIR(ReplayLearner, HNET):
             RuntimeError: The task was not begun.
             ValueError: Shapes, devices or labels do not fit, or the images are not in [0, 1].
         """
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task)
         self._check_names(optimizers)
         number = self._steps.next()
         of_hnet = {name: optimizers[name] for name in (MAIN, EMBEDDING)}
@@ -127,7 +129,7 @@ class HNETTIR(ReplayLearner, HNET):
         return found._replace(total=found.total.detach() + more, terms=terms)
 
     @torch.no_grad()
-    def task_logits(self, x: Tensor, tasks: Sequence[int]) -> Tensor:
+    def task_logits(self, x: Tensor, tasks: Sequence[TaskId]) -> Tensor:
         """Return what the task classifier says of inputs, (batch, tasks), in the tasks' order.
 
         Args:
@@ -137,7 +139,7 @@ class HNETTIR(ReplayLearner, HNET):
         ids = torch.tensor([self._tasks.checked(task) for task in tasks], device=x.device)
         return self.task_classifier.logits(x, ids)
 
-    def predict(self, x: Tensor, score: Any = "tir", **options: Any) -> Prediction:
+    def predict(self, x: Given, score: Any = "tir", **options: Any) -> Prediction:
         """Predict tasks and classes of inputs whose tasks are not known, in evaluation mode.
 
         Args:

@@ -17,6 +17,9 @@ from hypermask_fast.methods.hyperinterval.hypernetwork import IntervalHypernetwo
 from hypermask_fast.methods.hyperinterval.ramps import extent_at
 from hypermask_fast.methods.hyperinterval.settings import HyperIntervalSettings
 from hypermask_fast.methods.hyperinterval.target import BoxNetwork, Exchanged, weights_of
+from hypermask_fast.methods.inputs import Batch, Given, Inputs
+from hypermask_fast.methods.outputs import cat, stack
+from hypermask_fast.methods.tasks import TaskId
 
 _ENTRIES_AT_ONCE = 2**25
 """Target weights that are generated for several tasks together, with their radii 256 MiB."""
@@ -103,7 +106,7 @@ class BoxedLearner(GeneratedLearner):
 
     @contextmanager
     def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
+        self, task: TaskId, weights: Mapping[str, Tensor] | None = None
     ) -> Iterator[nn.Module]:
         task = self._tasks.checked(task)
         check_weights(weights)
@@ -118,7 +121,7 @@ class BoxedLearner(GeneratedLearner):
             yield net
 
     @torch.no_grad()
-    def task_weights(self, task: int, *, in_step: bool = False) -> dict[str, Tensor]:
+    def task_weights(self, task: TaskId, *, in_step: bool = False) -> dict[str, Tensor]:
         """Return copies of the center's target parameters that a task is evaluated with, by name.
 
         Args:
@@ -134,7 +137,7 @@ class BoxedLearner(GeneratedLearner):
         return {name: w.detach().clone() for name, w in center.items()}
 
     @torch.no_grad()
-    def weight_bounds(self, task: int) -> dict[str, Interval]:
+    def weight_bounds(self, task: TaskId) -> dict[str, Interval]:
         """Return the bounds of the target parameters over a task's own box, by name.
 
         Args:
@@ -147,7 +150,7 @@ class BoxedLearner(GeneratedLearner):
 
     @torch.no_grad()
     def bounds(
-        self, x: Tensor, task: int, *, extent: float | None = None, batch_size: int | None = None
+        self, x: Given, task: TaskId, *, extent: float | None = None, batch_size: int | None = None
     ) -> Interval:
         """Return bounds (batch, outputs) of the logits over a task's own box, and the center's.
 
@@ -163,7 +166,7 @@ class BoxedLearner(GeneratedLearner):
             ValueError: The task was not added.
         """
         task = self._tasks.checked(task)
-        check_devices(self._device, inputs=x)
+        x = self._checked_inputs(x)
         self._prepare(x)
         emitted = self._emitted(task, self.extent if extent is None else extent)
         norms = self.norms.states(task, learning=False)
@@ -173,25 +176,27 @@ class BoxedLearner(GeneratedLearner):
 
     @torch.no_grad()
     def competing_outputs(
-        self, x: Tensor, tasks: Sequence[int], batch_size: int | None = None
+        self, x: Given, tasks: Sequence[TaskId], batch_size: int | None = None
     ) -> Tensor:
         """Return the logits (tasks, batch, outputs) of each task's own center.
 
         The universal network's are the same for all tasks, which it cannot tell apart.
         """
-        if not any(map(self._is_universal, tasks)):
-            return super().competing_outputs(x, tasks, batch_size)
+        ids = self._ids_of(tasks)
+        if not any(map(self._is_universal, ids)):
+            return super().competing_outputs(x, ids, batch_size)
+        x = self._checked_inputs(x)
         found = []
-        for task in tasks:
+        for task in ids:
             if self._settings.center == "exchanged":
                 outputs = self.bounds(x, task, batch_size=batch_size).mid
             else:
                 center = self._emitted(task, self.extent).chunk(2)[0]
                 with self.activated(task, weights_of(self._network, center)) as net:
                     batches = x.split(batch_size or max(1, len(x)))
-                    outputs = torch.cat([run(net, rows, self._input) for rows in batches])
+                    outputs = cat([run(net, rows, self._input) for rows in batches])
             found.append(self._tasks.own_outputs(outputs, task))
-        return torch.stack(found)
+        return stack(found)
 
     @contextmanager
     def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
@@ -214,10 +219,12 @@ class BoxedLearner(GeneratedLearner):
             yield net
 
     def _outputs_at_once(
-        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
+        self, x: Batch, ids: Sequence[int], task_of_row: Tensor | None = None
     ) -> Tensor | None:
         """Generate the weights of many tasks together, in one pass over the head."""
-        if len(ids) == 1 or torch.is_grad_enabled() or self._settings.center == "exchanged":
+        if len(ids) == 1 or isinstance(x, Inputs) or torch.is_grad_enabled():
+            return None
+        if self._settings.center == "exchanged":
             return None
         together = max(1, _ENTRIES_AT_ONCE // self._network.size)
         if any(map(self._is_universal, ids)) or len(ids) > together:
@@ -228,7 +235,9 @@ class BoxedLearner(GeneratedLearner):
             rows = x if task_of_row is None else x[task_of_row == place]
             with self.activated(task, weights_of(self._network, each.chunk(2)[0])) as net:
                 outputs.append(run(net, rows, self._input))
-        joined = torch.cat(outputs)
+        joined = cat(outputs)
+        if not isinstance(joined, Tensor):
+            return None
         if task_of_row is None:
             return joined
         return joined[task_of_row.argsort(stable=True).argsort()]

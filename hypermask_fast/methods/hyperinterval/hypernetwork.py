@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.head.types import KeptBoxes
-from hypermask_fast.hypernetworks.autograd import HeadUpdate, head_update
+from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.methods.hyperinterval.autograd import BoxUpdate, box_logits, box_regularizer
 from hypermask_fast.optim.rows import take_rows
@@ -63,6 +63,18 @@ class IntervalHypernetwork(Hypernetwork):
             size = self.embedding_dim
             add_rows(self.radii, self.radii.new_full((capacity - before, size), 1 / size))
 
+    @torch.no_grad()
+    def copy_row(self, source: int, task: int) -> None:
+        super().copy_row(source, task)
+        if self.radii is not None:
+            self.radii[task] = self.radii[source]
+
+    @torch.no_grad()
+    def renew_row(self, task: int) -> None:
+        super().renew_row(task)
+        if self.radii is not None:
+            self.radii[task] = 1 / self.embedding_dim
+
     def box(self, ids: Tensor, extent: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return centers and radii (k, d) of tasks' boxes; only the first has gradients.
 
@@ -102,7 +114,7 @@ class IntervalHypernetwork(Hypernetwork):
             return self.emitted(*self.box(ids))
 
     def head_update(self, optimizer: Optimizer | None) -> HeadUpdate | None:
-        update = head_update(self.head, self.trunk, optimizer)
+        update = super().head_update(optimizer)
         return None if update is None else BoxUpdate(update.optimizer, update.watched, self.nested)
 
     def regularized(

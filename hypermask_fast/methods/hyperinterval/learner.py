@@ -13,16 +13,20 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.conversion.convert import freeze
 from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
+from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.layers.norms import check_module
-from hypermask_fast.methods.batches import random_state_kept
+from hypermask_fast.methods.batches import check_devices, check_labels, random_state_kept
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.hyperinterval.boxes import BoxedLearner
 from hypermask_fast.methods.hyperinterval.hypernetwork import IntervalHypernetwork
 from hypermask_fast.methods.hyperinterval.ramps import extent_at, kappa_at
 from hypermask_fast.methods.hyperinterval.settings import HyperIntervalSettings
 from hypermask_fast.methods.hyperinterval.target import BoxNetwork, check_monotone
+from hypermask_fast.methods.inputs import Given
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.tasks import TaskId
 
 
 @takes_options(HyperIntervalSettings)
@@ -107,7 +111,7 @@ class HyperInterval(BoxedLearner):
             tables._replace(params=[*tables.params, radii]),
         ]
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: record what the earlier tasks' boxes become.
 
         Args:
@@ -122,14 +126,22 @@ class HyperInterval(BoxedLearner):
         """
         super().begin_task(task, steps=steps, data=data)
         self._steps.start(steps // 2)
-        earlier = self._earlier(task)
-        if self._settings.new_embedding == "previous" and earlier and task not in self._learned:
+        assert self._current is not None
+        task, earlier = self._current, self._earlier(self._current)
+        is_new = task not in self._learned and self.tasks[task].like is None
+        if self._settings.new_embedding == "previous" and earlier and is_new:
             with torch.no_grad():
                 table = self.hypernetwork.embeddings
                 table[task] = table[earlier[-1]]
 
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
@@ -137,9 +149,10 @@ class HyperInterval(BoxedLearner):
         weighted; the logits are the center's.
 
         Args:
-            x: Inputs (batch, ...), of the network's dtype.
-            y: Local labels int64 (batch,).
-            task: The id given to :meth:`begin_task`.
+            x, task: As in :meth:`Learner.losses`; inputs of the network's dtype.
+            y: Local labels int64 (batch,), whatever the criterion: the worst case goes by them.
+            criterion: As there, of outputs (batch, outputs); it is taken of the center and of the
+                worst case.
             optimizer: A :class:`~hypermask_fast.FactoredAdam` with ``step_in_backward=True``, which
                 updates the head in the backward pass of these losses.
 
@@ -147,33 +160,66 @@ class HyperInterval(BoxedLearner):
             RuntimeError: The task was not begun.
             ValueError: Shapes, dtypes, devices or labels do not fit.
         """
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task, criterion)
         self._prepare(x)
         step = self._steps.next()
-        extent = extent_at(step, self._steps.ramp, self.extent)
         kappa = kappa_at(step, self._steps.ramp, self.kappa)
         update = self.hypernetwork.head_update(optimizer)
-        ids, kept, _ = self._kept.at(step)
-        assert kept is None or isinstance(kept, Tensor)
-        emitted, output_reg = self.hypernetwork.regularized(ids, kept, extent, update)
+        emitted, output_reg = self._regularized(step, update)
         norms = self.norms.states(task, learning=True)
         with modes_of(self):
             found = self._boxes.outputs(x, emitted, norms, self._compiled_net, self._input)
-        low, mid, up = (self._tasks.own_outputs(each, task) for each in found)
-        center_loss = self._task_loss(mid, y, task)
+        is_own = criterion is not None or self.criterion is not None
+        if is_own and found.mid.dim() != 2:
+            raise ValueError(
+                f"the outputs have shape {tuple(found.mid.shape)}, and the worst case is of those "
+                "of one label a row, (batch, outputs); use another method for them"
+            )
+        low, mid, up = (self._own_outputs(each, task, alone=is_own) for each in found)
+        center_loss, _ = self._loss_of(mid, y, task, criterion)
         label = F.one_hot(y, low.shape[-1]).bool()
-        worst_loss = F.cross_entropy(torch.where(label, low, up), y)
+        worst_loss, _ = self._loss_of(torch.where(label, low, up), y, task, criterion)
         if isinstance(kappa, Tensor):
             kappa = kappa.to(center_loss.dtype)
         task_loss = kappa * center_loss + (1 - kappa) * worst_loss
-        twice = self._settings.division == "twice"
-        factor = self.beta / (max(1, self._kept.earlier) if twice else 1)
-        total = task_loss + factor * output_reg
+        total = task_loss + self._output_factor * output_reg
         if update is not None:
-            update.completes(total, factor)
+            update.completes(total, self._output_factor)
         self._steps.count()
         terms = {"output_reg": output_reg, "center": center_loss, "worst_case": worst_loss}
         return Losses(total, task_loss, mid, terms)
+
+    def _regularized(
+        self, step: int | Tensor, update: HeadUpdate | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the current task's box becomes, (2 N,), and the output regularizer, 0-d."""
+        ids, kept, _ = self._kept.at(step)
+        assert kept is None or isinstance(kept, Tensor)
+        extent = extent_at(step, self._steps.ramp, self.extent)
+        return self.hypernetwork.regularized(ids, kept, extent, update)
+
+    @property
+    def _output_factor(self) -> float:
+        twice = self._settings.division == "twice"
+        return self.beta / (max(1, self._kept.earlier) if twice else 1)
+
+    def regularization(self, task: TaskId) -> Tensor:
+        """Return ``beta * output_reg``, divided as in :meth:`losses`; see :class:`Learner`.
+
+        The worst case of a batch is a part of its loss, and not in here.
+        """
+        self._checked_current(task)
+        _, output_reg = self._regularized(self._steps.next())
+        self._steps.count()
+        return self._output_factor * output_reg
+
+    def _checked_batch(
+        self, x: Given, y: Any, task: TaskId, criterion: Criterion | None = None
+    ) -> tuple[Any, int]:
+        batch, task = super()._checked_batch(x, y, task, criterion)
+        check_devices(self._device, labels=y)
+        check_labels(batch, y)
+        return batch, task
 
     @property
     def scores_by_accuracy(self) -> bool:

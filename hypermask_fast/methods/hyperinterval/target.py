@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import State
 from hypermask_fast.conversion.patterns import Patterns
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.layers.intervals import Box, Interval, IntervalWeights, exchanged
 from hypermask_fast.layers.masked import MASKED_LAYERS
 from hypermask_fast.layers.norms import TASK_NORMS, NormState
 from hypermask_fast.methods.batches import run
+from hypermask_fast.methods.inputs import Batch, Inputs
 
 _FALLING: tuple[type[nn.Module], ...] = (
     *(nn.GELU, nn.Hardshrink, nn.Hardswish, nn.LogSoftmax, nn.Mish, nn.SiLU, nn.Softmax),
@@ -79,7 +80,7 @@ class BoxNetwork:
 
     def outputs(
         self,
-        x: Tensor,
+        x: Batch,
         emitted: Tensor,
         norms: Sequence[tuple[nn.Module, State]],
         compiled: Callable[..., Any] | None = None,
@@ -96,6 +97,11 @@ class BoxNetwork:
             known: As in :func:`hypermask_fast.methods.batches.run`.
         """
         if not self._by_passes:
+            if isinstance(x, Inputs):
+                raise ConfigError(
+                    f"arithmetic='interval' takes one tensor and was given {x}; use "
+                    "arithmetic='three_pass'"
+                )
             layers = self._layers(self._by_name(emitted))
             with self._network.running(layers, dropout=False) as net:
                 packed = run(compiled or net, x.repeat(3, *[1] * (x.dim() - 1)), known)
@@ -106,6 +112,11 @@ class BoxNetwork:
             weights = {name: each[end] for name, each in bounds.items()}
             with self._network.applied(weights, states) as net:
                 passes.append(run(compiled or net, x, known))
+        if not all(isinstance(each, Tensor) for each in passes):
+            raise ConfigError(
+                f"the network puts out {shown(passes[1])}, which has no bounds; build "
+                "HyperInterval over a network that puts out a tensor"
+            )
         return exchanged(*passes)
 
     def _layers(self, boxes: dict[str, Box]) -> dict[str, IntervalWeights]:
@@ -144,5 +155,6 @@ class Exchanged(nn.Module):
         super().__init__()
         self._boxes, self._emitted, self._norms = boxes, emitted, norms
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = args[0] if len(args) == 1 and not kwargs else Inputs(args, kwargs)
         return self._boxes.outputs(x, self._emitted, self._norms).mid

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,23 +12,25 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
+from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import (
     check_devices,
-    check_weights,
     random_state_kept,
     run,
-    signature,
-    sum_of,
 )
 from hypermask_fast.methods.evaluating import modes_of
-from hypermask_fast.methods.generated import GeneratedLearner, fans
-from hypermask_fast.methods.hypermask.masks import masked_weights, outputs_at_once
+from hypermask_fast.methods.generated import fans
+from hypermask_fast.methods.hypermask.masked import MaskedLearner
+from hypermask_fast.methods.hypermask.masks import masked_weights
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
+from hypermask_fast.methods.inputs import Given, inputs_of
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.methods.tasks import TaskId
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
@@ -44,7 +45,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @takes_options(HyperMaskSettings)
-class HyperMask(GeneratedLearner):
+class HyperMask(MaskedLearner):
     """HyperMask (Książek and Spurek), over any network.
 
     For task t, z = h(e_t) holds a logit for each target parameter; the mask of a tensor is
@@ -94,7 +95,7 @@ class HyperMask(GeneratedLearner):
         shared: Patterns = (),
         per_task: Patterns = (),
         exempt: str | None = None,
-        example_input: Tensor | None = None,
+        example_input: Given | None = None,
         settings: HyperMaskSettings | None = None,
         **options: Any,
     ) -> None:
@@ -120,8 +121,9 @@ class HyperMask(GeneratedLearner):
             if exempt is not None:
                 self._network.set_exempt(exempt)
             elif example_input is not None:
-                check_devices(self._device, example_input=example_input)
-                self._prepare(example_input)
+                example = inputs_of(example_input)
+                check_devices(self._device, example_input=example)
+                self._prepare(example)
         except BaseException:
             unconvert(net)
             raise
@@ -148,26 +150,7 @@ class HyperMask(GeneratedLearner):
             hyperfan_(made, fans(self._network))
         return made
 
-    @property
-    def exempt(self) -> str | None:
-        """Name of the bias that is not masked; None before the first batch, or if there is none."""
-        return self._network.exempt
-
-    def _prepare(self, x: Tensor) -> None:
-        """Find the bias to exempt, that of the masked layer which runs last, in a dry forward."""
-        super()._prepare(x)
-        if not self._network.traced:
-            self._dry_run(x, self._network.find_exempt)
-            self._input = signature(x)
-
-    def _require_trace(self) -> None:
-        if not self._network.traced:
-            raise RuntimeError(
-                "the bias that is not masked is still unknown; run learner(x, task) or losses() "
-                "once, or build HyperMask with example_input= or exempt="
-            )
-
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task: record the earlier tasks' logits and the weights to stay near.
 
         Args:
@@ -194,118 +177,25 @@ class HyperMask(GeneratedLearner):
         super()._leave()
         self._previous = self._previous_shared = None
 
-    @property
-    def step_sparsity(self) -> float:
-        """Percent of mask entries removed in the step that was taken last."""
-        return float(self._steps.sparsity(self.sparsity, self._steps.taken))
-
     def fixed_in_graph(self) -> tuple[object, ...]:
         settings = (self.sparsity, self.beta, self.lam, self.masked_l1, self.dropout)
         return *super().fixed_in_graph(), *settings, self._steps.ramp
 
-    def _masked(
-        self, task: int, sparsity: float | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return a task's masked weights and its masks, by name."""
-        self._require_trace()
-        ids = [self._tasks.checked(task)]
-        logits, _ = self.hypernetwork(torch.tensor(ids, device=self.hypernetwork.embeddings.device))
-        p = self.sparsity if sparsity is None else sparsity
-        weights, tensors = masked_weights(self._network, logits, p)
-        return weights, dict(zip(weights, tensors.masks, strict=True))
-
-    def _outputs_at_once(
-        self, x: Tensor, ids: Sequence[int], task_of_row: Tensor | None = None
-    ) -> Tensor | None:
-        device = self.hypernetwork.embeddings.device
-        return outputs_at_once(
-            self._network,
-            lambda group: self.hypernetwork.logits(torch.tensor(list(group), device=device)),
-            *(x, ids, task_of_row),
-            sparsity=self.sparsity,
-            dropout=self.dropout == "always",
-        )
-
-    @contextmanager
-    def activated(
-        self, task: int, weights: Mapping[str, Tensor] | None = None
-    ) -> Iterator[nn.Module]:
-        task = self._tasks.checked(task)
-        check_weights(weights)
-        if weights is None:
-            weights, _ = self._masked(task, None)
-        norms = self.norms.states(task, learning=task == self._current)
-        with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
-            yield net
-
-    @torch.no_grad()
-    def task_weights(
-        self, task: int, *, in_step: bool = False, sparsity: float | None = None
-    ) -> dict[str, Tensor]:
-        """Return copies of the masked target parameters of a task, by name.
-
-        Args:
-            task: A task that was added.
-            in_step: With the sparsity of the step that was taken last.
-            sparsity: Percent; default: the learner's.
-
-        Raises:
-            ValueError: The task was not added.
-            RuntimeError: The network changed since it was converted.
-        """
-        self._network.check()
-        weights, _ = self._masked(task, self.step_sparsity if in_step else sparsity)
-        return {name: w.detach().clone() for name, w in weights.items()}
-
-    @contextmanager
-    def blended(self, alpha: Tensor) -> Iterator[nn.Module]:
-        """Return a context in which :attr:`net` has a blend of all tasks' masked weights.
-
-        With ``bn="per_task"`` the tasks' parameters and statistics of normalisation are blended
-        alike.
-
-        Args:
-            alpha: (tasks,), a factor for each task that was added; gradients flow to it. The masked
-                weights of all tasks are kept for them.
-
-        Raises:
-            ValueError: There is not one factor for each task.
-            RuntimeError: The bias that is not masked is not known yet.
-        """
-        self._tasks.check_factors(alpha)
-        check_devices(self._device, alpha=alpha)
-        weights = sum_of((self._masked(task, None)[0] for task in range(len(alpha))), alpha)
-        norms = self.norms.blended(alpha)
-        with self._network.applied(weights, norms, dropout=self.dropout == "always") as net:
-            yield net
-
-    @torch.no_grad()
-    def masks(self, task: int, *, sparsity: float | None = None) -> dict[str, Tensor]:
-        """Return the masks of a task by parameter name; the exempt bias has none.
-
-        Args:
-            task: A task that was added.
-            sparsity: Percent; default: the learner's.
-
-        Raises:
-            ValueError: The task was not added.
-            RuntimeError: The network changed since it was converted.
-        """
-        self._network.check()
-        _, masks = self._masked(task, sparsity)
-        return {name: mask for name, mask in masks.items() if name != self.exempt}
-
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
         """Return the losses of a batch of the current task; call ``.total.backward()``.
 
         Each call counts as a step of the sparsity ramp and of ``dropout="first_step"``.
 
         Args:
-            x: Inputs (batch, ...), of the network's dtype.
-            y: Local labels int64 (batch,).
-            task: The id given to :meth:`begin_task`.
+            x, y, task, criterion: As in :meth:`Learner.losses`; inputs of the network's dtype.
             optimizer: A :class:`~hypermask_fast.FactoredAdam` with ``step_in_backward=True``, which
                 updates the head in the backward pass of these losses. Any other may be given, and
                 changes nothing.
@@ -314,10 +204,29 @@ class HyperMask(GeneratedLearner):
             RuntimeError: The task was not begun.
             ValueError: Shapes, dtypes, devices or labels do not fit.
         """
-        task = self._checked_batch(x, y, task)
+        x, task = self._checked_batch(x, y, task, criterion)
         self._prepare(x)
         step = self._steps.next()
         update = self.hypernetwork.head_update(optimizer)
+        weights, terms = self._regularized(step, update)
+        is_special = self.dropout == "first_step" and self._steps.taken == 0
+        dropout = self.dropout == "always" or is_special
+        norms = self.norms.states(task, learning=True)
+        applied = self._network.applied(weights, norms, dropout=dropout, trains=True)
+        with modes_of(self), applied as net:
+            outputs = run(net if is_special else self._compiled_net or net, x, self._input)
+        task_loss, outputs = self._loss_of(outputs, y, task, criterion)
+        factor = self._output_factor
+        total = task_loss + factor * terms["output_reg"] + self.lam * terms["weight_reg"]
+        if update is not None:
+            update.completes(total, factor)
+        self._steps.count()
+        return Losses(total, task_loss, outputs, terms)
+
+    def _regularized(
+        self, step: int | Tensor, update: HeadUpdate | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the current task's masked weights, and the terms of the loss, by name."""
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = masked_weights(
@@ -325,21 +234,19 @@ class HyperMask(GeneratedLearner):
         )
         if self._previous_shared is not None:
             weight_reg = weight_reg + self._drift_of_shared(self._previous_shared)
-        is_special = self.dropout == "first_step" and self._steps.taken == 0
-        dropout = self.dropout == "always" or is_special
-        norms = self.norms.states(task, learning=True)
-        applied = self._network.applied(weights, norms, dropout=dropout, trains=True)
-        with modes_of(self), applied as net:
-            runner = net if is_special else self._compiled_net or net
-            outputs = self._tasks.own_outputs(run(runner, x, self._input), task)
-        task_loss = self._task_loss(outputs, y, task)
-        factor = self.beta / max(1, self._kept.earlier)
-        total = task_loss + factor * output_reg + self.lam * weight_reg
-        if update is not None:
-            update.completes(total, factor)
+        return weights, {"output_reg": output_reg, "weight_reg": weight_reg}
+
+    @property
+    def _output_factor(self) -> float:
+        return self.beta / max(1, self._kept.earlier)
+
+    def regularization(self, task: TaskId) -> Tensor:
+        """Return ``beta / max(1, t) * output_reg + lam * weight_reg``, as :meth:`Learner` says."""
+        self._checked_current(task)
+        self._require_trace()
+        _, terms = self._regularized(self._steps.next())
         self._steps.count()
-        terms = {"output_reg": output_reg, "weight_reg": weight_reg}
-        return Losses(total, task_loss, outputs, terms)
+        return self._output_factor * terms["output_reg"] + self.lam * terms["weight_reg"]
 
     def _drift_of_shared(self, previous: Tensor) -> Tensor:
         """Return the L1 drift of the weights that are shared without a mask, 0-d."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
@@ -12,11 +12,15 @@ from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.methods.batches import check_optimizers
 from hypermask_fast.methods.counting import CountsSteps
+from hypermask_fast.methods.inputs import Given, Inputs
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.replay.replay import Replay
 from hypermask_fast.methods.replay.settings import ReplaySettings
+from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.modes import has_values
 from hypermask_fast.scenarios import Preprocess, Task
+from hypermask_fast.scenarios.transform import Cast
 
 _PREFIX = "replay."
 
@@ -54,11 +58,19 @@ class ReplayLearner(CountsSteps):
             )
         return super().add_task(name, classes)
 
+    def _copy_rows(self, source: int, task: int) -> None:
+        super()._copy_rows(source, task)
+        self.replay.hypernetwork.copy_row(source, task)
+
+    def _renew_rows(self, task: int) -> None:
+        super()._renew_rows(task)
+        self.replay.hypernetwork.renew_row(task)
+
     def _grow(self, capacity: int) -> None:
         super()._grow(capacity)
         self.replay.hypernetwork.grow(capacity)
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         """Start learning a task; see :meth:`Learner.begin_task`.
 
         Raises:
@@ -66,6 +78,7 @@ class ReplayLearner(CountsSteps):
         """
         task = self._checked_beginning(task, steps)
         prepared = data.train_preprocess if isinstance(data, Task) else None
+        prepared = prepared.before if isinstance(prepared, Cast) else prepared
         if isinstance(prepared, Preprocess) and prepared.mean is not None:
             raise ConfigError(
                 f"the images of the task are normalized by {prepared} and "
@@ -79,22 +92,48 @@ class ReplayLearner(CountsSteps):
         self.replay.clear()
 
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
         """Refuse: the parts that learn are stepped one after the other; call :meth:`step`.
 
         Raises:
             RuntimeError: In any case that is right otherwise.
         """
-        self._checked_batch(x, y, task)
+        self._checked_batch(x, y, task, criterion)
+        self._refuse("losses", task)
+
+    def regularization(self, task: TaskId) -> Tensor:
+        """Refuse, as :meth:`losses` does.
+
+        Raises:
+            RuntimeError: In any case that is right otherwise.
+        """
+        self._checked_current(task)
+        self._refuse("the regularization", task)
+
+    def _refuse(self, what: str, task: TaskId) -> NoReturn:
+        verb = "were" if what == "losses" else "was"
         raise RuntimeError(
-            f"losses of task {task} were asked for and {type(self).__name__} steps its parts one "
+            f"{what} of task {task} {verb} asked for and {type(self).__name__} steps its parts one "
             "after the other; call step(x, y, task, optimizers)"
         )
 
-    def _checked_batch(self, x: Tensor, y: Tensor, task: int) -> int:
-        task = super()._checked_batch(x, y, task)
+    def _checked_batch(
+        self, x: Given, y: Any, task: TaskId, criterion: Criterion | None = None
+    ) -> tuple[Any, int]:
+        x, task = super()._checked_batch(x, y, task, criterion)
         wanted = (len(x), *self.replay.input_shape)
+        if isinstance(x, Inputs):
+            raise ValueError(
+                f"a batch of {x} is given and what is replayed is one image {wanted}; give one "
+                "tensor, of the input_shape that the learner was built with"
+            )
         if x.shape != wanted or not x.is_floating_point():
             raise ValueError(
                 f"inputs are {x.dtype} of shape {tuple(x.shape)}; give images {wanted} in [0, 1], "
@@ -107,7 +146,7 @@ class ReplayLearner(CountsSteps):
                     f"inputs reach from {low:g} to {high:g} and those that are replayed are in "
                     "[0, 1]; give images in [0, 1], from a scenario with normalize=False"
                 )
-        return task
+        return x, task
 
     def _check_names(self, optimizers: Mapping[str, Optimizer]) -> None:
         """Raise ConfigError where the optimizers are not those of the parameter groups."""

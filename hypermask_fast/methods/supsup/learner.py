@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,8 +66,8 @@ class SupSup(SubnetworkLearner):
         if self.score_mean is not None and is_new:
             self.score_mean.lerp_(self.scores, 1 / len(self._learned))
 
-    def _training_outputs(self, outputs: Tensor, task: int) -> Tensor:
-        return outputs if self.superfluous else super()._training_outputs(outputs, task)
+    def _own_outputs(self, outputs: Any, task: int, *, alone: bool) -> Any:
+        return outputs if self.superfluous else super()._own_outputs(outputs, task, alone=alone)
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:
         mean = [] if self.score_mean is None else [self.score_mean]

@@ -43,7 +43,7 @@ def learning(classes: list[int] | None = None) -> HyperMask:
         pytest.param(-1, ValueError, "task -1 was not added", id="negative"),
         pytest.param(1.0, TypeError, r"task is 1.0; give the id that add_task\(\)", id="float"),
         pytest.param(True, TypeError, "task is True", id="bool"),
-        pytest.param("digits", TypeError, "task is 'digits'", id="name"),
+        pytest.param("digits", ValueError, "is called .digits.; the tasks are", id="name"),
         pytest.param(None, TypeError, "task is None", id="none"),
         pytest.param(torch.tensor(1.0), TypeError, "task is torch.float32; give", id="float-0d"),
         pytest.param(torch.tensor(True), TypeError, "task is torch.bool", id="bool-0d"),
@@ -145,7 +145,7 @@ def test_other_types_of_names_and_classes(options: dict[str, Any], message: str)
         (lambda it: it.losses([(X, Y)], Y, 0), "inputs are a list"),
         (lambda it: it(X, [0, 0, 1, 1]), r"task is \[0, 0, 1, 1\]; .* a tensor of ids"),
         (lambda it: it(X, np.zeros(4, int)), r"task is array\(\[0, 0, 0, 0\]\); .* tensor of ids"),
-        (lambda it: it(X, "0"), "task is '0'"),
+        (lambda it: it(X, ("task 0", 0, 0, 0)), r"task is \('task 0', 0, 0, 0\)"),
         (lambda it: it(X, True), "task is True"),
     ],
 )
