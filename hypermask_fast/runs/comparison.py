@@ -285,6 +285,7 @@ class _Maker:
                     trainer.tasks,
                     make_score(name),
                     calibrated=self._config.calibrate,
+                    calibrate_on=self._config.calibrate_on,
                     batch_size=trainer.settings.eval_batch_size,
                 )
             except (ConfigError, ValueError) as error:

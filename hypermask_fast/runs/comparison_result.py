@@ -85,7 +85,8 @@ _END = (
 def columns_of(config: ComparisonConfig) -> list[Column]:
     """Return the columns of a comparison's tables, in order."""
     inferred = []
-    after = " after calibration" if config.calibrate else ""
+    on = f" after calibration on {config.calibrate_on} data"
+    after = on if config.calibrate else ""
     for score in config.infer:
         what = f"of the test images, the tasks being inferred by {score}{after}, mean over tasks"
         inferred += [

@@ -74,7 +74,8 @@ class ComparisonConfig:
         runs: For each method the settings of its first run.
         seeds: Runs of each method, whose seeds count up from that of the first one.
         infer: Names of the scores by which unknown tasks are inferred.
-        calibrate: Report what is inferred after calibration on validation data.
+        calibrate: Report what is inferred after calibration.
+        calibrate_on: "validation" data, or "train" where a method's runs hold none out.
 
     Raises:
         ConfigError: A value is wrong, or the methods do not have the same tasks and seeds.
@@ -84,6 +85,7 @@ class ComparisonConfig:
     seeds: int = 5
     infer: Sequence[str] = ()
     calibrate: bool = False
+    calibrate_on: str = "validation"
 
     def __post_init__(self) -> None:
         if not isinstance(self.runs, Mapping) or not self.runs:
@@ -104,6 +106,11 @@ class ComparisonConfig:
             raise ConfigError(
                 "calibrate=True is for tasks that are inferred; give infer too, with one of "
                 f"{', '.join(scores())}"
+            )
+        check_value("calibrate_on", str, self.calibrate_on, choices=("validation", "train"))
+        if self.calibrate_on != "validation" and not self.calibrate:
+            raise ConfigError(
+                f"calibrate_on={self.calibrate_on!r} is for a calibration; give calibrate=True too"
             )
         first, *others = self.runs.items()
         for other in others:
@@ -181,6 +188,7 @@ class ComparisonConfig:
             f"seeds = {self.seeds}\n",
             f"infer = [{infer}]\n",
             f"calibrate = {toml_value(self.calibrate)}\n",
+            f"calibrate_on = {toml_value(self.calibrate_on)}\n",
         ]
         for method, config in self.runs.items():
             at = f"runs.{json.dumps(method)}"

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     text = f"infer the tasks of test images by each of these: {all_scores} [none]"
     add("--infer", default="", metavar="SCORES", help=text)
     add("--calibrate", action="store_true", help="tell what is inferred after calibration")
+    text = "validation, or train where a method's runs hold none out [validation]"
+    add("--calibrate-on", default="validation", metavar="SPLIT", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}
     shown: dict[str, tuple[argparse.Action, str, set[str]]] = {}
     for method in methods:
@@ -85,5 +87,5 @@ def from_arguments(namespace: argparse.Namespace) -> ComparisonConfig:
         given["methods"],
         options,
         as_text=True,
-        **{name: given[name] for name in ("seeds", "infer", "calibrate")},
+        **{name: given[name] for name in ("seeds", "infer", "calibrate", "calibrate_on")},
     )

@@ -279,7 +279,7 @@ SUBJECTS = [
             {"runs": [None, 3, {}, {"hypermask": 3},
                       {"hnet": RunConfig.from_preset("split-digits")}],
              "seeds": NOT_COUNTS, "calibrate": ["yes", 1, None, True],
-             "infer": [3, ["entrpy"], "entrpy", [3], ["entropy", "entropy"]]}),
+             "calibrate_on": [3, None, "test", "train"], "infer": [3, ["entrpy"], "entrpy", [3], ["entropy", "entropy"]]}),
     Subject("ComparisonConfig.from_preset", nothing, call(ComparisonConfig.from_preset),
             {"preset": "split-digits", "methods": ["hypermask", "hnet"]},
             {"preset": [3, None, "split-mnst", ["a"]],

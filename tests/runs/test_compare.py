@@ -82,6 +82,23 @@ def test_files_and_figures_are_those_of_the_runs(whole: Path) -> None:
     assert float(means["supsup"]["acc_half_interval"]) == pytest.approx(half, rel=1e-9)
 
 
+def test_a_calibration_may_be_on_training_data(whole: Path, tmp_path: Path) -> None:
+    path = copy(whole, tmp_path)
+    found = quiet(path, calibrate=True, calibrate_on="train")
+    trainer = run.load(path / "supsup/seed-4")
+    report = evaluate(
+        trainer.learner,
+        trainer.tasks,
+        make_score("entropy"),
+        calibrated=True,
+        calibrate_on="train",
+    )
+    assert report.after is not None
+    values = next(f.values for f in found.runs if (f.method, f.seed) == ("supsup", 4))
+    assert values["class_entropy"] == np.mean([shares.class_ for shares in report.after])
+    assert "after calibration on train data" in (path / "compare.txt").read_text()
+
+
 def test_the_table_is_on_the_console_and_names_where_settings_are_from(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,13 @@ def test_all_methods_are_compared_by_default() -> None:
 def test_a_file_is_read_back(tmp_path: Path) -> None:
     options = {"data_dir": 'a "\n[runs', "hnet.embedding_lr": 0.5}
     found = ComparisonConfig.from_preset(
-        "split-mnist", ["hnet", "supsup"], options, seeds=7, infer="entropy,fecam", calibrate=True
+        "split-mnist",
+        ["hnet", "supsup"],
+        options,
+        seeds=7,
+        infer="entropy,fecam",
+        calibrate=True,
+        calibrate_on="train",
     )
     path = tmp_path / "compare.toml"
     path.write_text(found.to_toml(), encoding="utf-8")
@@ -83,6 +89,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "last-seed": ({"options": {"seed": 2**64 - 1}}, "seed=18446744073709551619"),
     "score": ({"infer": ["entrpy"]}, "infer has 'entrpy', .*did you mean 'entropy'"),
     "calibrate": ({"calibrate": True}, "calibrate=True .*give infer too"),
+    "calibrate-on": ({"calibrate_on": "train"}, "calibrate_on='train' is for a calibration"),
+    "calibrate-on-test": (
+        {"calibrate_on": "test", "calibrate": True, "infer": "entropy"},
+        "calibrate_on='test'",
+    ),
     "no-one's": ({"options": {"extent": 2.0}}, "'extent' is a setting of method='hyperinterval'"),
     "not-its": ({"options": {"hnet.sparsity": 2.0}}, "'hnet.sparsity' is a setting of method='hy"),
     "unknown": ({"options": {"stepz": 2}}, "setting 'stepz' is unknown"),
