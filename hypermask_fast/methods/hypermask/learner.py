@@ -15,7 +15,7 @@ from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.hypernetworks.init import hyperfan_
+from hypermask_fast.hypernetworks.init import hyperfan_, open_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import (
     check_devices,
@@ -60,7 +60,9 @@ class HyperMask(GeneratedLearner):
     mask. What runs but cannot be masked, as a weight that a parametrization computes, is shared,
     with a warning; :func:`hypermask_fast.conversion_report` shows all of it before.
 
-    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it. It keeps its
+    weights and statistics: with ``mask_init="open"`` training begins at what a network that was
+    trained before can do.
 
     Args:
         net: The target network.
@@ -146,6 +148,8 @@ class HyperMask(GeneratedLearner):
             )
         if settings.init == "hyperfan":
             hyperfan_(made, fans(self._network))
+        if settings.mask_init == "open":
+            open_(made, self._network.weights())
         return made
 
     @property
