@@ -10,8 +10,8 @@ import torch
 
 from hypermask_fast.errors import ConfigError, HypermaskError, PlanError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.memory import available_memory
 from hypermask_fast.networks.catalogue import OwnNetworkSettings
-from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
 from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.scenarios import Scenario

@@ -14,7 +14,7 @@ import torch
 
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.planning.live_memory import available_memory
+from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession

@@ -148,7 +148,7 @@ class HyperMask(GeneratedLearner):
             )
         if settings.init == "hyperfan":
             hyperfan_(made, fans(self._network))
-        if settings.mask_init == "open":
+        if settings.mask_init == "open" and not like.is_meta:
             open_(made, self._network.weights())
         return made
 
