@@ -32,7 +32,7 @@ FLOORS = (
 # The rooms that are no folder.
 FACE = ("__init__", "__main__", "cli", "cli_eval", "cli_export", "doctor", "functional")
 GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields", "modes", "held")
-GROUND += ("factories",)
+GROUND += ("factories", "memory")
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = {

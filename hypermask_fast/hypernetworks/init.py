@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
@@ -82,3 +82,31 @@ def hyperfan_(hypernetwork: Hypernetwork, fans: Sequence[Fan]) -> None:
             variance *= (1 if fan.layer_has_bias else 2) / fan.fan_in
         bound = math.sqrt(3 * variance)
         rows.uniform_(-bound, bound)
+
+
+_OPEN = (3.0, 4.0)
+_OPEN_SCALE = 0.05
+
+
+@torch.no_grad()
+def open_(hypernetwork: Hypernetwork, weights: Sequence[Tensor]) -> None:
+    """Change a new hypernetwork in place so that the masks of all tasks start near 1.
+
+    The head's bias goes from 3 for the smallest weight of a tensor, by magnitude, to 4 for the
+    largest, in even steps (3 for all of a chunked head, whose chunks share it), and its matrix is
+    multiplied by 0.05: ``|tanh z|`` is 0.995 to 0.9993, but for the 0.02 or so that an untrained
+    embedding adds to z. What a percentile removes are then the smallest weights.
+
+    Args:
+        hypernetwork: New, as PyTorch initialises it.
+        weights: The target's tensors, in the order of the outputs.
+    """
+    head, (low, high) = hypernetwork.head, _OPEN
+    head.weight *= _OPEN_SCALE
+    if isinstance(hypernetwork, ChunkedHypernetwork):
+        head.bias.fill_(low)
+        return
+    rows = head.bias.split([w.numel() for w in weights])
+    for row, weight in zip(rows, weights, strict=True):
+        order = weight.detach().flatten().abs().argsort(stable=True)
+        row[order] = torch.linspace(low, high, len(order), dtype=row.dtype, device=row.device)

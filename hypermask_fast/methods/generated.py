@@ -18,6 +18,7 @@ from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.counting import CountsSteps
+from hypermask_fast.methods.head_memory import require_fit
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.state_checks import check_count
 from hypermask_fast.methods.steps import Steps
@@ -53,6 +54,7 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
     """
 
     hypernetwork: Hypernetwork
+    _settings: Any
 
     def __init__(
         self,
@@ -68,8 +70,10 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         self._kept = kept
         try:
             first = self._network.weights()[0]
+            size = self._network.size
+            require_fit(type(self).__name__, self._make_hypernetwork, size, first, self._settings)
             self._steps = Steps(first.device)
-            self.hypernetwork = self._make_hypernetwork(self._network.size, first)
+            self.hypernetwork = self._make_hypernetwork(size, first)
             kept.check(self.hypernetwork)
             self.norms = TaskNorms(net, bn, capacity, affine=not norms_too)
         except BaseException:

@@ -10,8 +10,8 @@ import torch
 
 from hypermask_fast.errors import ConfigError, HypermaskError, PlanError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.memory import available_memory
 from hypermask_fast.networks.catalogue import OwnNetworkSettings
-from hypermask_fast.planning.live_memory import available_memory
 from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
 from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.scenarios import Scenario
@@ -202,6 +202,12 @@ class Plan:
         }
 
 
+def check_config(config: RunConfig) -> None:
+    """Raise TypeError where settings are none."""
+    if not isinstance(config, RunConfig):
+        raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
+
+
 def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | None = None) -> Plan:
     """Return what a run takes, before anything of it is made.
 
@@ -221,8 +227,7 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
         DataError: A data file of one's own scenario is missing or damaged.
         TypeError: It is no RunConfig.
     """
-    if not isinstance(config, RunConfig):
-        raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
+    check_config(config)
     check_value("memory", int, memory, None, low=0)
     if scenario is not None and not isinstance(scenario, Scenario):
         raise TypeError(f"scenario is {shown(scenario)}; give a Scenario, or leave it out")

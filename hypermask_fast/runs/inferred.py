@@ -12,7 +12,7 @@ import numpy as np
 from hypermask_fast.errors import CheckpointError, ConfigError, HypermaskError
 from hypermask_fast.inference.base import Score
 from hypermask_fast.inference.evaluation import Report, Shares, evaluate
-from hypermask_fast.planning.live_memory import available_memory
+from hypermask_fast.memory import available_memory
 from hypermask_fast.runs import run, seeds
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.training.trainer import Trainer

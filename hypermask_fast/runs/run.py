@@ -14,8 +14,8 @@ import torch
 
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.planning.live_memory import available_memory
-from hypermask_fast.planning.plan import plan
+from hypermask_fast.memory import available_memory
+from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.folder import RunFolder
@@ -95,6 +95,7 @@ def _built(
         ConfigError: It does not fit, or as :func:`build`.
         DataError: A data file is missing or damaged.
     """
+    check_config(config)
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts

@@ -129,7 +129,8 @@ class Run:
     was stopped or killed is started again as it is: it makes the same learner, trainer and tasks,
     the learner gets the weights of the newest checkpoint, :meth:`fit` returns at once for tasks
     that were learned and goes on within the one that was being learned, and the run ends with the
-    bits of one that nothing interrupted. ::
+    bits of one that nothing interrupted. Data that are drawn at random need a seed of their own:
+    after a task that is skipped the global generators are not where its training left them. ::
 
         run = hmf.Run("runs/mine", hmf.Trainer(learner, epochs=5))
         for task in tasks:

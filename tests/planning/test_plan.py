@@ -13,10 +13,11 @@ import torch
 
 import hypermask_fast
 from hypermask_fast import cli
+from hypermask_fast import memory as memory_left
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.memory import available_memory
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.planning import live_memory
-from hypermask_fast.planning.live_memory import KEPT, LiveMemory, available_memory
+from hypermask_fast.planning.live_memory import KEPT, LiveMemory
 from hypermask_fast.planning.plan import Plan, plan
 from hypermask_fast.planning.simulation import MOMENTS, TARGET
 from hypermask_fast.planning.sizes import scenario_size
@@ -433,7 +434,7 @@ def write(path: Path, text: str) -> None:
 def test_host_memory(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:
     for name, text in files.items():
         write(tmp_path / name, text)
-    assert live_memory._host_memory(tmp_path / "proc", tmp_path / "cgroup") == expected
+    assert memory_left._host_memory(tmp_path / "proc", tmp_path / "cgroup") == expected
 
 
 def test_available_memory_of_what_is_not_there_is_unknown() -> None:

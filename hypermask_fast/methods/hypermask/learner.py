@@ -15,7 +15,7 @@ from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.hypernetworks.init import hyperfan_
+from hypermask_fast.hypernetworks.init import hyperfan_, open_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.batches import (
     check_devices,
@@ -61,7 +61,9 @@ class HyperMask(MaskedLearner):
     mask. What runs but cannot be masked, as a weight that a parametrization computes, is shared,
     with a warning; :func:`hypermask_fast.conversion_report` shows all of it before.
 
-    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it.
+    The network is converted in place; :func:`hypermask_fast.unconvert` undoes it. It keeps its
+    weights and statistics: with ``mask_init="open"`` training begins at what a network that was
+    trained before can do.
 
     Args:
         net: The target network.
@@ -148,6 +150,8 @@ class HyperMask(MaskedLearner):
             )
         if settings.init == "hyperfan":
             hyperfan_(made, fans(self._network))
+        if settings.mask_init == "open" and not like.is_meta:
+            open_(made, self._network.weights())
         return made
 
     def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:

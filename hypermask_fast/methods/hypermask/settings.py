@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hypermask_fast.errors import warn_caller
+from hypermask_fast.errors import ConfigError, warn_caller
 from hypermask_fast.fields import setting
 from hypermask_fast.methods.generated_settings import HeadSettings
 
@@ -32,6 +32,15 @@ class HyperMaskSettings(HeadSettings):
         "default",
         "initialization of the hypernetwork: PyTorch's (published) or hyperfan",
         choices=("default", "hyperfan"),
+    )
+    mask_init: str = setting(
+        "published",
+        "masks at the start: as the hypernetwork is initialized; or open, near 1, to begin with a "
+        "network that was trained before",
+        "open: every mask is at least 0.99, so that the first forward is nearly that of the given "
+        "network; where the sparsity is not 0, the smallest weights of each tensor are removed "
+        "first (with ``ramp``, not before the first task's steps)",
+        choices=("published", "open"),
     )
     capacity: int = setting(
         128,
@@ -94,6 +103,16 @@ class HyperMaskSettings(HeadSettings):
     )
 
     def check(self) -> None:
+        if self.mask_init == "open" and self.init != "default":
+            raise ConfigError(
+                f"mask_init='open' starts the head itself, as init={self.init!r} does; use "
+                "init='default'"
+            )
+        if self.mask_init == "open" and self.head != "full" and self.sparsity > 0:
+            raise ConfigError(
+                f"mask_init='open' cannot choose the smallest weights for sparsity={self.sparsity} "
+                f"with head={self.head!r}, whose chunks share a bias; use head='full' or sparsity=0"
+            )
         if 0 < self.sparsity < 1:
             warn_caller(
                 f"sparsity={self.sparsity} is in percent: it removes {self.sparsity} of 100 mask "
