@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
-from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs import checkpoint, learned, report
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.environment import differences, environment
 from hypermask_fast.runs.folder import RunFolder
@@ -23,6 +23,7 @@ from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.changes import Changes, carry_into, check_within_task, described
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.kept_logits import logits_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -204,6 +205,8 @@ class Session:
                     "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
                 }
             )
+            # Before the checkpoint: a run that goes on from it does not come back here.
+            self._keep_logits()
             self.save(metrics)
             report.write_accuracy(self.folder.path, trainer.accuracy, self.names)
             seen = row[: index + 1]
@@ -211,6 +214,13 @@ class Session:
                 f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
                 f"{np.nanmean(seen):.2f} %"
             )
+
+    def _keep_logits(self) -> None:
+        """Keep the logits of the task that was learned last, by which `verify` tells its drift."""
+        learner = self.trainer.learner
+        task = self.trainer.columns[self.trainer.tasks_done - 1]
+        logits = logits_of(learner, task, self.trainer.tasks[task])
+        learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest."""
