@@ -1,4 +1,4 @@
-"""The command line: train, compare, plan, resume, eval, export, doctor."""
+"""The command line: train, compare, plan, resume, eval, export, verify, doctor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hypermask_fast import cli_eval, cli_export
+from hypermask_fast import cli_eval, cli_export, cli_verify
 from hypermask_fast.errors import ConfigError, HypermaskError
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
@@ -265,6 +265,9 @@ _COMMANDS = {
     ),
     "export": _Command(
         cli_export.run, "the plain network of a task, in a file", cli_export.add_arguments
+    ),
+    "verify": _Command(
+        cli_verify.run, "whether learned tasks are what they were", cli_verify.add_arguments
     ),
     "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
 }

@@ -30,7 +30,16 @@ FLOORS = (
     ("ground",),
 )
 # The rooms that are no folder.
-FACE = ("__init__", "__main__", "cli", "cli_eval", "cli_export", "doctor", "functional")
+FACE = (
+    "__init__",
+    "__main__",
+    "cli",
+    "cli_eval",
+    "cli_export",
+    "cli_verify",
+    "doctor",
+    "functional",
+)
 GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields", "modes", "held")
 GROUND += ("factories", "memory")
 

@@ -16,6 +16,7 @@ from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulatio
 from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.kept_logits import ROWS
 
 # What PyTorch and Python load when a run takes its first steps; measured on a CPU.
 LIBRARIES = 160 * 2**20
@@ -173,6 +174,7 @@ class Plan:
             ("a checkpoint", found.checkpoint),
             ("checkpoints on disk: two, and one being written", _CHECKPOINTS * found.checkpoint),
             ("memory to write one", _SAVING),
+            ("logits of the learned tasks on disk", self.logits),
         ]
         if self.device != "cpu":
             rows.append(("memory of the host, to build the learner", found.learner))
@@ -181,6 +183,11 @@ class Plan:
         width = max(len(name) for name, _ in rows)
         lines += [f"{name:<{width}}  {_mib(size):>16}" for name, size in rows]
         return "\n".join(lines)
+
+    @property
+    def logits(self) -> int:
+        """Bytes of the logits that the run keeps on the disk of all tasks."""
+        return self.size.tasks * min(ROWS, self.size.test) * self.size.classes * 4
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, in bytes."""
@@ -196,7 +203,7 @@ class Plan:
             "needed": self.needed(),
             "moments": self.found.peaks,
             "checkpoint": self.found.checkpoint,
-            "disk": _CHECKPOINTS * self.found.checkpoint,
+            "disk": _CHECKPOINTS * self.found.checkpoint + self.logits,
             "available": self.available,
             "fits": self.fits(),
         }

@@ -23,6 +23,7 @@ _CONFIG, _SCRIPT = "config.toml", "script.json"
 _LOCK = ".lock"
 _CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.json"
 _TIMING = "timing.json"
+_LEARNED = "learned"
 # All of them are written after a checkpoint only.
 _AFTER_CHECKPOINT = (_MANIFEST, _TIMING, "accuracy.npz", "accuracy.csv", "accuracy.png")
 _held_locks: set[int] = set()
@@ -44,7 +45,7 @@ def _never_began(path: Path, names: Sequence[str]) -> bool:
     if _LOCK not in names or not (path / _LOCK).read_bytes().isdigit():
         return False  # no run made it
     others = {name for name in names if not name.startswith(TEMPORARY)}
-    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS}:
+    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS, _LEARNED}:
         return False
     saved = (path / _CHECKPOINTS).iterdir() if _CHECKPOINTS in others else ()
     return all(entry.name.startswith(TEMPORARY) for entry in saved)
@@ -300,6 +301,11 @@ class RunFolder:
     def timing_path(self) -> Path:
         """The time of steps; see `hypermask_fast.runs.timing`."""
         return self.path / _TIMING
+
+    @property
+    def learned(self) -> Path:
+        """The folder of what is kept of each learned task; see `hypermask_fast.runs.learned`."""
+        return self.path / _LEARNED
 
     @property
     def accuracy_npz(self) -> Path:

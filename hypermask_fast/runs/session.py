@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
-from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs import checkpoint, learned, report
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.environment import differences
 from hypermask_fast.runs.folder import RunFolder
@@ -23,6 +23,7 @@ from hypermask_fast.runs.restoring import as_json, require_same
 from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
+from hypermask_fast.training.kept_logits import logits_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -208,6 +209,8 @@ class Session:
                 "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
             }
         )
+        # Before the checkpoint: a run that goes on from it does not come back here.
+        self._keep_logits()
         self.save(metrics)
         report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
         seen = row[: index + 1]
@@ -221,6 +224,13 @@ class Session:
     def all_names(self) -> list[str]:
         """Names of the columns of the trainer's accuracies."""
         return self.names
+
+    def _keep_logits(self) -> None:
+        """Keep the logits of the task that was learned last, by which `verify` tells its drift."""
+        learner = self.trainer.learner
+        task = self.trainer.columns[self.trainer.tasks_done - 1]
+        logits = logits_of(learner, task, self.trainer.tasks[task])
+        learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest."""

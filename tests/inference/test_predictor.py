@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,10 @@ import hypermask_fast as hmf
 from hypermask_fast.inference import predictor as module
 from hypermask_fast.methods import registry
 from hypermask_fast.methods.base import Learner
+from tests.support import alternating
 from tests.support.conversion_cases import wrap
+
+alternating.register()
 
 X = torch.linspace(-1, 1, 15).view(3, 5)
 
@@ -58,6 +62,24 @@ def test_answers_of_many_threads_are_those_of_one() -> None:
     for task, outputs in enumerate(answers(made, 5)):
         assert torch.equal(outputs[:, :2], wanted[task][:, :2])
     assert torch.equal(wanted[2][:, 2], torch.full((3,), -torch.inf))
+
+
+def test_threads_that_ask_together_make_a_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, exported = learner(), []
+
+    def slow(it: Learner, task: int) -> Any:
+        exported.append(task)
+        time.sleep(0.05)
+        return hmf.export_subnet(it, task)
+
+    monkeypatch.setattr(module, "export_subnet", slow)
+    predict = hmf.MultiTaskPredictor(made)
+    threads = [threading.Thread(target=predict, args=(X, task)) for task in (0, 1, 0, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(exported) == [0, 1]
 
 
 def test_networks_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +134,7 @@ def test_a_change_is_noticed(change: str) -> None:
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["not-within", "within"])
-@pytest.mark.parametrize("method", registry.methods())
+@pytest.mark.parametrize("method", [*registry.methods(), alternating.NAME])
 def test_training_is_noticed(method: str, asked: bool) -> None:
     """Where weights are written past PyTorch's counters too, as a replayed CUDA graph does."""
     cls: Any = registry.learner_of(method)
