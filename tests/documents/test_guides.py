@@ -48,6 +48,7 @@ def missing(expected: str, output: str) -> list[str]:
     return [line for line, pattern in patterns.items() if not any(map(pattern.fullmatch, lines))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("guide", [pytest.param(path, id=path.stem) for path in GUIDES])
 def test_guide(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
