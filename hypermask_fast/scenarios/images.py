@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypermask_fast.errors import DataError
 from hypermask_fast.scenarios.sources import (
+    HostSet,
     Source,
     check_labels,
     check_names,
     check_tensors,
     check_types,
+    fits,
 )
 
 
@@ -56,7 +59,9 @@ class ImageSet(Source):
     def take(self, places: Tensor) -> Tensor:
         return self.images.index_select(0, places)
 
-    def _moved(self, device: torch.device) -> ImageSet:
+    def _moved(self, device: torch.device) -> Any:
+        if not fits(self.images.nbytes, device):
+            return HostSet(self, device)
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 

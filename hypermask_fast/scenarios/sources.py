@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,8 +117,65 @@ class TensorSet(Source):
     def take(self, places: Tensor) -> Tensor:
         return self.inputs.index_select(0, places)
 
-    def _moved(self, device: torch.device) -> TensorSet:
+    def _moved(self, device: torch.device) -> Any:
+        if not fits(self.inputs.nbytes, device):
+            return HostSet(self, device)
         return TensorSet(self.inputs.to(device), self.labels.to(device))
+
+
+RESIDENT_SHARE = 0.5
+"""Of a GPU's free memory that the examples of a source may take."""
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Return whether examples of so many bytes are held on a device, not on the host."""
+    return device.type != "cuda" or size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+class HostSet(Source):
+    """Examples on the host, whose batches go to a device: those that do not fit there.
+
+    Args:
+        held: The source on the host.
+        device: Where batches and labels go.
+    """
+
+    def __init__(self, held: Source, device: torch.device) -> None:
+        self.held, self._device = held, device
+        self.labels = held.labels.to(device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.held.shape
+
+    @property
+    def device(self) -> torch.device:
+        """The device that batches go to."""
+        return self._device
+
+    def read(self, places: Tensor) -> Tensor:
+        """Return examples on the host, in pinned memory where they go to a GPU."""
+        batch = self.held.take(places.to(self.held.device))
+        return batch.pin_memory() if self._device.type == "cuda" else batch
+
+    def take(self, places: Tensor) -> Tensor:
+        return self.read(places).to(self._device, non_blocking=True)
+
+    def batches(self, places: Iterable[Tensor]) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: deque[Future[Tensor]] = deque()
+            for some in places:
+                waiting.append(ahead.submit(self.read, some))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result().to(self._device, non_blocking=True)
+            while waiting:
+                yield waiting.popleft().result().to(self._device, non_blocking=True)
+
+    def same_examples(self, other: Source) -> bool:
+        return self is other or (isinstance(other, HostSet) and self.held is other.held)
+
+    def _moved(self, device: torch.device) -> Any:
+        return self.held.to(device)
 
 
 @dataclass(frozen=True, eq=False)

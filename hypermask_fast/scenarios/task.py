@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.scenarios.host import HostStream
 from hypermask_fast.scenarios.loaded import DatasetSource, LoadedStream
 from hypermask_fast.scenarios.preprocess import Preprocess
-from hypermask_fast.scenarios.sources import Split, TensorSet, check_names, check_types
+from hypermask_fast.scenarios.sources import HostSet, Split, TensorSet, check_names, check_types
 from hypermask_fast.scenarios.stream import BatchStream
 from hypermask_fast.scenarios.transform import Cast, Transform
 
@@ -193,7 +194,7 @@ class Task:
 
     def stream(self, batch_size: int, seed: int = 0, task_id: int = 0) -> BatchStream:
         """Return the infinite stream of shuffled training batches; see :class:`BatchStream`."""
-        kind = LoadedStream if isinstance(self.train.source, DatasetSource) else BatchStream
-        return kind(
+        kinds = {DatasetSource: LoadedStream, HostSet: HostStream}
+        return kinds.get(type(self.train.source), BatchStream)(
             self.train, self.train_preprocess, batch_size, seed, task_id, name=f"task {self.name!r}"
         )

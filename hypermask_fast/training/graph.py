@@ -115,7 +115,7 @@ class GraphedStep:
         if not stream.is_resident:
             unavailable = "its batches are loaded one by one"
         if unavailable and self._mode is True:
-            fix = "move it to cuda" if stream.is_resident else "give tensors"
+            fix = "move it to cuda" if stream.is_resident else "give tensors that fit there"
             raise ConfigError(f"graph is True and {unavailable}; {fix}, or use 'auto'")
         self._why_not = self._failure or unavailable or ""
 
