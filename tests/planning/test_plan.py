@@ -22,7 +22,7 @@ from hypermask_fast.planning.plan import Plan, plan
 from hypermask_fast.planning.simulation import MOMENTS, TARGET
 from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.runs import run
-from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario, cifar10_100
+from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario, cifar10_100, tiny_imagenet
 from hypermask_fast.scenarios import published as presets
 from hypermask_fast.scenarios.catalogue import SCENARIOS
 from hypermask_fast.settings.config import RunConfig
@@ -186,9 +186,10 @@ def test_sizes_are_those_of_the_scenario(name: str, monkeypatch: pytest.MonkeyPa
         ("fashion_mnist", 10, (60000, 10000), (1, 28, 28)),
         ("cifar10", 10, (50000, 10000), (3, 32, 32)),
         ("cifar100", 100, (50000, 10000), (3, 32, 32)),
+        ("tiny_imagenet", 200, (100000, 10000), (3, 64, 64)),
     ):
         made = full_size(loader, classes, counts, shape)
-        for module in (presets, cifar10_100):
+        for module in (presets, cifar10_100, tiny_imagenet):
             if hasattr(module, f"load_{loader}"):
                 monkeypatch.setattr(module, f"load_{loader}", lambda root, made=made: made)
     config = RunConfig.from_options(scenario=name, steps=1)
