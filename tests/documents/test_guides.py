@@ -19,12 +19,13 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def shell(code: str) -> str:
-    """What commands print; ``hypermask`` is this package's."""
+    """What commands print; ``hypermask`` is this package's, ``python`` what runs this."""
     bin_folder = Path("bin")
     bin_folder.mkdir(exist_ok=True)
-    command = bin_folder / "hypermask"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hypermask_fast "$@"\n')
-    command.chmod(0o755)
+    for name, words in {"hypermask": " -m hypermask_fast", "python": ""}.items():
+        command = bin_folder / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        command.chmod(0o755)
     paths = {"PATH": f"{bin_folder.resolve()}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["sh", "-e", "-c", code],
@@ -62,6 +63,9 @@ def test_guide(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             output = ""
         elif kind == "sh":
             output += shell(code)
+        elif code.partition("\n")[0].endswith(".py"):
+            name = code.partition("\n")[0].removeprefix("# ")
+            Path(name).write_text(code, encoding="utf-8")
         else:
             assert kind == "python"
             line = text.count("\n", 0, block.start(2))
