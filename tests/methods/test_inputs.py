@@ -197,8 +197,8 @@ def test_wrong_inputs_are_refused_in_a_sentence() -> None:
         learner(A, B.to("meta"), task=0)
     with pytest.raises(ValueError, match=r"a batch of inputs \(0 torch.float32 \(6, 5\); 'c' torc"):
         learner(A, c=B, task=0)
+    learner.begin_task(0)
     with pytest.raises(ValueError, match=r"labels are torch.int64 of shape \(2,\) for inputs \(0"):
-        learner.begin_task(0)
         learner.losses((A, B), Y[:2], 0)
 
 
