@@ -145,7 +145,7 @@ def _checked(learner: Learner, task: int | str) -> int:
     if isinstance(task, str):
         return learner.task_id(task)
     if isinstance(task, bool) or not isinstance(task, int):
-        raise TypeError(f"tasks has {shown(task)}; give ids or names")
+        raise TypeError(f"tasks has {shown(task)}; give ids, integers, or names")
     if not 0 <= task < len(learner.tasks):
         raise ValueError(
             f"task {task} was not added ({len(learner.tasks)} were); give ids that add_task() "
