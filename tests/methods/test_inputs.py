@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hypermask_fast as hmf
+from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import ConfigError
 
 SMALL: dict[str, Any] = {"embedding_dim": 3, "hidden": (4,), "capacity": 2}
@@ -161,6 +162,27 @@ def test_a_step_learns_from_several_inputs(name: str) -> None:
         assert torch.equal(learner.predict((A, B)).classes, found.argmax(1))
     with pytest.raises(ConfigError, match="looks at one tensor, and inputs"):
         learner.predict((A, B), "one_shot")
+
+
+@pytest.mark.parametrize("name", ["hypermask", "supsup", "hnet", "three_pass"])
+def test_a_compiled_step_takes_several_inputs_too(name: str) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    losses = []
+    for compiler in (None, Compiler(True, backend)):
+        learner = learner_of(name, TwoInputs()).train()
+        if compiler is not None:
+            learner.compile_steps(compiler)
+        learner.begin_task("t0")
+        losses.append(learner.losses({"a": A, "b": B, "scale": 2.0}, Y, "t0").total)
+    torch._dynamo.reset()
+    assert seen
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_what_has_no_rows_is_given_to_one_task_and_refused_for_several() -> None:
