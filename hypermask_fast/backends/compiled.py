@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hypermask_fast.errors import ConfigError, TrainingError
 
@@ -80,23 +80,23 @@ class CompiledModule:
         self, module: nn.Module, compiler: Compiler, *, dynamic_rows: bool = False
     ) -> None:
         self._module, self.compiler, self._dynamic_rows = module, compiler, dynamic_rows
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: Callable[..., Any] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiler = self.compiler
         if compiler.status != "yes":
-            return self._module(x)
+            return self._module(*args, **kwargs)
         if self._compiled is None:
             self._compiled = torch.compile(self._module, fullgraph=True, backend=compiler.backend)
-        if self._dynamic_rows and len(x) > 1:
-            torch._dynamo.maybe_mark_dynamic(x, 0)
+        if self._dynamic_rows and len(args[0]) > 1:
+            torch._dynamo.maybe_mark_dynamic(args[0], 0)
         try:
-            return self._compiled(x)
+            return self._compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             # An error of the module itself comes again here.
-            out = self._module(x)
+            out = self._module(*args, **kwargs)
             compiler.failed(self._module, error)
             return out
 

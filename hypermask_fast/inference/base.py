@@ -81,9 +81,7 @@ class Score(ABC):
         return 0
 
     @abstractmethod
-    def evidence(
-        self, learner: Learner, x: Tensor, tasks: Sequence[int], batch_size: int
-    ) -> Evidence:
+    def evidence(self, learner: Learner, x: Any, tasks: Sequence[int], batch_size: int) -> Evidence:
         """Return scores of inputs.
 
         Called without gradients, in the mode that the learner is to run in. A score that tells one
@@ -91,7 +89,7 @@ class Score(ABC):
 
         Args:
             learner: The learner.
-            x: Inputs (batch, ...).
+            x: Inputs (batch, ...); several where :attr:`takes_several`.
             tasks: Ids of the tasks that compete.
             batch_size: Rows that run together.
 

@@ -235,7 +235,11 @@ class TaskForwards(TaskLife):
 
     def extra_repr(self) -> str:
         names = [record.name for record in self.tasks]
-        return f"tasks={names}; net(x) outside a task: {self.alone}"
+        return f"tasks={names}; {self._outside}"
+
+    @property
+    def _outside(self) -> str:
+        return f"net(x) outside a task: {self.alone}"
 
     def _ids_of(self, tasks: Sequence[TaskId] | None) -> list[int]:
         """Return the ids of tasks; of all that were added, where none is given."""

@@ -102,6 +102,8 @@ class SubnetworkLearner(ConvertedLearner):
             as it was.
     """
 
+    alone = "its own weights, all of them, without a mask"
+
     settings_class: ClassVar[type[SubnetworkSettings]]
     earlier_scores: TaskRows | None
 
@@ -334,6 +336,7 @@ class SubnetworkLearner(ConvertedLearner):
             [
                 *self._network.table({"normalisation": "normalisation: statistics of each task"}),
                 f"a task keeps {kept:,} weights and takes {self.bits.shape[1]:,} bytes",
+                self._outside,
             ]
         )
 

@@ -30,6 +30,12 @@ def draw(out: Tensor, shapes: Sequence[Sequence[int]], seed: int, task: int) -> 
         shapes: Of the weights.
         seed, task: Which they follow from.
     """
+    if out.dtype == torch.float16:
+        # Its largest number is 65504, and what is drawn goes up to 2^24.
+        wide = torch.empty_like(out, dtype=torch.float32)
+        draw(wide, shapes, seed, task)
+        out.copy_(wide)
+        return
     parts = out.split([math.prod(shape) for shape in shapes])
     for layer, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
         for first in range(0, len(part), _DRAWN_AT_ONCE):
@@ -58,8 +64,9 @@ def arrange(scores: Tensor, mask: Tensor, shapes: Sequence[Sequence[int]], rule:
         scores.abs_().clamp_min_(tiny).mul_(torch.where(mask, 1.0, -1.0))
         return
     sizes = [math.prod(shape) for shape in shapes]
+    wide = torch.float32 if scores.dtype == torch.float16 else scores.dtype
     for part, kept, shape in zip(scores.split(sizes), mask.split(sizes), shapes, strict=True):
-        share = kept.sum().to(part.dtype) / len(part)
+        share = (kept.sum().to(wide) / len(part)).to(part.dtype)
         low = bound_of(shape) * (1 - share)
         above = part.abs() * share + low
         part.copy_(torch.where(kept, above, part.abs() * (1 - share) * _APART) * part.sign())

@@ -224,6 +224,7 @@ def test_report_and_manifest() -> None:
         "sparsity: 25 % of each mask; the target does not train",
         "hypernetwork: 127 parameters, 0.0 MiB; with gradients and Adam's moments 0.0 MiB",
         "targets while training: 0.0 MiB for each earlier task",
+        "net(x) outside a task: its own weights, without a mask",
     ]
 
 

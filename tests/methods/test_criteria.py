@@ -139,7 +139,7 @@ def test_what_a_criterion_returns_is_checked() -> None:
     learner.begin_task(0)
     with pytest.raises(ValueError, match=r"criterion returned torch.float32 of shape \(4,\); make"):
         learner.losses(X, Y, 0, criterion=nn.CrossEntropyLoss(reduction="none"))
-    with pytest.raises(TypeError, match="the criterion returned 3.0; make"):
+    with pytest.raises(TypeError, match=r"the criterion returned 3\.0; make"):
         learner.losses(X, Y, 0, criterion=lambda *_: 3.0)
     with pytest.raises(TypeError, match="criterion is 'mse'; give a function"):
         learner.losses(X, Y, 0, criterion="mse")
@@ -177,7 +177,7 @@ def test_the_worst_case_of_hyperinterval_takes_a_criterion_of_labels() -> None:
     worst = torch.where(F.one_hot(Y, 3).bool(), low, up)
     assert torch.allclose(found.center, smooth(mid, Y), rtol=1e-5)
     assert torch.allclose(found.worst_case, smooth(worst, Y), rtol=1e-5)
-    with pytest.raises(ValueError, match="labels are torch.float32"):
+    with pytest.raises(ValueError, match=r"labels are torch.float32"):
         learner.losses(X, SOFT, 0, criterion=smooth)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hypermask_fast as hmf
+from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import ConfigError
 
 SMALL: dict[str, Any] = {"embedding_dim": 3, "hidden": (4,), "capacity": 2}
@@ -163,6 +164,27 @@ def test_a_step_learns_from_several_inputs(name: str) -> None:
         learner.predict((A, B), "one_shot")
 
 
+@pytest.mark.parametrize("name", ["hypermask", "supsup", "hnet", "three_pass"])
+def test_a_compiled_step_takes_several_inputs_too(name: str) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    losses = []
+    for compiler in (None, Compiler(True, backend)):
+        learner = learner_of(name, TwoInputs()).train()
+        if compiler is not None:
+            learner.compile_steps(compiler)
+        learner.begin_task("t0")
+        losses.append(learner.losses({"a": A, "b": B, "scale": 2.0}, Y, "t0").total)
+    torch._dynamo.reset()
+    assert seen
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+
+
 def test_what_has_no_rows_is_given_to_one_task_and_refused_for_several() -> None:
     learner = learner_of("hypermask", Attending())
     mask = torch.zeros(3, 3).fill_diagonal_(1.0).bool()
@@ -197,8 +219,8 @@ def test_wrong_inputs_are_refused_in_a_sentence() -> None:
         learner(A, B.to("meta"), task=0)
     with pytest.raises(ValueError, match=r"a batch of inputs \(0 torch.float32 \(6, 5\); 'c' torc"):
         learner(A, c=B, task=0)
+    learner.begin_task(0)
     with pytest.raises(ValueError, match=r"labels are torch.int64 of shape \(2,\) for inputs \(0"):
-        learner.begin_task(0)
         learner.losses((A, B), Y[:2], 0)
 
 

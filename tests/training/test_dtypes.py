@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 import hypermask_fast as hmf
 from hypermask_fast.errors import ConfigError, TrainingError
+from hypermask_fast.scenarios.images import ImageDataset, ImageSet
 from hypermask_fast.training.optimizers import make_optimizers
 
 SMALL: dict[str, Any] = {"embedding_dim": 3, "hidden": (4,), "capacity": 2}
@@ -98,20 +99,23 @@ def test_a_trainer_takes_the_steps_of_a_loop(name: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_whatever_the_type_of_the_examples_the_network_gets_its_own(dtype: torch.dtype) -> None:
-    images = hmf.scenarios.ImageDataset((X * 255).byte(), Y, ("a", "b"))
+    held = ImageSet((X * 255).byte(), Y)
+    images = ImageDataset("dots", held, held, ("a", "b"))
+    seen = []
+
+    def note(_: nn.Module, given: tuple[Tensor]) -> None:
+        seen.append(given[0].dtype)
+
     for data in ((X.double(), Y), (X.half(), Y), Doubles(), None):
         learner = hmf.HyperMask(net().to(dtype), **SMALL)
-        seen = []
-        learner.net.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+        learner.net.register_forward_pre_hook(note)
         trainer = hmf.Trainer(learner, steps=2, batch_size=8, progress=False)
-        if data is None:
-            task = next(iter(hmf.scenarios.split("s", images, images, [[0, 1]])))
-            trainer.fit(task)
-            trainer.fit(task)
-        else:
-            trainer.fit(data, name="a", test=data)
-            trainer.fit(data, name="a", test=data)
-        assert set(seen) == {dtype}
+        for _ in range(2):  # the same examples, once more
+            if data is None:
+                trainer.fit(hmf.scenarios.split(images, 1)[0])
+            else:
+                trainer.fit(data, name="a", test=data)
+    assert set(seen) == {dtype}
 
 
 def test_tokens_stay_integers() -> None:
@@ -129,7 +133,8 @@ def test_adam_of_float16_is_refused_and_leaves_nothing() -> None:
     trainer = hmf.Trainer(learner, steps=2, batch_size=8, progress=False)
     with pytest.raises(ConfigError, match=r"of torch.float16 and the optimizer 'adam', whose sec"):
         trainer.fit((X, Y), name="a", test=(X, Y))
-    assert not learner.tasks and learner.current is None
+    assert not learner.tasks
+    assert learner.current is None
 
 
 def test_training_and_loading_end_in_evaluation_mode() -> None:
@@ -147,7 +152,8 @@ def test_training_and_loading_end_in_evaluation_mode() -> None:
     modes = []
     again.hooks.append(lambda it: modes.append(it.learner.training))
     again.fit((X, Y), name="b", test=(X, Y))
-    assert modes == [True] * STEPS and not other.training
+    assert modes == [True] * STEPS
+    assert not other.training
 
 
 def test_a_task_that_fails_leaves_evaluation_mode_too() -> None:

@@ -271,6 +271,7 @@ class HNET(GeneratingLearner):
                 f"hypernetwork: {shared:,} parameters and {self._settings.embedding_dim} for each "
                 f"task, for {self._network.size:,} target weights",
                 self._kept.describe(self.hypernetwork),
+                self._outside,
             ]
         )
 

@@ -33,6 +33,8 @@ class BoxedLearner(GeneratedLearner):
         extent: The sum of a box's radii.
     """
 
+    alone = "the weights it was built with, which no task uses"
+
     hypernetwork: IntervalHypernetwork
     nested: bool
     extent: float

@@ -255,6 +255,7 @@ class HyperInterval(BoxedLearner):
                 f"hypernetwork: {shared:,} parameters and {of_task} for each task, for "
                 f"{self._network.size:,} target weights",
                 f"kept while training: {kept * each / 2**20:,.1f} MiB for each earlier task",
+                self._outside,
             ]
         )
 

@@ -271,6 +271,7 @@ class HyperMask(MaskedLearner):
             f"hypernetwork: {count:,} parameters, {mib:,.1f} MiB; with gradients and Adam's "
             f"moments {4 * mib:,.1f} MiB",
             self._kept.describe(self.hypernetwork),
+            self._outside,
         ]
         if not self._network.traced:
             lines.append("the last layer's bias will be exempt: found at the first batch")
