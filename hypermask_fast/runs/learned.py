@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.runs.atomic import write_bytes_atomic
+from hypermask_fast.runs.atomic import fsync_folder, write_bytes_atomic
 from hypermask_fast.runs.tensor_file import safetensors_blocks
 
 _LOGITS, _DIGEST = "logits", "sha256"
@@ -38,7 +38,9 @@ def keep(folder: Path, task_id: int, name: str, logits: Tensor) -> None:
     """
     path = _path(folder, task_id)
     try:
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            folder.mkdir()
+            fsync_folder(folder.parent)
     except OSError as error:
         raise ConfigError(
             f"cannot make {folder}: {error.strerror}; correct the permissions of the run's folder"
