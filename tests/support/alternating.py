@@ -13,8 +13,11 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.fields import setting
 from hypermask_fast.methods import registry
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.inputs import Given
+from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup, Phase
 from hypermask_fast.methods.settings import MethodSettings
+from hypermask_fast.methods.tasks import TaskId
 
 NAME = "alternating"
 
@@ -50,7 +53,7 @@ class AlternatingLearner(Learner):
     def _flat(self) -> Tensor:
         return torch.cat([p.flatten() for p in self.net.parameters()])
 
-    def phases(self, task: int, steps: int) -> Sequence[Phase]:
+    def phases(self, task: TaskId, steps: int) -> Sequence[Phase]:
         return [Phase("apart", steps // 2), Phase("together", steps - steps // 2)]
 
     def parameter_groups(self, phase: str = "together") -> Sequence[ParameterGroup]:
@@ -62,7 +65,7 @@ class AlternatingLearner(Learner):
             ParameterGroup(body, "body", lr=self.body_lr),
         ]
 
-    def begin_task(self, task: int, *, steps: int = 0, data: object = None) -> None:
+    def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
         super().begin_task(task, steps=steps, data=data)
         self.anchor = self._flat().detach().clone() if self.learned and self.decay else None
         self.seen.append(data)
@@ -72,19 +75,25 @@ class AlternatingLearner(Learner):
         self.anchor = None
 
     def losses(
-        self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
+        self,
+        x: Given,
+        y: Any,
+        task: TaskId,
+        *,
+        optimizer: Optimizer | None = None,
+        criterion: Criterion | None = None,
     ) -> Losses:
-        plain = super().losses(x, y, task)
-        drift = x.new_zeros(())
+        plain = super().losses(x, y, task, criterion=criterion)
+        drift = plain.task.new_zeros(())
         if self.anchor is not None:
             drift = (self._flat() - self.anchor).square().sum()
         return Losses(plain.task + self.decay * drift, plain.task, plain.logits, {"drift": drift})
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        task: int,
+        x: Given,
+        y: Any,
+        task: TaskId,
         optimizers: Mapping[str, Optimizer],
         before_update: Callable[[], None] | None = None,
     ) -> Losses:
