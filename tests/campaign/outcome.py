@@ -28,7 +28,7 @@ def _newest(run: Path) -> Path:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Return what must be the same: log, tables, settings, and the last checkpoint's tensors."""
+    """Return what must be the same: log, tables, settings, kept logits, the last checkpoint."""
     newest = _newest(run)
     found: dict[str, Any] = {
         "metrics.jsonl": [
@@ -39,6 +39,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "the newest checkpoint": newest.name,
         "tensors": (newest / "tensors.safetensors").read_bytes(),
         "state": _untimed(json.loads((newest / "state.json").read_bytes())),
+        "learned": {path.name: path.read_bytes() for path in (run / "learned").iterdir()},
     }
     with np.load(run / "accuracy.npz") as arrays:
         found["accuracy.npz"] = {name: arrays[name].tobytes() for name in arrays.files}

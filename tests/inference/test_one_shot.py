@@ -141,7 +141,7 @@ def test_what_is_refused() -> None:
         one_shot.binary(learner, x, base=1)
     with pytest.raises(ValueError, match="give at least one"):
         one_shot.one_shot(learner, x[:0])
-    with pytest.raises(ValueError, match="give their ids"):
+    with pytest.raises(ValueError, match="task 3 was not added"):
         one_shot.one_shot(learner, x, tasks=[3])
     learner.add_task()
     learner.begin_task(1)

@@ -293,7 +293,7 @@ REFUSED = [
     pytest.param({"tasks": [0, 3]}, ValueError, "task 3 was not added", id="unknown-task"),
     pytest.param({"tasks": [0, 0]}, ValueError, "each once", id="twice"),
     pytest.param({"tasks": []}, ValueError, "at least one", id="none"),
-    pytest.param({"tasks": [0.0]}, TypeError, "integers", id="float"),
+    pytest.param({"tasks": [0.0]}, TypeError, "give the id", id="float"),
     pytest.param({"batch_size": 0}, ConfigError, "batch_size=0", id="batch-size"),
 ]
 

@@ -80,6 +80,8 @@ SAID: dict[str, tuple[str | None, ...]] = {
     "timing.json": (NO_HARM,) * 5,
     "accuracy.csv": (NO_HARM,) * 5,
     "accuracy.npz": (NO_HARM,) * 5,
+    # `verify` names it.
+    "learned/task-0000.safetensors": (NO_HARM,) * 5,
     f"{OLDER}/index.json": (NO_HARM,) * 5,
     f"{OLDER}/state.json": (NO_HARM,) * 5,
     f"{OLDER}/tensors.safetensors": (NO_HARM,) * 5,
