@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from hypermask_fast.runs import learner_file, network_of
 from hypermask_fast.runs.restoring import in_a_sentence
 
 _WEIGHTS, _OF_TASK = "learner/", "task/"
+_CRITERION = "criterion."
 
 
 def save(learner: Learner, path: str | os.PathLike[str], *, network: str | None = None) -> None:
     """Write a learner whole to a file: settings, weights, tasks, and what the current task needs.
 
     The file is safetensors with JSON in its header, and written atomically: a crash leaves the old
-    one or the new. Optimizers are not in it; of a training run, its folder has them.
+    one or the new. Optimizers are not in it, of which a training run's folder has the state, nor
+    the criterion, a function of which it has the name.
 
     Args:
         learner: A learner of a method of this package, or of one that was registered.
@@ -52,7 +55,11 @@ def save(learner: Learner, path: str | os.PathLike[str], *, network: str | None 
     settings = _settings_of(learner)
     check_storable(learner)
     task_tensors, task_state = learner.task_state()
-    tensors = {f"{_WEIGHTS}{name}": value for name, value in weights_of(learner).items()}
+    tensors = {
+        f"{_WEIGHTS}{name}": value
+        for name, value in weights_of(learner).items()
+        if not name.startswith(_CRITERION)
+    }
     tensors |= {f"{_OF_TASK}{name}": value for name, value in task_tensors.items()}
     own = sys.modules[__name__.partition(".")[0]].__version__
     description = {
@@ -62,6 +69,8 @@ def save(learner: Learner, path: str | os.PathLike[str], *, network: str | None 
         "network": network_of.description_of(learner.net, network),
         "structure": network_of.structure_of(learner.net),
         "task": task_state,
+        "class_dim": learner.class_dim,
+        "criterion": None if learner.criterion is None else repr(learner.criterion),
         "frozen": [n for n, p in learner.named_parameters() if not p.requires_grad],
         "versions": {"hypermask_fast": own, "torch": str(torch.__version__)},
     }
@@ -72,8 +81,8 @@ def load(path: str | os.PathLike[str], net: nn.Module | None = None) -> Learner:
     """Return the learner that :func:`save` wrote, in evaluation mode.
 
     Its outputs have the bits of the saved one's in the same environment, and it goes on with the
-    next task, or within the task that it was saved in, with new optimizers. The global random state
-    stays the caller's.
+    next task, or within the task that it was saved in, with new optimizers. Where it had a
+    criterion, there is a warning that it has to be set. The global random state stays the caller's.
 
     Args:
         path: The file. It may name a function that makes the network, which is imported and called:
@@ -162,6 +171,14 @@ def _fill(learner: Learner, tensors: Mapping[str, Tensor], description: Mapping[
     _take_dtypes(learner, parts[_WEIGHTS])
     tasks = {EXTRA_STATE: learner.get_extra_state()}
     learner.load_state_dict({**parts[_WEIGHTS], **tasks})
+    learner.class_dim = description["class_dim"]
+    if description["criterion"] is not None:
+        warnings.warn(
+            f"the learner was saved with the criterion {description['criterion']}, which a file "
+            "cannot hold; set learner.criterion before it learns more",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     frozen = set(description["frozen"])
     for name, parameter in learner.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -210,6 +210,23 @@ def test_what_was_set_since_the_constructor_and_dtypes_are_kept(tmp_path: Path) 
     assert torch.equal(outputs(loaded, x), outputs(learner, x))
 
 
+def test_a_criterion_is_asked_for_and_the_dimension_of_classes_kept(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (2, 2)))
+    learner = hmf.HyperMask(net, **METHODS["hypermask"]).eval()
+    x = torch.rand(3, 5)
+    learner.class_dim = 1
+    learner.add_task(classes=[0])
+    learner.criterion = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 3.0]))
+    expected = learner(x, 0)
+    hmf.save(learner, tmp_path / "a.hmf")
+    fresh = nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (2, 2)))
+    with pytest.warns(RuntimeWarning, match="the criterion BCEWithLogitsLoss.*; set learner.crit"):
+        again = hmf.load(tmp_path / "a.hmf", fresh)
+    assert again.class_dim == 1
+    assert again.criterion is None
+    assert torch.equal(again(x, 0), expected)
+
+
 def test_a_function_that_makes_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(
         "from tests.support.conversion_cases import Branched, normed\n"
