@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
-from hypermask_fast.fields import Settings, check_value
+from hypermask_fast.fields import check_value
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.environment import environment_of
 from hypermask_fast.runs.folder import RunFolder
@@ -41,8 +41,7 @@ _SAME = 1e-3
 def _settings_of(trainer: Trainer) -> dict[str, Any]:
     """Return what a run was made with, for JSON: by part and name."""
     learner = trainer.learner
-    chosen = getattr(learner, "_settings", None)
-    of_learner = chosen.values() if isinstance(chosen, Settings) else {}
+    of_learner = {} if learner.settings is None else learner.settings.values()
     return {
         "learner": {"class": type(learner).__name__, **of_learner},
         "trainer": {"seed": trainer.seed, **trainer.settings.values()},
