@@ -66,11 +66,23 @@ def failing_as(what: str, fix: str) -> Iterator[None]:
         raise ConfigError(f"{what} ({_reason(error)}); {fix}") from error
 
 
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    from hypermask_fast.vision import import_torchvision
+
+    import_torchvision()
+    return importlib.import_module(name)
+
+
 def _module(setting: str, value: str) -> ModuleType:
     name = value.partition(":")[0]
     importlib.invalidate_caches()  # the file may be younger than what Python knows of its folder
     try:
-        return importlib.import_module(name)
+        return _imported(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(

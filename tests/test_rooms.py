@@ -40,8 +40,19 @@ FACE = (
     "doctor",
     "functional",
 )
-GROUND = ("reference", "errors", "counters", "lazy", "tables", "fields", "modes", "held")
-GROUND += ("factories", "memory")
+GROUND = (
+    "reference",
+    "errors",
+    "counters",
+    "lazy",
+    "tables",
+    "fields",
+    "factories",
+    "modes",
+    "memory",
+    "held",
+    "vision",
+)
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = {

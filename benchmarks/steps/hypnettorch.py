@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.steps.published import Published
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 
 
 def available() -> bool:

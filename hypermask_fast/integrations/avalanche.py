@@ -20,11 +20,11 @@ from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task, make_task
 from hypermask_fast.scenarios.avalanche_tasks import Items
-from hypermask_fast.scenarios.vision import import_torchvision
 from hypermask_fast.training.optimizers import make_optimizers
 from hypermask_fast.training.phases import phases_of
 from hypermask_fast.training.schedules import Schedule
 from hypermask_fast.training.settings import TrainingSettings
+from hypermask_fast.vision import import_torchvision
 
 import_torchvision()  # first: Avalanche's own import of it fails beside a CPU build of torch
 try:

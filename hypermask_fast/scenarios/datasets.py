@@ -21,7 +21,7 @@ from hypermask_fast.scenarios.download import fetch_missing
 from hypermask_fast.scenarios.files import read_idx, read_pickle
 from hypermask_fast.scenarios.images import ImageDataset, ImageSet
 from hypermask_fast.scenarios.tiny_imagenet import load_tiny_imagenet
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 
 _DIGITS = tuple("0123456789")
 _FASHION = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import hypermask_fast
 from hypermask_fast import export_subnet, networks, unconvert
 from hypermask_fast.layers.masked import MaskedLinear
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 from tests.support.conversion_cases import (
     IMAGES,
     Branched,

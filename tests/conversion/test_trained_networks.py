@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hypermask_fast as hmf
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 from tests.support.network_cases import CLASSES, NETWORKS
 
 # Both sides run the same operators of float32 on weights that were multiplied by masks before, or

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS = {

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hypermask_fast import FactoredAdam, HyperMask
 from hypermask_fast.layers import stand_ins
 from hypermask_fast.layers.masked import MaskedLinear
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 from tests.support.hypermask_cases import perturb
 
 

@@ -165,6 +165,15 @@ def test_a_command_finds_a_module_of_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "accuracy.csv").exists()
 
 
+def test_torchvisions_networks_are_found_beside_any_build_of_torch() -> None:
+    code = "from hypermask_fast.factories import load_factory as load\n"
+    code += "print(load('network', 'torchvision.models:resnet18').__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "resnet18"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 
 WHY = "avalanche-lib is not installed"
 CLASSES = 6

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hypermask_fast.scenarios.vision import import_torchvision
+from hypermask_fast.vision import import_torchvision
 
 CLASSES = 3
 IMAGE = (3, 3, 32, 32)
