@@ -229,10 +229,10 @@ class TaskNorms(nn.Module):
 
     def states_of(self, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Module, State]]:
         """Return the states that have the tensors of :meth:`tensors`."""
-        states: list[tuple[nn.Module, State]] = [
-            (layer, NormState(*(tensors.get(f"{name}.{k}".lstrip(".")) for k in _KEYS)))
-            for name, layer in self._layers.items()
-        ]
+        states: list[tuple[nn.Module, State]] = []
+        for name, layer in self._layers.items():
+            weight, bias, mean, var = (tensors.get(f"{name}.{k}".lstrip(".")) for k in _KEYS)
+            states.append((layer, NormState(weight, bias, mean, var)))
         return [*states, *self._copied(CopiedRows({n: tensors[n] for n in self.copies.names}))]
 
     def blended(self, alpha: Tensor) -> list[tuple[nn.Module, State]]:

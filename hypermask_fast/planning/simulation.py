@@ -246,6 +246,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         if config.training.validates or config.training.measured == "test":
             checkpoint += _bytes(run.validate(stale))
         del stale
+        size_of_learner = _bytes(weights_of(run.learner).values())
         run.end()
     learner = {part: memory.live(part) for part in (DATA, TARGET, *run.learner.memory_parts())}
     if on_cpu:
@@ -254,6 +255,6 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
     return Simulation(
         facts=run.learner.facts(),
         peaks=run.peaks,
-        learner=_bytes(weights_of(run.learner).values()),
+        learner=size_of_learner,
         checkpoint=checkpoint,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import State, TaskNorms
 from hypermask_fast.held import Fixed
 from hypermask_fast.layers.norms import TaskNorm
+from hypermask_fast.methods.batches import sum_of
 
 Tensors = dict[str, Tensor]
 """Tensors by their names in the target network."""
@@ -46,14 +48,15 @@ def _swapped(net: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a network's modules hold other tensors inside a ``with`` block, by their names."""
     own = _tensors_of(net)
     others = {id(own[name]): value for name, value in values.items()}
-    undone = []
+    undone: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in net.modules() if others else ():
-            for held in (module._parameters, module._buffers):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in tables:
                 for key, tensor in list(held.items()):
                     if id(tensor) in others:
                         undone.append((held, key, tensor))
-                        held[key] = others[id(tensor)]  # type: ignore[assignment]
+                        held[key] = others[id(tensor)]
             # Recurrent layers read their weights from a list.
             flat = vars(module).get("_flat_weights")
             if flat is not None:
@@ -151,7 +154,7 @@ class FrozenTasks(Fixed):
             if same or not values[0].is_floating_point():
                 found[name] = own[name]
                 continue
-            found[name] = sum(a * v for a, v in zip(alpha, values, strict=True))  # type: ignore[assignment]
+            found |= sum_of(({name: value} for value in values), alpha)
         return found
 
     @contextmanager

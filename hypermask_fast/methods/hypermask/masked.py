@@ -72,7 +72,8 @@ class MaskedLearner(GeneratedLearner):
         self._require_trace()
         ids = [self._tasks.checked(task)]
         if ids[0] in self.frozen_tasks.ids:
-            if sparsity not in (None, self.sparsity):
+            is_own = isinstance(sparsity, float | int) and sparsity == self.sparsity
+            if sparsity is not None and not is_own:
                 raise ValueError(
                     f"sparsity is {shown(sparsity)} and task {ids[0]} is frozen, with the masks "
                     "multiplied into its weights; leave the sparsity out"
