@@ -49,11 +49,11 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = nn.RNN(5, 6, batch_first=True)
+        self.rnn = nn.RNN(1, 6, batch_first=True)
         self.last = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.last(self.rnn(x[:, None])[0][:, -1])
+        outputs: Tensor = self.last(self.rnn(x[:, :, None])[0][:, -1])
         return outputs
 
 
@@ -195,6 +195,37 @@ def test_nothing_that_changes_is_read() -> None:
     assert_same(after, before)
 
 
+def test_layers_form_no_masks_of_frozen_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = made()
+    learn(learner, torch.optim.Adam(learner.parameters(), lr=0.05), 0, 1)
+    formed: list[Any] = []
+
+    def at_once(network: Any, logits: Any, x: Tensor, ids: Any, *_: Any, **__: Any) -> None:
+        formed.append(list(ids))
+
+    monkeypatch.setattr("hypermask_fast.methods.hypermask.masked.outputs_at_once", at_once)
+    bits_of(learner)
+    assert [0, 1] in formed
+    assert [0] in formed
+    learner.freeze_masks()
+    formed.clear()
+    bits_of(learner)
+    assert not formed
+    learner(torch.randn(2, 5), torch.tensor([0, 2]))
+    assert formed == [[2]]
+
+
+def test_forwards_in_training_mode_move_nothing_that_is_kept() -> None:
+    for name in ("norm-per-task", "buffer-and-shared"):
+        learner = made(name, earlier="frozen")
+        learn(learner, torch.optim.Adam(learner.parameters(), lr=0.05), 0, 1)
+        before = bits_of(learner)
+        own = copy.deepcopy(moving_of(learner))
+        learner.train()(batch(learner)[0], 0)
+        assert_same(moving_of(learner), own)
+        assert_same(bits_of(learner), before)
+
+
 def test_steps_regularize_no_frozen_task() -> None:
     learner = made()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.05)
@@ -286,6 +317,7 @@ def states(tmp_path: Path) -> Iterator[tuple[str, Callable[[HyperMask, HyperMask
     yield "deepcopy", lambda learner, twin: copy.deepcopy(learner)
 
 
+@pytest.mark.filterwarnings("ignore:.*what all tasks share:UserWarning")
 @pytest.mark.parametrize("name", ["mlp", "norm-per-task", "buffer-and-shared", "weight-norm"])
 def test_states_hold_frozen_tasks(name: str, tmp_path: Path) -> None:
     learner = made(name, earlier="frozen")
