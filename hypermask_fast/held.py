@@ -8,6 +8,10 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 
+class Fixed(nn.Module):
+    """A module whose buffers never change once they are there: no copy of them need be restored."""
+
+
 class HoldsTensors(nn.Module):
     """A module with tensors that move with it, and are neither parameters nor buffers.
 

@@ -218,6 +218,23 @@ class TaskNorms(nn.Module):
         states = self._with_tables({name: t.state(task, learning) for name, t in self._rows()})
         return [*states, *self._copied(self.copies.state(task))]
 
+    def tensors(self, task: int) -> dict[str, Tensor]:
+        """Return all that is in the :meth:`states` of a task, by names in the network."""
+        found: dict[str, Tensor] = {}
+        states = self._with_tables({name: t.state(task, False) for name, t in self._rows()})
+        for name, (_, state) in zip(self._layers, states, strict=True):
+            named = zip(_KEYS, state[:4], strict=True)
+            found |= {f"{name}.{k}".lstrip("."): v for k, v in named if v is not None}
+        return {**found, **self.copies.state(task).values}
+
+    def states_of(self, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Module, State]]:
+        """Return the states that have the tensors of :meth:`tensors`."""
+        states: list[tuple[nn.Module, State]] = []
+        for name, layer in self._layers.items():
+            weight, bias, mean, var = (tensors.get(f"{name}.{k}".lstrip(".")) for k in _KEYS)
+            states.append((layer, NormState(weight, bias, mean, var)))
+        return [*states, *self._copied(CopiedRows({n: tensors[n] for n in self.copies.names}))]
+
     def blended(self, alpha: Tensor) -> list[tuple[nn.Module, State]]:
         """Return what :meth:`states` does, a blend of the first tasks', times alpha (tasks,)."""
         states = self._with_tables({name: table.blended(alpha) for name, table in self._rows()})
@@ -226,7 +243,7 @@ class TaskNorms(nn.Module):
     def _copied(self, rows: CopiedRows) -> list[tuple[nn.Module, State]]:
         return [(self.copies, rows)] if rows.values else []
 
-    def _with_tables(self, rows: Mapping[str, NormState]) -> list[tuple[nn.Module, State]]:
+    def _with_tables(self, rows: Mapping[str, NormState]) -> list[tuple[nn.Module, NormState]]:
         states = {name: _own(layer) for name, layer in self._layers.items()}
         states |= {name: NormState(*states[name][:2]) for name in self._batch}
         states |= {name: _over(states[name], row) for name, row in rows.items()}

@@ -209,6 +209,13 @@ class Learner(TaskForwards):
         """
         return {"weights at the start of the task": list((self._start or {}).values())}
 
+    def learned_state(self, tasks: Sequence[int]) -> dict[str, Any]:
+        """Return what :meth:`task_state` says of tasks that were learned in this order, as JSON.
+
+        For a plan, which learns none.
+        """
+        return {"learned": list(tasks)}
+
     def facts(self) -> Mapping[str, int]:
         """Return the numbers that tell the size of a learner, by name, for a plan."""
         return {}

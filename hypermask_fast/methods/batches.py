@@ -178,7 +178,7 @@ def read_by_last_layer(net: nn.Module, run: Callable[[], object]) -> Tensor:
     read: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(
-            lambda _, args, named: read.append([*args, *named.values()][0]), with_kwargs=True
+            lambda _, args, named: read.extend([*args, *named.values()][:1]), with_kwargs=True
         )
         for module in net.modules()
         if next(module.parameters(recurse=False), None) is not None

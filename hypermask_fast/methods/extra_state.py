@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hypermask_fast.errors import CheckpointError, shown
+from hypermask_fast.held import Fixed
 
 EXTRA_STATE = "_extra_state"
 """The name that PyTorch gives it."""
@@ -24,6 +25,22 @@ def weights_of(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tenso
         for name, value in state.items()
         if name != EXTRA_STATE and isinstance(value, Tensor)
     }
+
+
+def fixed_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return those of :func:`weights_of` that learning cannot change."""
+    fixed = [name for name, part in module.named_modules() if isinstance(part, Fixed)]
+    return {
+        name: value
+        for name, value in (weights_of(module) if fixed else {}).items()
+        if any(name.startswith(f"{prefix}.") for prefix in fixed)
+    }
+
+
+def moving_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return those of :func:`weights_of` that learning may change."""
+    fixed = fixed_of(module)
+    return {name: value for name, value in weights_of(module).items() if name not in fixed}
 
 
 def check_storable(module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.head_memory import require_fit
 from hypermask_fast.methods.protocol import ParameterGroup
-from hypermask_fast.methods.state_checks import check_count
+from hypermask_fast.methods.state_checks import check_count, check_ids
 from hypermask_fast.methods.steps import Steps
 from hypermask_fast.methods.tasks import TaskId
 
@@ -155,8 +155,9 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
     def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super()._check_state(tensors, state)
         check_count(state, "sampling_seed", default=0)
-        current, ids = state["current"], state["ids"]
-        others = [other for other in state["learned"] if other != current]
+        current, ids, frozen = state["current"], state["ids"], state.get("frozen", [])
+        check_ids("frozen", frozen, len(state["tasks"]))
+        others = [o for o in state["learned"] if o != current and o not in frozen]
         if ids is not None and ids != [current, *others]:
             raise CheckpointError(
                 f"the state keeps outputs of the tasks {shown(ids)}, and task {current} was begun "

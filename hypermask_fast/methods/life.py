@@ -15,14 +15,14 @@ from hypermask_fast.methods.extra_state import (
     decoded,
     encoded,
     extra_of,
-    weights_of,
+    moving_of,
 )
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.methods.settings import MethodSettings
 from hypermask_fast.methods.state_checks import check_phase, check_state
 from hypermask_fast.methods.tasks import TaskId, TaskList, TaskRecord, check_steps
 
-_SAME_TASK = ("tasks", "learned", "current", "capacity")
+_SAME_TASK = ("tasks", "learned", "frozen", "current", "capacity")
 
 
 class TaskLife(HoldsTensors):
@@ -217,7 +217,7 @@ class TaskLife(HoldsTensors):
         task = self._checked_beginning(task, steps)
         first = self.phases(task, steps)[0].name
         if self.keeps_start:
-            self._start = {name: value.clone() for name, value in weights_of(self).items()}
+            self._start = {name: value.clone() for name, value in moving_of(self).items()}
         self._current = task
         self.begin_phase(first)
 
@@ -286,7 +286,7 @@ class TaskLife(HoldsTensors):
 
         The tasks, and rows that tables got since, stay as they are.
         """
-        own = weights_of(self)
+        own = moving_of(self)
         missing = sorted(own.keys() - weights.keys())
         if missing:
             raise CheckpointError(
@@ -352,7 +352,7 @@ class TaskLife(HoldsTensors):
         :meth:`abandon_task` can follow, for the state lacks what earlier tasks keep.
         """
         given, own = decoded(state), decoded(self.get_extra_state())
-        if self._current is not None and all(given[k] == own[k] for k in _SAME_TASK):
+        if self._current is not None and all(given.get(k) == own.get(k) for k in _SAME_TASK):
             self._return_to(given)
             return
         self.load_task_state({}, self._without_tensors(given))
@@ -381,10 +381,15 @@ class TaskLife(HoldsTensors):
         Raises:
             CheckpointError: The state does not fit; nothing was changed.
         """
-        rows = (int(extra_of(state_dict)["capacity"]), self.capacity)
+        extra = extra_of(state_dict)
         if strict:
-            check_fits(state_dict, self.state_dict(), rows)
+            rows = (int(extra["capacity"]), self.capacity)
+            check_fits(state_dict, self._state_like(extra), rows)
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _state_like(self, extra: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a state with these tasks is to have, by name; tables may be longer."""
+        return self.state_dict()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any

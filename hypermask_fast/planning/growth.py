@@ -15,12 +15,14 @@ from hypermask_fast.settings.config import RunConfig
 
 
 def _learner(config: RunConfig, size: ScenarioSize, tasks: int) -> Learner:
-    """Return a learner with a number of tasks, and as many rows in its tables."""
+    """Return a learner of a number of tasks, the last of which is not learned, and their rows."""
     rows = {"capacity": tasks} if "capacity" in config.options() else {}
     with torch.device("meta"):
         learner = make_learner(config.replace(tasks=tasks, **rows), size.input_shape, size.classes)
     for task in range(tasks):
         learner.add_task(str(task), range(size.classes))
+    tensors, state = learner.task_state()
+    learner.load_task_state(tensors, {**state, **learner.learned_state(range(tasks - 1))})
     return learner
 
 
@@ -29,8 +31,9 @@ def bytes_a_task(config: RunConfig) -> int:
 
     That is by how much the tensors of its ``state_dict`` grow, which a checkpoint between two tasks
     holds, where tables have a row for each task and none to spare: embeddings, boxes, packed masks,
-    statistics of norms, and outputs where tasks have outputs of their own. Not what only the
-    learning of a task needs: moments of optimizers, and outputs kept to protect earlier tasks.
+    statistics of norms, weights of frozen tasks, and outputs where tasks have outputs of their own.
+    Not what only the learning of a task needs: moments of optimizers, and outputs kept to protect
+    earlier tasks.
 
     Args:
         config: The settings.
@@ -61,8 +64,6 @@ def trained_parameters(config: RunConfig) -> int:
     learner, last = _learner(config, size, size.tasks), size.tasks - 1
     with evaluating(learner):
         learner(torch.empty(2, *size.input_shape, dtype=size.dtype, device="meta"), last)
-    tensors, state = learner.task_state()
-    learner.load_task_state(tensors, {**state, "learned": list(range(last))})
     learner.begin_task(last, steps=steps)
     held: dict[int, Tensor] = {}
     for phase in learner.phases(last, steps):

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.head.types import HeadGrads, HeadStep
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.methods.extra_state import weights_of
+from hypermask_fast.methods.extra_state import moving_of, weights_of
 from hypermask_fast.native.head import partition
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.planning.live_memory import LiveMemory
@@ -137,8 +137,9 @@ class _Run:
         self._evaluate(self.size.test)
         self._ended("start of a task")
         tensors, state = self.learner.task_state()
-        state["learned"] = list(range(self.last))
+        state |= self.learner.learned_state(range(self.last))
         self.learner.load_task_state(tensors, state)
+        self._assign()
         self.learner.begin_task(self.last, steps=self.steps)
         self._assign()
         self._ended("start of a task")
@@ -198,7 +199,7 @@ class _Run:
 
     def validate(self, stale: dict[str, Tensor] | None) -> list[Tensor]:
         """Measure the validation accuracy; return the best model, if one is kept."""
-        kept = weights_of(self.learner).values() if self.config.training.selection != "last" else ()
+        kept = moving_of(self.learner).values() if self.config.training.selection != "last" else ()
         with self.memory.making(BEST):
             best = [torch.empty_like(tensor) for tensor in kept]
         if self._measures:
@@ -210,6 +211,7 @@ class _Run:
     def end(self) -> None:
         """Finish the task; the trainer holds the moments until the evaluation is over."""
         self.learner.end_task()
+        self._assign()
         self.memory.take_peak()
         self._evaluate(self.size.test)
         self._ended("evaluation")
@@ -244,6 +246,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         if config.training.validates or config.training.measured == "test":
             checkpoint += _bytes(run.validate(stale))
         del stale
+        size_of_learner = _bytes(weights_of(run.learner).values())
         run.end()
     learner = {part: memory.live(part) for part in (DATA, TARGET, *run.learner.memory_parts())}
     if on_cpu:
@@ -252,6 +255,6 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
     return Simulation(
         facts=run.learner.facts(),
         peaks=run.peaks,
-        learner=_bytes(weights_of(run.learner).values()),
+        learner=size_of_learner,
         checkpoint=checkpoint,
     )

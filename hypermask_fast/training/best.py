@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.extra_state import weights_of
+from hypermask_fast.methods.extra_state import moving_of
 from hypermask_fast.training.schedules import finite_or_none, or_minus_infinity
 
 
@@ -41,7 +41,7 @@ class BestModel:
     def keep(self) -> None:
         """Keep the model as it is now, in the memory of the one that was kept before."""
         before, self.weights = self.weights, {}
-        for name, value in weights_of(self._learner).items():
+        for name, value in moving_of(self._learner).items():
             kept = before.get(name, value)
             is_own = kept is not value and kept.shape == value.shape
             self.weights[name] = kept.copy_(value) if is_own else value.clone()

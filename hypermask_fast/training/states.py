@@ -10,7 +10,7 @@ from torch import Tensor
 from hypermask_fast.conversion.entries import check_manifest
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.extra_state import EXTRA_STATE
+from hypermask_fast.methods.extra_state import EXTRA_STATE, fixed_of
 from hypermask_fast.training.checks import check_state
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -59,7 +59,7 @@ def load_learner(learner: Learner, parts: Parts, state: Mapping[str, Any]) -> No
         CheckpointError: The state belongs to another network or to other settings; the learner's
             tasks are then as before.
     """
-    before = learner.task_state()
+    before, fixed = learner.task_state(), fixed_of(learner)
     # What else is in them depends on the state that is loaded.
     check_manifest(*map(_outline, (state["manifest"], learner.manifest())))
     try:
@@ -69,4 +69,7 @@ def load_learner(learner: Learner, parts: Parts, state: Mapping[str, Any]) -> No
         learner.load_state_dict({**parts["learner"], **tasks})
     except CheckpointError:
         learner.load_task_state(*before)
+        if fixed:
+            tasks = {EXTRA_STATE: learner.get_extra_state()}
+            learner.load_state_dict({**fixed, **tasks}, strict=False)
         raise

@@ -56,6 +56,13 @@ def learning() -> hmf.HyperMask:
     return made
 
 
+def frozen() -> hmf.HyperMask:
+    made = learning()
+    made.end_task()
+    made.freeze_masks()
+    return made
+
+
 def fresh_learning() -> hmf.HyperMask:
     made = learner()
     made.begin_task(0)
@@ -167,6 +174,13 @@ SUBJECTS = [
             {"task": [*TASKS, *ROWS], "sparsity": [*PERCENTS[:1], *PERCENTS[2:], torch.ones(2)]}),
     Subject("masks", traced, on_learner("masks"), {"task": 0},
             {"task": [*TASKS, *ROWS], "sparsity": [*PERCENTS[:1], *PERCENTS[2:], torch.ones(2)]}),
+    Subject("task_weights.frozen", frozen, on_learner("task_weights"), {"task": 0},
+            {"task": [*TASKS, *ROWS], "sparsity": [*PERCENTS[:1], *PERCENTS[2:], torch.ones(2)]}),
+    Subject("masks.frozen", frozen, on_learner("masks"), {"task": 0},
+            {"task": [*TASKS, *ROWS], "sparsity": [*PERCENTS[:1], *PERCENTS[2:], torch.ones(2)]}),
+    Subject("begin_task.frozen", frozen, on_learner("begin_task"), {}, {"task": [0]}, runs=False),
+    Subject("freeze_masks", learning, lambda it, **a: it.freeze_masks(), {}, {"nothing": [None]},
+            runs=False),
     Subject("blended", traced, lambda it, **a: enter(it.blended(**a)), {"alpha": torch.ones(2)},
             {"alpha": [None, 3, "a", [0.5, 0.5], np.ones(2), torch.ones(3), torch.ones(2).long(),
                        torch.ones(2, 1), torch.tensor(1.0), torch.ones(2).to("meta")]}),

@@ -27,15 +27,17 @@ def small(method: str, tasks: int) -> RunConfig:
     return RunConfig.from_preset(PRESETS[method], **options)
 
 
-@pytest.mark.parametrize("method", PRESETS)
-def test_a_task_adds_what_trained_learners_differ_by(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"), [*((name, {}) for name in PRESETS), ("hypermask", {"earlier": "frozen"})]
+)
+def test_a_task_adds_what_trained_learners_differ_by(method: str, options: dict[str, Any]) -> None:
     sizes = []
     for tasks in (3, 4):
-        scenario, trainer = build(small(method, tasks))
+        scenario, trainer = build(small(method, tasks).replace(**options))
         for task in scenario:
             trainer.fit(task)
         sizes.append(sum(t.nbytes for t in weights_of(trainer.learner).values()))
-    assert bytes_a_task(small(method, 3)) == sizes[1] - sizes[0] > 0
+    assert bytes_a_task(small(method, 3).replace(**options)) == sizes[1] - sizes[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_parts_are_those_of_the_formulas() -> None:
     assert 0 <= parts[KEPT_OUTPUTS] - 2 * 4 * n <= 100
 
 
+def test_frozen_tasks_keep_their_weights_and_nothing_else() -> None:
+    peaks = plan(small(hidden=(6, 5), earlier="frozen")).found.peaks
+    n = 64 * 8 + 8 + 8 * 2 + 2
+    for moment, tasks in (("training step", 2), ("evaluation", 3)):
+        assert peaks[moment]["weights of frozen tasks"] == tasks * 4 * n
+        assert peaks[moment].get(PREVIOUS, 0) == 0
+        assert 0 <= peaks[moment][KEPT_OUTPUTS] <= 100
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["supsup", "exssnet"])
 def test_the_plan_of_subnetworks_is_near_the_measured_peak(method: str, tmp_path: Path) -> None:
@@ -134,6 +143,8 @@ def test_the_plan_of_subnetworks_is_near_the_measured_peak(method: str, tmp_path
         pytest.param({"targets": "bfloat16"}, id="bfloat16-targets"),
         pytest.param({"targets": "frozen_head"}, id="frozen-head"),
         pytest.param({"moments": "bfloat16"}, id="bfloat16-moments"),
+        pytest.param({"earlier": "frozen"}, id="frozen"),
+        pytest.param({"earlier": "frozen", "selection": "best"}, id="frozen-best"),
         pytest.param({"head": "chunked", "chunk_size": 50}, id="chunked"),
         pytest.param({"selection": "best", "check_every": 1}, id="best"),
         pytest.param({"lam": 0.0, "train_target": False}, id="fixed-target"),

@@ -24,6 +24,7 @@ from hypermask_fast.methods.batches import (
 )
 from hypermask_fast.methods.evaluating import modes_of
 from hypermask_fast.methods.generated import fans
+from hypermask_fast.methods.hypermask.frozen import FrozenTasks
 from hypermask_fast.methods.hypermask.masked import MaskedLearner
 from hypermask_fast.methods.hypermask.masks import masked_weights
 from hypermask_fast.methods.hypermask.settings import HyperMaskSettings
@@ -105,7 +106,7 @@ class HyperMask(MaskedLearner):
         self._settings = chosen
         self.sparsity, self.beta, self.lam = chosen.sparsity, chosen.beta, chosen.lam
         self.masked_l1, self.train_target = chosen.masked_l1, chosen.train_target
-        self.dropout, self.ramp = chosen.dropout, chosen.ramp
+        self.dropout, self.ramp, self.earlier = chosen.dropout, chosen.ramp, chosen.earlier
         super().__init__(
             net,
             capacity=chosen.capacity,
@@ -117,6 +118,7 @@ class HyperMask(MaskedLearner):
             bn=chosen.bn,
             kept=KeptOutputs(chosen.targets, chosen.regularized_tasks),
         )
+        self.frozen_tasks = FrozenTasks(self._network, self.norms)
         try:
             if chosen.dropout != "always":
                 self._network.check_dropouts()
@@ -175,7 +177,8 @@ class HyperMask(MaskedLearner):
             shared = self._network.shared_weights()
             self._previous_shared = _flat(shared) if shared else None
         super().begin_task(task, steps=steps, data=data)
-        self._steps.start(steps if self.ramp and not earlier else 0)
+        is_first = all(other == task for other in self._learned)
+        self._steps.start(steps if self.ramp and is_first else 0)
 
     def _leave(self) -> None:
         super()._leave()
@@ -273,6 +276,8 @@ class HyperMask(MaskedLearner):
             self._kept.describe(self.hypernetwork),
             self._outside,
         ]
+        if self.frozen or self.earlier == "frozen":
+            lines.append(self.frozen_tasks.describe())
         if not self._network.traced:
             lines.append("the last layer's bias will be exempt: found at the first batch")
         return "\n".join(lines)

@@ -67,6 +67,14 @@ class HyperMaskSettings(HeadSettings):
         "computed, for their bits",
         low=1,
     )
+    earlier: str = setting(
+        "regularized",
+        "tasks that were learned: kept by the regularizers, or frozen: they cannot change",
+        "frozen: :meth:`end_task` keeps the task's masked weights, the memory of the target "
+        "network for each task, its outputs have the same bits ever after, and later tasks are "
+        "learned without output regularizer and L1 drift",
+        choices=("regularized", "frozen"),
+    )
     sparsity: float = setting(
         0.0,
         "percent of each tensor's mask entries that are zero",
