@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
@@ -59,6 +61,17 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
 
 
+def _examples(scenario: Scenario) -> Iterator[Tensor]:
+    """Yield two inputs of each shape that the tasks' evaluation has."""
+    seen: set[tuple[int, ...]] = set()
+    for task in scenario:
+        for name in ("test", "validation"):
+            split = task.split(name)
+            if len(split) and split.source.shape not in seen:
+                seen.add(split.source.shape)
+                yield next(task.evaluation_batches(name, 2))[0]
+
+
 def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario, Trainer]:
     """Return the scenario and a trainer with a new learner, all tasks added, on the device.
 
@@ -77,9 +90,8 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
         for task in scenario:
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
-    example = next(scenario[0].evaluation_batches("test", 2))[0]
     sizes = scenario.input_shape, scenario.num_classes
-    learner = make_learner(config, *sizes, example).to(device)
+    learner = make_learner(config, *sizes, _examples(scenario)).to(device)
     trainer = make_trainer(config, learner)
     for task in scenario:
         trainer.add(task)

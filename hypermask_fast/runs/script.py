@@ -26,7 +26,7 @@ from hypermask_fast.runs.plain_json import plain_json
 from hypermask_fast.runs.restoring import in_a_sentence
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
-from hypermask_fast.scenarios import Task
+from hypermask_fast.scenarios import Split, Task
 from hypermask_fast.scenarios.own import Data, as_task
 from hypermask_fast.settings.changes import FREE
 from hypermask_fast.training.accuracy import AccuracyRecord
@@ -48,9 +48,8 @@ def _settings_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _probe(task: Task) -> list[float]:
-    """Return numbers that tell inputs apart: sums of a few test inputs with weights by place."""
-    split = task.test
+def _probe(task: Task, split: Split) -> list[float]:
+    """Return numbers that tell inputs apart: sums of a few of a split with weights by place."""
     x = task.eval_preprocess(split.source.take(split.index[:_PROBED]))
     leaves = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
     rows = torch.cat([leaf.detach().cpu().double().flatten(1) for leaf in leaves], 1)
@@ -69,7 +68,8 @@ def _identity(task: Task) -> dict[str, Any]:
         "classes": list(task.classes),
         **{name: len(split) for name, split in splits.items()},
         "labels": [int((s.labels.cpu() * places[: len(s)]).sum()) for s in splits.values()],
-        "inputs": _probe(task),
+        "inputs": _probe(task, task.test),
+        "training inputs": _probe(task, task.train),
     }
 
 
@@ -77,7 +77,9 @@ def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first name by which a task is not the saved one, or None."""
     for name in now:
         before, value = saved.get(name), now[name]
-        if name == "inputs":
+        if name == "training inputs" and before is None:
+            continue  # a run of before they were noted
+        if name in ("inputs", "training inputs"):
             # What reads and resizes images may round otherwise elsewhere.
             if before is None or len(before) != len(value):
                 return name
@@ -215,8 +217,10 @@ class Run:
 
     @property
     def accuracy(self) -> npt.NDArray[np.float64]:
-        """As :attr:`Trainer.accuracy`."""
-        return self.trainer.accuracy
+        """As :attr:`Trainer.accuracy`; of a run that goes on, of the tasks given so far."""
+        if self._saved is None:
+            return self.trainer.accuracy
+        return self._recorded(self._saved)[: self._place + 1]
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -266,9 +270,13 @@ class Run:
             self._begin(position)
         if place == learned:
             return self._fit(task)
+        return self._recorded(saved)[place + 1]
+
+    def _recorded(self, saved: checkpoint.Checkpoint) -> npt.NDArray[np.float64]:
+        """Return the accuracies of a checkpoint, of the tasks that were given again."""
         record = AccuracyRecord()
-        record.load(state["trainer"], self.trainer.learner.learned)
-        return record.matrix(())[place + 1, : place + 1]
+        record.load(saved.state["trainer"], self.trainer.learner.learned)
+        return record.matrix(())[:, : self._place]
 
     def _begin(self, position: Position) -> None:
         self._saved = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,20 +71,22 @@ def make_network(config: RunConfig, input_shape: Sequence[int], num_classes: int
 
 
 def make_learner(
-    config: RunConfig, input_shape: Sequence[int], num_classes: int, example: Tensor | None = None
+    config: RunConfig, input_shape: Sequence[int], num_classes: int, examples: Iterable[Tensor] = ()
 ) -> Learner:
     """Return a new learner of the chosen method, on the default device.
 
     Args:
         config, input_shape, num_classes: As in :func:`make_network`.
-        example: Inputs, on which a network of one's own is tried before it is converted.
+        examples: Batches of inputs, one of each shape; where the network or the scenario is one's
+            own, the network is tried on them before it is converted.
 
     Raises:
         ConfigError: As in :func:`make_network`, or the network fails or has too few outputs.
     """
     network = make_network(config, input_shape, num_classes)
-    if isinstance(config.network, OwnNetworkSettings) and example is not None:
-        check_outputs(config.network, network, example, outputs_of(config, num_classes))
+    if isinstance(config.network, OwnNetworkSettings) or config.scenario.is_own:
+        for x in examples:
+            check_outputs(config.network.name, network, x, outputs_of(config, num_classes))
     learner: Any = registry.learner_of(config.method_name)
     shape = {"input_shape": tuple(input_shape)} if learner.takes_input_shape else {}
     made: Learner = learner(network, settings=config.method, **shape)

@@ -55,20 +55,24 @@ def make_own_network(
             return made().to("meta")
 
 
-def check_outputs(chosen: OwnNetworkSettings, network: nn.Module, x: Tensor, outputs: int) -> None:
-    """Run a network of one's own once, in evaluation, which leaves its state as it is.
+def check_outputs(name: str, network: nn.Module, x: Tensor, outputs: int) -> None:
+    """Run a network once, in evaluation, which leaves its state as it is.
 
     Args:
-        chosen: The function that made it, for errors.
+        name: Its name in the settings, for errors.
         network: The network, before it is converted.
-        x: Some inputs, on its device.
+        x: Some inputs, which get its device and floating-point type, as those of tasks do.
         outputs: What it must have at least.
 
     Raises:
         ConfigError: It fails, or has fewer outputs.
     """
     mode = [(module, module.training) for module in network.modules()]
-    what = f"network={chosen.name!r} fails on inputs of shape {tuple(x.shape)} and {x.dtype}"
+    x = x.to(next((p.device for p in network.parameters()), x.device))
+    types = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    if x.is_floating_point() and len(types) == 1:
+        x = x.to(types.pop())
+    what = f"network={name!r} fails on inputs of shape {tuple(x.shape)} and {x.dtype}"
     with torch.no_grad(), torch.random.fork_rng():
         network.eval()
         try:
@@ -79,7 +83,7 @@ def check_outputs(chosen: OwnNetworkSettings, network: nn.Module, x: Tensor, out
                 module.training = training
     if isinstance(found, Tensor) and (found.dim() < 2 or found.shape[-1] < outputs):
         raise ConfigError(
-            f"network={chosen.name!r} gives outputs of shape {tuple(found.shape)} for {len(x)} "
+            f"network={name!r} gives outputs of shape {tuple(found.shape)} for {len(x)} "
             f"inputs, and the run needs {outputs} outputs or more for each; take num_outputs as a "
             "parameter of the function"
         )

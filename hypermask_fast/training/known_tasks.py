@@ -93,9 +93,14 @@ class KnownTasks(dict[int, Task]):
         if self.dtype is not None:
             moved = moved.cast(self.dtype)
         if known is not None and not known.has_same_examples(moved):
+            other = "give it another name"
+            last = len(self._learner.tasks) - 1
+            if task_id == last and task_id not in self._learner.learned:
+                begun = "abandon_task() and " if task_id == self._learner.current else ""
+                other += f", or call {begun}remove_task() of the learner, for it was not learned"
             raise ConfigError(
                 f"task {task.name!r} has other examples than the task that was added by this name; "
-                "give it another name"
+                f"{other}"
             )
         self.setdefault(task_id, moved)
         return task_id

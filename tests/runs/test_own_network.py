@@ -208,6 +208,45 @@ def test_what_is_wrong_is_said(options: dict[str, Any], says: str, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+OTHER_TASKS = """
+
+def examples(count, width, dtype):
+    y = torch.arange(count) % 2
+    return torch.randn(count, width).to(dtype), y
+
+
+def flat(input_shape, num_outputs):
+    return nn.Linear(input_shape[0], num_outputs)
+
+
+def narrow_test():
+    wide = examples(20, 5, torch.float32)
+    return {"a": (wide, wide), "b": (wide, examples(20, 3, torch.float32))}
+
+
+def double():
+    return {name: (examples(20, 5, torch.float64),) * 2 for name in "ab"}
+"""
+
+
+@pytest.mark.parametrize("network", [f"{NAME}:flat", "mlp"])
+def test_test_inputs_that_the_network_does_not_take_are_refused_first(
+    tmp_path: Path, module: Path, network: str
+) -> None:
+    module.write_text(SOURCE + OTHER_TASKS, encoding="utf-8")
+    config = short(network=network, scenario=f"{NAME}:narrow_test")
+    with pytest.raises(ConfigError, match=f"{network}' fails on inputs of shape .2, 3. and"):
+        run.train(config, tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("network", [f"{NAME}:flat", "mlp"])
+def test_inputs_of_numpys_default_type_train(tmp_path: Path, module: Path, network: str) -> None:
+    module.write_text(SOURCE + OTHER_TASKS, encoding="utf-8")
+    config = short(network=network, scenario=f"{NAME}:double")
+    assert run.train(config, tmp_path / "run", show_progress=False).accuracy.shape == (3, 2)
+
+
 def test_any_keyword_gets_the_classes(tmp_path: Path) -> None:
     config = RunConfig.from_preset("split-digits", network=f"{NAME}:any_keyword", tasks=2, steps=1)
     run.train(config, tmp_path / "run", show_progress=False)

@@ -138,6 +138,10 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
         (list(tasks())[1], "was 'points 0' and 'points 1' is given, with other name"),
         (moved, "with other inputs"),
         (hmf.scenarios.make_task("points 0", Points(22, 0), Points(16, 0)), "with other train"),
+        (
+            hmf.scenarios.make_task("points 0", Points(24, 1), Points(16, 0)),
+            "with other training inputs",
+        ),
     ):
         with (
             hmf.Run(path, trainer()) as again,
@@ -149,6 +153,18 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="task 1 of the run"):
             again.fit(moved)
     assert contents(path) == before
+
+
+def test_accuracies_of_a_run_that_was_begun_before_are_those_of_the_tasks_given(
+    whole: Path,
+) -> None:
+    with np.load(whole / "accuracy.npz") as found:
+        expected = found["accuracy"]
+    with hmf.Run(whole, trainer()) as again:
+        assert again.accuracy.shape == trainer().accuracy.shape
+        for count, task in enumerate(tasks(), 1):
+            again.fit(task)
+            np.testing.assert_array_equal(again.accuracy, expected[: count + 1, :count])
 
 
 def test_other_settings_and_networks_are_refused(whole: Path) -> None:

@@ -215,6 +215,23 @@ def test_a_name_is_of_one_task_only(digits: Scenario) -> None:
     assert (trainer.tasks_done, len(trainer.learner.tasks)) == (0, 4)
 
 
+def test_a_task_whose_data_were_mended_is_learned_after_what_the_refusal_says() -> None:
+    torch.manual_seed(0)
+    learner = HyperMask(torch.nn.Linear(4, 2), embedding_dim=3, hidden=(4,))
+    trainer = Trainer(learner, steps=2, batch_size=4, progress=False)
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    trainer.fit((x, y), name="first", test=(x, y))
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer.fit((x / 0, y), name="second", test=(x, y))
+    with pytest.raises(ConfigError, match=r"or call abandon_task\(\) and remove_task\(\) of the"):
+        trainer.fit((x, y), name="second", test=(x, y))
+    learner.abandon_task()
+    learner.remove_task("second")
+    assert trainer.fit((x, y), name="second", test=(x, y)).shape == (2,)
+    with pytest.raises(ConfigError, match=r"give it another name$"):
+        trainer.fit((x + 1, y), name="second", test=(x, y))
+
+
 @pytest.mark.parametrize(
     "options",
     [
