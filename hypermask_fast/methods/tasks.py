@@ -78,6 +78,8 @@ def _class_ids(classes: Iterable[int]) -> tuple[int, ...]:
         number = _integer(given)
         if number is None:
             raise TypeError(f"classes has {given!r}; give a list of their global ids, integers")
+        if number < 0:
+            raise ValueError(f"classes has {given!r}; give global ids of 0 or more, -1 is unknown")
         ids.append(number)
     return tuple(ids)
 
@@ -110,6 +112,8 @@ class TaskList:
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name is {name!r}; give a string, or None for the task's number")
+        if not name:
+            raise ValueError("name is ''; give at least one letter, or None for the task's number")
         if any(record.name == name for record in self.records):
             raise ValueError(f"a task named {name!r} was added already; choose another name")
 

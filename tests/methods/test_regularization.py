@@ -145,6 +145,19 @@ def test_what_the_network_does_outside_a_task_is_what_its_repr_says(name: str) -
     assert torch.equal(learner.net(X), plain(X))
 
 
+def test_a_view_goes_with_its_task() -> None:
+    learner = learned("hypermask")
+    number = learner.add_task("new")
+    view = learner.net_for("new")
+    learner.rename_task("new", "newer")
+    assert "task='newer'" in repr(view)
+    assert torch.equal(view(X), learner(X, task=number))
+    learner.remove_task("newer")
+    learner.add_task("other")
+    with pytest.raises(ValueError, match="no task is called 'newer'"):
+        view(X)
+
+
 def test_a_view_takes_gradients() -> None:
     learner = in_third_task("hypermask")
     loss = F.cross_entropy(learner.net_for(2)(X), Y)
