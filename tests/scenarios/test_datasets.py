@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hypermask_fast import vision
 from hypermask_fast.errors import ConfigError, DataError
 from hypermask_fast.scenarios import (
     files,
@@ -17,7 +18,6 @@ from hypermask_fast.scenarios import (
     load_digits,
     load_fashion_mnist,
     load_mnist,
-    vision,
 )
 from tests.support.data_files import (
     TRAIN_LABELS,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hypermask_fast import vision
 from hypermask_fast.errors import DataError
-from hypermask_fast.scenarios import datasets, load_cifar100, load_fashion_mnist, load_mnist, vision
+from hypermask_fast.scenarios import datasets, load_cifar100, load_fashion_mnist, load_mnist
 from tests.support.data_files import TRAIN_IMAGES, TRAIN_LABELS, idx, make_idx, tree, write
 
 
