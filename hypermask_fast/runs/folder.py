@@ -7,11 +7,11 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
+from hypermask_fast.runs.closing import Closing
 
 _fcntl: Any
 try:
@@ -144,7 +144,7 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-class FolderLock:
+class FolderLock(Closing):
     """An exclusive lock of a folder, held until `close`; the system frees it with the process.
 
     Args:
@@ -157,17 +157,6 @@ class FolderLock:
     def __init__(self, path: Path) -> None:
         self._descriptor = _lock(path)
 
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Free the lock; calling it again does nothing."""
         # A forked child holds no lock: its descriptor number may belong to another file by now.
@@ -177,7 +166,7 @@ class FolderLock:
         self._descriptor = None
 
 
-class RunFolder:
+class RunFolder(Closing):
     """Paths in the folder of one run. `create` and `open` also hold its lock, until `close`.
 
     Args:
@@ -257,17 +246,6 @@ class RunFolder:
         if lock:
             run._lock = FolderLock(run.path)
         return run
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

@@ -8,10 +8,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from hypermask_fast.errors import CheckpointError, DataError
+from hypermask_fast.runs.closing import Closing
 from hypermask_fast.runs.plain_json import plain_json, restore_nonfinite
 
 _BLOCK = 2**20
@@ -102,7 +102,7 @@ def _digest(path: Path, at: Position) -> hashlib._Hash:
     return digest
 
 
-class MetricsLog:
+class MetricsLog(Closing):
     """Writer of a metrics file. Use it as a context manager, or call `close`.
 
     Lines are buffered until `flush`, `position` or `close`.
@@ -126,17 +126,6 @@ class MetricsLog:
                 self._file.truncate(at.size)
         except OSError as error:
             self._fail("open", error)
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _fail(self, action: str, error: OSError) -> NoReturn:
         raise CheckpointError(

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs.closing import Closing
 from hypermask_fast.runs.environment import environment_of
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
@@ -123,7 +123,7 @@ class _ScriptSession(Session):
         return self._take(saved, {})
 
 
-class Run:
+class Run(Closing):
     """A run of one's own: a folder with log, checkpoints, accuracies and a picture.
 
     The folder is that of ``hypermask train``, but for the settings (``script.json``). A script that
@@ -327,17 +327,6 @@ class Run:
         if self._metrics is not None:
             self._metrics.close()
         self._folder.close()
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.trainer.tasks_done} tasks learned)"
