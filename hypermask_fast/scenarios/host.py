@@ -54,10 +54,8 @@ class HostStream(BatchStream):
         loaded = found[1] if found and found[0] == number else self._load(number)
         inputs, rows = loaded.result()
         self._ahead = number + 1, self._load(number + 1)
-        rows = rows.to(device, non_blocking=True)
-        draws = rows[:, 2:] if self._preprocess.random else None
-        inputs = self._preprocess(inputs.to(device, non_blocking=True), draws)
-        return inputs, rows[:, 1].contiguous()
+        moved = (value.to(device, non_blocking=True) for value in (inputs, rows))
+        return self._preprocessed(*moved)
 
     def _load(self, step: int) -> Future[tuple[Tensor, Tensor]]:
         return self._worker.submit(self._read, step)

@@ -115,9 +115,12 @@ class BatchStream:
             As :meth:`batch`.
         """
         rows = self._rows(step)
+        return self._preprocessed(self._split.source.take(rows[:, 0]), rows)
+
+    def _preprocessed(self, inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch of examples and their rows of the table as what a network learns from."""
         draws = rows[:, 2:] if self._preprocess.random else None
-        inputs = self._preprocess(self._split.source.take(rows[:, 0]), draws)
-        return inputs, rows[:, 1].contiguous()
+        return self._preprocess(inputs, draws), rows[:, 1].contiguous()
 
     def _rows(self, step: int | Tensor) -> Tensor:
         # A product of an int32 step would overflow.
