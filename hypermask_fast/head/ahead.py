@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hypermask_fast.backends.precision import full_precision
@@ -43,15 +43,50 @@ def shifted(p: Tensor, grad: Tensor, moments: Sequence[Tensor], options: AdamOpt
     return p - change
 
 
-def _by_embedding(step: HeadStep) -> tuple[Tensor | None, Tensor | None]:
-    """Return the logits to keep, (k, N), and of chunks how many of each embedding's there are."""
-    kept, rows = step.kept, len(step.head.weight)
-    if not isinstance(kept, KeptChunks):
-        return step.kept_logits, None
-    count, size = kept.logits.shape
-    padded = F.pad(kept.logits, (0, kept.chunks * rows - size)).view(-1, rows)
-    firsts = torch.arange(kept.chunks, device=padded.device) * rows
-    return padded, (size - firsts).clamp_max(rows).repeat(count)
+class _Block(NamedTuple):
+    """Residuals of a tile, a view (t, ..., n), and the logits to keep that are subtracted there."""
+
+    residuals: Tensor
+    kept: Tensor
+
+
+def _blocks(residuals: Tensor, kept: Tensor | KeptChunks, rows: slice, height: int) -> list[_Block]:
+    """Return where logits are kept; residuals (k, n) of other entries of the tile become 0."""
+    if isinstance(kept, Tensor):
+        return [_Block(residuals, kept[:, rows])]
+    size, start = kept.logits.shape[1], rows.start
+    whole = size // height
+    by_task = residuals.unflatten(0, (-1, kept.chunks))
+    chunks = kept.logits[:, : whole * height].unflatten(1, (whole, height))
+    blocks = [_Block(by_task[:, :whole], chunks[..., rows])]
+    if whole < kept.chunks:
+        end = max(start, min(rows.stop, size - whole * height))
+        by_task[:, whole, end - start :] = 0
+        last = kept.logits[:, whole * height + start : whole * height + end]
+        blocks.append(_Block(by_task[:, whole, : end - start], last))
+    return blocks
+
+
+def _subtract_kept(
+    residuals: Tensor, kept: Tensor | KeptChunks, rows: slice, height: int
+) -> Tensor:
+    """Make logits of a tile residuals, in place; return the sum of their squares, float64.
+
+    Where a logit to keep is NaN, nothing is kept.
+    """
+    blocks, entries = _blocks(residuals, kept, rows, height), residuals.view(-1)
+    for z, target in blocks:
+        if target.dtype == z.dtype:
+            z -= target
+        else:
+            z.copy_(output_residuals(z, target))
+    squares = torch.dot(entries, entries)
+    # On a CPU asking costs less than to look for NaN; a GPU would have to be waited for.
+    if residuals.device.type != "cpu" or squares.isnan():
+        for z, target in blocks:
+            z.masked_fill_(target.isnan(), 0)
+        squares = torch.dot(entries, entries)
+    return squares.double()
 
 
 def step_rows(step: HeadStep) -> HeadGrads:
@@ -60,7 +95,7 @@ def step_rows(step: HeadStep) -> HeadGrads:
     assert bias is not None
     assert moments is not None
     adam, dz, given = step.scalars(), step.taken_dz, len(step.dz)
-    kept, limits = _by_embedding(step)
+    kept = step.kept if isinstance(step.kept, KeptChunks) else step.kept_logits
     current, earlier = step.hidden[:given], step.hidden[given:]
     squares = torch.zeros((), dtype=torch.float64, device=weight.device)
     sums = weight.new_zeros(step.hidden.shape, dtype=torch.float64)
@@ -74,14 +109,13 @@ def step_rows(step: HeadStep) -> HeadGrads:
                 of_rows, of_bias = ([m[rows] for m in both] for both in (moments, bias_moments))
                 a = shifted(a, factors.t() @ current, of_rows, step.options)
                 b = shifted(b, factors.sum(0), of_bias, step.options)
-            if kept is not None and len(kept):
-                residuals = output_residuals(torch.addmm(b, earlier, a.t()), kept[:, rows])
-                residuals = residuals.masked_fill(kept[:, rows].isnan(), 0)
-                if limits is not None:
-                    numbers = torch.arange(rows.start, rows.stop, device=weight.device)
-                    residuals = residuals.masked_fill(numbers >= limits[:, None], 0)
-                squares += residuals.to(torch.float64).square().sum()
-                factors = torch.cat((factors, residuals * step.coefficient))
+            if len(earlier):
+                assert kept is not None
+                given_dz, factors = factors, a.new_empty(len(step.hidden), len(b))
+                factors[:given] = given_dz
+                residuals = torch.addmm(b, earlier, a.t(), out=factors[given:])
+                squares += _subtract_kept(residuals, kept, rows, len(bias))
+                residuals *= step.coefficient
             sums[first:] += factors[first:] @ a
             adam_tile(weight, moments, factors.t() @ step.hidden, rows, adam)
             torch.sum(factors, 0, out=bias_grad[rows])
