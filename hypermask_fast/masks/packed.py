@@ -38,7 +38,11 @@ def pack(mask: Tensor) -> Tensor:
 
 def unpack(bits: Tensor, entries: int) -> Tensor:
     """Return a packed mask as bool (entries,)."""
-    return ((bits[:, None] >> _places(bits.device)) & 1).flatten()[:entries].bool()
+    every = torch.arange(256, dtype=torch.uint8, device=bits.device)
+    unpacked = (every[:, None] >> _places(bits.device)) & 1
+    # Eight entries are copied at a time.
+    eights = unpacked.view(torch.int64).flatten()
+    return eights.index_select(0, bits.int()).view(torch.bool)[:entries]
 
 
 def union(masks: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -111,6 +115,5 @@ def dots(masks: Sequence[Tensor], values: Tensor) -> Tensor:
             products=parts,
         )
         return torch.from_numpy(parts.sum(0)).to(values.dtype)
-    zero = values.new_zeros(())
-    sums = [torch.where(unpack(bits, entries), values, zero).sum() for bits in masks]
+    sums = [torch.dot(values, unpack(bits, entries).to(values.dtype)) for bits in masks]
     return torch.stack(sums) if sums else values.new_zeros(0)

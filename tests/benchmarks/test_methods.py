@@ -119,7 +119,7 @@ def test_other_methods_are_measured_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "rows.json"
-    names = ["hnet-split-mnist-t4", "exssnet-lenet-weights", "inference-entropy-one-by-one"]
+    names = ["hnet-split-mnist-t4", "inference-entropy-one-by-one"]
     arguments = ["--size", "tiny", "--seconds", "0.1", "--threads", "1", "--clock", "processor"]
     variants = ["--variants", "published", "eager", "ours"]
     assert main(["run", "--case", *names, *arguments, *variants, "--json", str(file)]) == 0
