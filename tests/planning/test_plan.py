@@ -118,7 +118,7 @@ def test_frozen_tasks_keep_their_weights_and_nothing_else() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["supsup", "exssnet"])
+@pytest.mark.parametrize("method", ["supsup", pytest.param("exssnet", marks=pytest.mark.slow)])
 def test_the_plan_of_subnetworks_is_near_the_measured_peak(method: str, tmp_path: Path) -> None:
     settings = {
         "method": method,

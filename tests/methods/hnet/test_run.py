@@ -219,7 +219,11 @@ def test_the_plan_knows_checkpoint_and_learner(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "big",
     [
-        pytest.param({"mlp_hidden": (1300, 1400), "head": "full", "hidden": (25,)}, id="full"),
+        pytest.param(
+            {"mlp_hidden": (1300, 1400), "head": "full", "hidden": (25,)},
+            id="full",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"mlp_hidden": (3000, 3000), "chunk_size": 800_000, "hidden": (25, 25)}, id="12-chunks"
         ),
