@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.backends import proof
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.modes import is_followed, is_plain, is_transformed
 
@@ -22,6 +23,7 @@ _FLOAT32 = (torch.float32,)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _KERNELS = {
     "head": _FLOAT32,
+    "step_ahead": _FLOAT32,
     "mask_threshold": _FLOAT32,
     "mask_weights": _FLOAT32,
     "masked_linear": _FLOATS,
@@ -30,7 +32,7 @@ _KERNELS = {
     "pack": (torch.bool,),
 }
 """What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
-_LAUNCHED = ("head", "top_k", "pack")
+_LAUNCHED = ("head", "step_ahead", "top_k", "pack")
 """Those that are launched; the other kernels are operators, which a trace sees."""
 
 
@@ -95,11 +97,37 @@ def _was_slower(op: str, tensor: Tensor, sizes: dict[str, int]) -> bool:
     return tuning.was_slower(op, tensor.device, **sizes)
 
 
+def _unless_forced(op: str, wanted: str, why: str | None) -> bool:
+    """Return whether nothing speaks against a kernel; raise where one was forced that cannot."""
+    if why is not None and wanted == "triton":
+        raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
+    if why is not None:
+        note(f"{op}: no kernel, for {why}")
+    return why is None
+
+
+def _may_run(op: str, tensor: Tensor, wanted: str) -> bool:
+    if wanted == "reference":
+        note(f"{op}: PyTorch, as backend 'reference' asks")
+        return False
+    return _unless_forced(op, wanted, _why_no_kernel(op, tensor))
+
+
+def _is_proven(op: str, tensor: Tensor, wanted: str) -> bool:
+    """Return whether a kernel that would run is known to be right on the tensor's device."""
+    why = proof.why_left_out(op, tensor.device, forced=wanted == "triton")
+    if not _unless_forced(op, wanted, why):
+        return False
+    note(f"{op}: Triton kernel")
+    return True
+
+
 def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
     """Return whether a kernel is to run ``op``, wherever one can; a forced one that cannot raises.
 
     For operations whose kernel is the way to do them on CUDA, unless it was measured to be slower.
-    Those that need to be measured first ask :func:`resolve`.
+    Those that need to be measured first ask :func:`resolve`. The first use on a device checks the
+    kernels there, and an operation of which one fails has none.
 
     Args:
         op: Name of the operation.
@@ -109,19 +137,16 @@ def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int)
 
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
+        DeviceFaultError: The kernels were checked, and one ended the use of the device.
     """
     wanted = requested(name)
-    if wanted == "reference":
-        note(f"{op}: PyTorch, as backend 'reference' asks")
+    if not _may_run(op, tensor, wanted):
         return False
-    why = _why_no_kernel(op, tensor)
-    if why is not None and wanted == "triton":
-        raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
     # Looked up for a forced kernel too: so the tuner learns the sizes.
-    if why is None and _was_slower(op, tensor, sizes) and wanted == "auto":
-        why = "it was measured to be slower than PyTorch here"
-    note(f"{op}: Triton kernel" if why is None else f"{op}: no kernel, for {why}")
-    return why is None
+    if _was_slower(op, tensor, sizes) and wanted == "auto":
+        note(f"{op}: no kernel, for it was measured to be slower than PyTorch here")
+        return False
+    return _is_proven(op, tensor, wanted)
 
 
 def resolve(
@@ -139,10 +164,11 @@ def resolve(
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
     """
-    if not uses_kernels(op, tensor, name):
+    wanted = requested(name)
+    if not _may_run(op, tensor, wanted):
         return "reference"
-    if requested(name) == "triton" or (not _cannot_look_up() and faster()):
-        return "triton"
+    if wanted == "triton" or (not _cannot_look_up() and faster()):
+        return "triton" if _is_proven(op, tensor, wanted) else "reference"
     note(f"{op}: not taken, as it was not measured to be faster than W * mask and PyTorch here")
     return "reference"
 

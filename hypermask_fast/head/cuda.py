@@ -82,7 +82,8 @@ def takes_ahead(step: HeadStep) -> bool:
         return False
     from hypermask_fast.kernels.head import ahead
 
-    return ahead.takes(weight.shape[1], len(step.hidden) - 1)
+    fits = ahead.takes(weight.shape[1], len(step.hidden) - 1)
+    return fits and uses_kernels("step_ahead", weight)
 
 
 def step_ahead(step: HeadStep) -> HeadGrads:

@@ -59,6 +59,7 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
 
     patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)
     patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
+    patch.setattr(cuda, "uses_kernels", uses_kernels)
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", hidden_grad)
