@@ -18,7 +18,7 @@ from hypermask_fast.modes import is_followed, is_plain, is_transformed
 
 BACKENDS = ("auto", "triton", "reference")
 _VARIABLE = "HYPERMASK_FAST_BACKEND"
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _FLOAT32 = (torch.float32,)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _KERNELS = {
@@ -77,7 +77,7 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
     if tensor.dtype not in _KERNELS[op]:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _KERNELS[op])
         return f"the kernel of {op} takes {names}, not {tensor.dtype}"
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         return "triton is not installed"
     if is_followed() or not is_plain(tensor) if op in _LAUNCHED else is_transformed():
         return f"what traces or transforms PyTorch's operators here cannot see the kernel of {op}"
@@ -106,7 +106,17 @@ def _unless_forced(op: str, wanted: str, why: str | None) -> bool:
     return why is None
 
 
-def _may_run(op: str, tensor: Tensor, wanted: str) -> bool:
+def may_run(op: str, tensor: Tensor, wanted: str = "auto") -> bool:
+    """Return whether a kernel could run ``op`` on a tensor, which is not known to be right.
+
+    Args:
+        op: Name of the operation.
+        tensor: Its input.
+        wanted: The backend asked for.
+
+    Raises:
+        ConfigError: "triton" was forced and cannot run.
+    """
     if wanted == "reference":
         note(f"{op}: PyTorch, as backend 'reference' asks")
         return False
@@ -140,7 +150,7 @@ def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int)
         DeviceFaultError: The kernels were checked, and one ended the use of the device.
     """
     wanted = requested(name)
-    if not _may_run(op, tensor, wanted):
+    if not may_run(op, tensor, wanted):
         return False
     # Looked up for a forced kernel too: so the tuner learns the sizes.
     if _was_slower(op, tensor, sizes) and wanted == "auto":
@@ -165,7 +175,7 @@ def resolve(
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
     """
     wanted = requested(name)
-    if not _may_run(op, tensor, wanted):
+    if not may_run(op, tensor, wanted):
         return "reference"
     if wanted == "triton" or (not _cannot_look_up() and faster()):
         return "triton" if _is_proven(op, tensor, wanted) else "reference"

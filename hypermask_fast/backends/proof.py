@@ -85,10 +85,6 @@ class Machine:
 
         return run.captured
 
-    def runs_on(self, device: torch.device) -> torch.device:
-        """Return where the kernels of a device run."""
-        return device
-
     def is_there(self) -> bool:
         """Return whether there is a CUDA device, not only tensors that are said to be on one."""
         return torch.cuda.is_available()
@@ -217,19 +213,19 @@ def _read(start: str) -> Record | None:
     return None
 
 
-def _run(device: torch.device, together: bool) -> Record:
+def _run(device: torch.device, name: str, together: bool) -> Record:
     """Check the kernels in a thread that has none of this one's streams, modes and autocast."""
     from hypermask_fast.kernels.selfcheck import run
 
     begun = time.monotonic()
     try:
         with ThreadPoolExecutor(1) as alone:
-            on, capture = machine.runs_on(device), machine.capture
-            kernels = alone.submit(run.check, on, capture=capture, together=together).result()
+            capture = None if device.type == "cpu" else machine.capture
+            kernels = alone.submit(run.check, device, capture=capture, together=together).result()
     except torch.OutOfMemoryError:
         kernels = dict.fromkeys(run.KERNELS, "the device has no room to check it")
     date, seconds = time.strftime("%Y-%m-%d %H:%M"), round(time.monotonic() - begun, 1)
-    return Record(machine.versions(device)["device"], kernels, seconds, date)
+    return Record(name, kernels, seconds, date)
 
 
 class _NotToKeepError(Exception):
@@ -243,10 +239,11 @@ def _checked(device: torch.device, start: str, *, anew: bool = False) -> Record:
         DeviceFaultError: A kernel ended the use of the device for this process.
     """
     made: Record | None = None
+    name = machine.versions(device)["device"]
 
     def write(path: Path) -> None:
         nonlocal made
-        made = made or _run(device, together=not anew)
+        made = made or _run(device, name, together=not anew)
         # Where none does, it is more likely the machine: without a compiler, or without room.
         if all(made.kernels.values()):
             raise _NotToKeepError
@@ -265,7 +262,7 @@ def _checked(device: torch.device, start: str, *, anew: bool = False) -> Record:
         # Another process may have made it while this one waited.
         made = made or _parsed(path)
         break
-    return made or _run(device, together=not anew)
+    return made or _run(device, name, together=not anew)
 
 
 def status(device: torch.device) -> str:
@@ -281,7 +278,13 @@ def status(device: torch.device) -> str:
 
 
 def check(device: torch.device) -> Record:
-    """Check the kernels of a device anew, one after another, and keep what is found."""
+    """Check the kernels of a device anew, one after another, and keep what is found.
+
+    Args:
+        device: A CUDA device; or the CPU, where the interpreter's are checked, and nothing is kept.
+    """
+    if device.type == "cpu":
+        return _run(device, "the interpreter", together=False)
     record = _checked(device, _start(device), anew=True)
     with _lock:
         _left_out[device.index] = _of_operations(record)

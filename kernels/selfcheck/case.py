@@ -60,12 +60,12 @@ def fault(found: Sequence[Tensor], right: dict[str, Right]) -> str | None:
     for result, (name, expected) in zip(found, right.items(), strict=True):
         value = expected.value if isinstance(expected, Rounded) else expected.cpu()
         if result.shape != value.shape:
-            return f"{name} has the shape {tuple(result.shape)}, not {tuple(value.shape)}"
+            return f"{name}: has the shape {tuple(result.shape)}, not {tuple(value.shape)}"
         mine = result.detach().cpu()
         if isinstance(expected, Tensor):
             wrong = int((mine != value).sum())
             if wrong:
-                return f"{name} is wrong at {wrong} of {value.numel()} places"
+                return f"{name}: {wrong} of {value.numel()} entries are wrong"
             continue
         info = torch.finfo(result.dtype)
         bound = expected.error + info.eps / 2 * expected.size + info.tiny
@@ -75,5 +75,5 @@ def fault(found: Sequence[Tensor], right: dict[str, Right]) -> str | None:
         if beyond.any():
             worst = int((away / bound).nan_to_num(torch.inf).argmax())
             far, near = (float(t.flatten()[worst]) for t in (away, bound))
-            return f"{name} is off by {far:.2g}, where rounding explains {near:.2g}"
+            return f"{name}: off by {far:.2g}, where rounding explains {near:.2g}"
     return None

@@ -112,7 +112,7 @@ class TestBackend:
         why: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(choice, "_HAS_TRITON", triton)
+        monkeypatch.setattr(choice, "HAS_TRITON", triton)
         with FakeTensorMode():
             x = torch.empty(2, 3, device="cuda", dtype=dtype)
             assert not choice.uses_kernels(op, x, "auto")
