@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -49,16 +49,19 @@ def captured(device: torch.device, launch: Launch) -> tuple[Callable[[], None], 
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             found = launch()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            # The end of a capture that failed raises once more.
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
     return graph.replay, found
 
 
 def _in_a_line(error: BaseException) -> str:
-    # What is raised first tells more than the end of a capture that it broke.
-    first = error.__context__ or error
-    lines = str(first).strip().splitlines() or [""]
-    return f"{type(first).__name__}: {lines[0]}"
+    # A compiler's error begins with a place, and ends with what is wrong there.
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {' ... '.join(dict.fromkeys((lines[0], lines[-1])))}"[:300]
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -80,9 +83,13 @@ def _wrong_replay(
     return None
 
 
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def _launched(device: torch.device, make: Callable[[Draw], Case]) -> _Launched:
     try:
-        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.no_grad(), _on(device):
             case = make(Draw(device))
             return case, case.launch()
     except torch.OutOfMemoryError:
@@ -95,7 +102,7 @@ def _wrong(
     device: torch.device, case: Case, found: Sequence[Tensor], capture: Capture | None
 ) -> str | None:
     try:
-        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.no_grad(), _on(device):
             wrong = fault(found, case.right())
             if wrong is not None or capture is None:
                 return wrong

@@ -55,7 +55,7 @@ def compare(programs: Programs, magnitudes: np.ndarray) -> None:
 @pytest.mark.long
 def test_the_compiled_tanh_does_not_branch(programs: Programs) -> None:
     names = {name: [words[0] for words in program] for name, program in programs.items()}
-    assert "bra" in names["library"]
+    # That of newer versions does not, either.
     assert "bra" not in names["kernels"]
     # Of the same approximations, each once.
     for name in ("ex2.approx.ftz.f32", "rcp.approx.ftz.f32"):
