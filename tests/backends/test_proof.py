@@ -241,8 +241,7 @@ def test_a_kernel_that_was_forced_raises(checks: Checks) -> None:
     checks.wrong = {"masked_linear": "y is off by 1"}
     with FakeTensorMode():
         x = torch.empty(2, 3, device="cuda")
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "_why_no_kernel", lambda op, tensor: None)
         with functional.backend("triton"):
             with pytest.raises(
@@ -252,6 +251,22 @@ def test_a_kernel_that_was_forced_raises(checks: Checks) -> None:
             assert choice.uses_kernels("pack", x)
         with pytest.warns(UserWarning, match="masked_linear: y is off by 1"):
             assert choice.resolve("masked_linear", x, faster=lambda: True) == "reference"
+
+
+def test_what_would_not_run_anyway_is_not_checked(
+    checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_why_no_kernel", lambda op, tensor: None)
+    monkeypatch.setattr(choice, "_was_slower", lambda op, tensor, sizes: True)
+    with FakeTensorMode():
+        x = torch.empty(2, 3, device="cuda")
+    assert choice.resolve("masked_linear", x) == "reference"
+    assert not choice.uses_kernels("head", x, rows=2, width=3)
+    with functional.backend("reference"):
+        assert not choice.uses_kernels("head", x)
+    assert checks.count == 0
+    assert choice.resolve("masked_linear", x, faster=lambda: True) == "triton"
+    assert checks.count == 1
 
 
 def test_where_nothing_runs_the_machine_is_asked_again(

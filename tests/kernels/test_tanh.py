@@ -79,7 +79,7 @@ def test_a_sample_has_the_bits_of_the_library(programs: Programs) -> None:
 
 
 def chunks() -> Iterator[np.ndarray]:
-    size = 1 << 18
+    size = 1 << 15
     for start in range(0, INFINITY + 1, size):
         yield np.arange(start, min(start + size, INFINITY + 1), dtype=np.uint32)
 

@@ -37,7 +37,8 @@ _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+) )?([a-z0-9_.]+)\s*([^;]*);")
 
 def _flushed(x: Floats) -> Floats:
     """Subnormal numbers as 0 of their sign."""
-    return np.where(np.abs(x) < _LEAST, np.copysign(np.float32(0), x), x)
+    small = np.abs(x) < _LEAST
+    return np.where(small, np.copysign(np.float32(0), x), x) if small.any() else x
 
 
 def instructions(ptx: str) -> list[tuple[str, ...]]:
@@ -71,6 +72,7 @@ def run(program: Sequence[tuple[str, ...]], z: Floats) -> Floats:
     registers: dict[str, Floats] = {}
     waiting: dict[str, Floats] = {}
     active = np.ones(len(z), dtype=bool)
+    some = every = True
     stored = np.full_like(z, np.nan)
 
     def value(word: str) -> Floats:
@@ -80,12 +82,15 @@ def run(program: Sequence[tuple[str, ...]], z: Floats) -> Floats:
 
     def put(word: str, new: Floats) -> None:
         old = registers.get(word)
-        registers[word] = new if old is None or active.all() else np.where(active, new, old)
+        registers[word] = new if old is None or every else np.where(active, new, old)
 
     for name, *words in program:
         operation, *kinds = name.split(".")
         if operation == "label":
             active = active | waiting.pop(words[0], np.zeros_like(active))
+            some, every = active.any(), active.all()
+        elif not some:
+            continue
         elif operation == "bra":
             label, predicate, negated = words
             taken = active.copy()
@@ -93,6 +98,7 @@ def run(program: Sequence[tuple[str, ...]], z: Floats) -> Floats:
                 taken &= registers[predicate] ^ bool(negated)
             waiting[label] = waiting.get(label, np.zeros_like(active)) | taken
             active = active & ~taken
+            some, every = active.any(), active.all()
         elif operation == "ld":
             put(words[0], z)
         elif operation == "st":
