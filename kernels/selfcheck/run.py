@@ -134,7 +134,11 @@ def _together(device: torch.device, makes: Sequence[Callable[[Draw], Case]]) -> 
             "HYPERMASK_FAST_BACKEND=reference does without kernels, and `hypermask doctor "
             "--kernels` tells which it is"
         )
-    return launched
+    # What failed beside others has another chance alone.
+    return [
+        _launched(device, make) if isinstance(first, str) else first
+        for first, make in zip(launched, makes, strict=True)
+    ]
 
 
 def check(

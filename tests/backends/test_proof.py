@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -353,3 +356,35 @@ def test_the_status_tells_what_is_known(checks: Checks) -> None:
     assert f"1 of {len(run.KERNELS)} left out (pack: the bits is wrong)" in proof.status(CUDA)
     assert why("pack") is not None
     assert checks.count == 2
+
+
+_FIRST_USE = """
+import json
+import torch
+from hypermask_fast.backends import proof
+
+device = torch.zeros(1, device="cuda").device
+found = {op: proof.why_left_out(op, device, forced=False) for op in proof.NEEDED}
+record = proof._read(proof._start(device))
+print(json.dumps([found, record.seconds, record.kernels]))
+"""
+
+
+@pytest.mark.gpu
+def test_processes_that_first_use_a_gpu_check_it_once_and_soon(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    for name in ("HYPERMASK_FAST_CACHE", "TRITON_CACHE_DIR"):
+        environment[name] = str(tmp_path / name)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", _FIRST_USE]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
+    assert first == second
+    found, seconds, kernels = first
+    assert not any(found.values()), found
+    assert seconds < 20
+    assert kernels.keys() == run.KERNELS.keys()
+    assert len(records(tmp_path / "HYPERMASK_FAST_CACHE")) == 1

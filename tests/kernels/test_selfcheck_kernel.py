@@ -12,7 +12,7 @@ import torch
 
 from hypermask_fast.backends import proof
 from hypermask_fast.kernels.selfcheck import run
-from hypermask_fast.kernels.selfcheck.case import fault
+from hypermask_fast.kernels.selfcheck.case import Case, Draw, fault
 from hypermask_fast.kernels.selfcheck.rounded import exact, matmul
 from tests.support.planted import launched_by, plant, repeated
 
@@ -89,6 +89,22 @@ def test_products_of_a_coarser_precision_are_found() -> None:
     assert "y: off by" in (fault([cut(a) @ cut(b)], right) or "")
     assert fault([(a @ b).fill_(torch.nan)], right) is not None
     assert "y: has the shape (18, 35)" in (fault([(a @ b)[1:]], right) or "")
+
+
+def test_what_fails_beside_others_is_launched_again_alone(
+    device: torch.device,
+) -> None:
+    makes, begun = run.KERNELS["pack"], list[Draw]()
+
+    def busy(draw: Draw) -> Case:
+        begun.append(draw)
+        if len(begun) == 1:
+            raise OSError("another process took the file")
+        return makes[0](draw)
+
+    (launched,) = run._together(device, [busy])
+    assert not isinstance(launched, str)
+    assert len(begun) == 2
 
 
 def test_what_ends_the_use_of_the_device_is_named(
