@@ -86,7 +86,7 @@ class MetaGraphs(CudaGraphs):
         with self.watch:
             yield
 
-    def capture(self, run: Callable[[], Losses]) -> Captured:
+    def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
         self.watch.captures = True
         with self.watch, pytest.MonkeyPatch.context() as patch:
             # They copy from the host where no mode can see it.
@@ -146,7 +146,7 @@ class RecordedGraphs(CudaGraphs):
         self.warm_ups += 1
         yield
 
-    def capture(self, run: Any) -> Captured:
+    def capture(self, run: Any, device: torch.device) -> Captured:
         self.captures += 1
         tensors = [*self.learner.parameters(), *self.learner.buffers(), run.__self__._position]
         tensors += [v for state in self.optimizer.state.values() for v in state.values()]
