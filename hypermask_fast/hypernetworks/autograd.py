@@ -154,10 +154,16 @@ class HeadUpdate:
         """Let the backward pass add the regularizer, times a factor, to a 0-d loss in place."""
         self._awaiting.append((loss.detach(), factor))
 
-    def _complete(self, output_reg: Tensor) -> None:
-        for loss, factor in self._awaiting:
-            loss.add_(output_reg, alpha=factor)
+    def _complete(self, squares: Tensor, earlier: int = 1) -> None:
+        """Write the regularizer, a sum of squares over a number of tasks, to what waits for it."""
+        if not self._awaiting:
+            return
+        (output_reg, _), *losses = self._awaiting
         self._awaiting.clear()
+        # Over the 0 that stood in its place.
+        torch.div(squares, earlier, out=output_reg)
+        for loss, factor in losses:
+            loss.add_(output_reg, alpha=factor)
 
     def apply(
         self, head: nn.Linear, hidden: Tensor, kept: Kept | None, dz: Tensor, weight: Tensor
@@ -178,7 +184,7 @@ class HeadUpdate:
             bias_grad=None if steps_bias else torch.empty_like(head.bias),
         )
         grads = self.optimizer.update_in_backward(step)
-        self._complete((grads.squares / earlier).to(dz.dtype))
+        self._complete(grads.squares, earlier)
         return grads.hidden, None, step.bias_grad
 
     def gradients(

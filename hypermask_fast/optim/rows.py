@@ -36,6 +36,9 @@ def take_rows(table: Tensor, rows: Any) -> Tensor:
     """Return ``table[rows]``, and mark a table that is a parameter; see :func:`mark_table`."""
     if isinstance(table, nn.Parameter):
         mark_table(table)
+    if isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype == torch.int64:
+        # The backward pass of an index sorts; this one does not.
+        return table.index_select(0, rows)
     return table[rows]
 
 

@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hypermask_fast.kernels.constants import constant
 from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.tuning import Config, choose
@@ -178,10 +179,8 @@ def _factored_adam_kernel(
 
 
 def _on(device: torch.device, value: float | Tensor) -> Tensor:
-    """Return a 0-d tensor; a number is filled in by a kernel, not copied from the host."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=torch.float64, device=device)
+    """Return a 0-d tensor."""
+    return value if isinstance(value, Tensor) else constant(value, device, torch.float64)
 
 
 def adam_scalars(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.tuning import Config, choose
 
 
@@ -207,5 +208,4 @@ def residual_sums(
             enable_fp_fusion=False,
             **config,
         )
-    grad = parts.sum(0, dtype=torch.float64).to(weight.dtype)
-    return dz, grad, squares.sum(dtype=torch.float64)
+    return dz, *finish(parts, squares)

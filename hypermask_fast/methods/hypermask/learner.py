@@ -213,9 +213,8 @@ class HyperMask(MaskedLearner):
         """
         x, task = self._checked_batch(x, y, task, criterion)
         self._prepare(x)
-        step = self._steps.next()
         update = self.hypernetwork.head_update(optimizer)
-        weights, terms = self._regularized(step, update)
+        weights, terms = self._regularized(update)
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
@@ -231,9 +230,11 @@ class HyperMask(MaskedLearner):
         return Losses(total, task_loss, outputs, terms)
 
     def _regularized(
-        self, step: int | Tensor, update: HeadUpdate | None = None
+        self, update: HeadUpdate | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the current task's masked weights, and the terms of the loss, by name."""
+        # On a GPU a launch makes the number: only where something depends on it.
+        step = self._steps.next() if self._steps.ramp or self._kept.samples else 0
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = masked_weights(
@@ -251,7 +252,7 @@ class HyperMask(MaskedLearner):
         """Return ``beta / max(1, t) * output_reg + lam * weight_reg``, as :meth:`Learner` says."""
         self._checked_current(task)
         self._require_trace()
-        _, terms = self._regularized(self._steps.next())
+        _, terms = self._regularized()
         self._steps.count()
         return self._output_factor * terms["output_reg"] + self.lam * terms["weight_reg"]
 
