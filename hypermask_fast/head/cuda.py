@@ -17,6 +17,7 @@ from hypermask_fast.head.types import (
     Moments,
 )
 from hypermask_fast.kernels import ops
+from hypermask_fast.kernels.constants import constant
 from hypermask_fast.reference import output_residuals
 
 
@@ -29,7 +30,18 @@ def takes(weight: Tensor) -> bool:
 def _scalars(device: torch.device, options: AdamOptions) -> Tensor:
     from hypermask_fast.kernels.head.adam import adam_scalars
 
-    return adam_scalars(device, **options._asdict())
+    if options.scalars is not None:
+        return options.scalars
+    numbers = options._asdict()
+    del numbers["scalars"]
+    return adam_scalars(device, **numbers)
+
+
+def finite_flags(dz: Tensor) -> Tensor | None:
+    """Return what the kernel that wrote dz noted, for whom looks whether it is finite."""
+    from hypermask_fast.kernels.finite import known
+
+    return known(dz)
 
 
 def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = None) -> None:
@@ -110,9 +122,7 @@ def _targets(step: HeadStep) -> Tensor:
 
 def _coefficient(step: HeadStep) -> Tensor:
     given = step.coefficient
-    if not isinstance(given, Tensor):
-        given = torch.full((), given, device=step.head.weight.device)
-    return given.float()
+    return given.float() if isinstance(given, Tensor) else constant(given, step.head.weight.device)
 
 
 def step_rows(step: HeadStep) -> HeadGrads:

@@ -13,7 +13,7 @@ from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import shown
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptBoxes, KeptSample
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
@@ -180,10 +180,16 @@ class HeadUpdate:
         step = HeadStep(
             Head(head.weight, head.bias),
             *(dz[None], hidden, kept),
-            coefficient=2 * weight.double() / earlier,
             bias_grad=None if steps_bias else torch.empty_like(head.bias),
         )
-        grads = self.optimizer.update_in_backward(step)
+        if cuda.takes(head.weight):
+            step = step._replace(coefficient=weight)
+            grads = self.optimizer.update_in_backward(
+                step, factor=2 / earlier, flags=cuda.finite_flags(dz)
+            )
+        else:
+            step = step._replace(coefficient=2 * weight.double() / earlier)
+            grads = self.optimizer.update_in_backward(step)
         self._complete(grads.squares, earlier)
         return grads.hidden, None, step.bias_grad
 

@@ -16,6 +16,10 @@ from hypermask_fast.scenarios.transform import Transform
 _OPTIONS = ("pad", "crop", "permutation", "source", "mean", "std")
 
 
+def _on_gpu(images: Tensor) -> bool:
+    return images.is_cuda and uses_kernels("batch", images)
+
+
 def _fits(images: ImageSet, preprocess: Preprocess) -> bool:
     channels, *_ = shape = preprocess.output_shape(images.shape)
     tables = (preprocess.permutation, preprocess.source)
@@ -33,7 +37,7 @@ def runs(source: Source, preprocess: Transform) -> TypeGuard[ImageSet]:
         isinstance(source, ImageSet)
         and type(preprocess) is Preprocess
         and source.images.is_contiguous()
-        and uses_kernels("batch", source.images)
+        and _on_gpu(source.images)
         and _fits(source, preprocess)
     )
 

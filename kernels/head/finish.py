@@ -61,8 +61,9 @@ def finish(parts: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (t + 1, H) float32, and a 0-d float64.
     """
-    config = choose("finish", CONFIGS, parts.device, programs=len(parts), entries=parts[0].numel())
     grad = parts.new_empty(parts.shape[1:])
+    sizes = {"programs": len(parts), "entries": grad.numel()}
+    config = choose("finish", CONFIGS, parts.device, **sizes)
     total = squares.new_empty((), dtype=torch.float64)
     with on_device(parts):
         _finish_kernel[(max(1, triton.cdiv(grad.numel(), config["BLOCK_K"])),)](

@@ -11,7 +11,6 @@ float32's accuracy; torch adds the programs' sums in float64, in order. Bytes: 4
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

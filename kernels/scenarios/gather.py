@@ -3,8 +3,8 @@
     x[b, i] = (image[example[b]][place(i)] / 255 - mean) / std,    0 / 255 outside of the image
 
 where place runs back through permutation, source, flip, crop and padding, as
-:class:`hypermask_fast.scenarios.Preprocess` says. Each of a batch of P output pixels reads a byte and
-8 bytes of each table, and writes 4.
+:class:`hypermask_fast.scenarios.Preprocess` says. An output pixel
+reads a byte, and 8 of each table, and writes 4.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.masks import cuda as mask_weights
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.optim import cuda as tables
 from hypermask_fast.scenarios import gather
 from hypermask_fast.training.graph import Captured, CudaGraphs
 
@@ -61,7 +62,8 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)
     patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
-    patch.setattr(gather, "uses_kernels", lambda *_: True)
+    patch.setattr(gather, "_on_gpu", lambda images: True)
+    patch.setattr(tables, "_runs", lambda p: p.dtype == torch.float32)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", hidden_grad)
     patch.setattr(ops, "mask_thresholds", ops._thresholds_kernel)

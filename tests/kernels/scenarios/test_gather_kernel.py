@@ -93,7 +93,7 @@ def test_normalised_pixels_are_rounded_once_for_each_operation(channels: int) ->
 
 
 def test_what_does_not_fit_is_left_to_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "uses_kernels", lambda *_: True)
+    monkeypatch.setattr(gather, "_on_gpu", lambda images: True)
     source = stream(2)._split.source
     assert gather.runs(source, Preprocess(permutation=permutation(0), mean=[0.1], std=[1]))
     assert not gather.runs(source, Preprocess(permutation=permutation(1)))
