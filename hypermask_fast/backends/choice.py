@@ -30,9 +30,10 @@ _KERNELS = {
     "pack": (torch.bool,),
     "batch": (torch.uint8,),
     "adam_table": _FLOAT32,
+    "trunk": _FLOAT32,
 }
 """What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
-_LAUNCHED = ("head", "top_k", "pack", "batch", "adam_table")
+_LAUNCHED = ("head", "top_k", "pack", "batch", "adam_table", "trunk")
 """Those that are launched; the other kernels are operators, which a trace sees."""
 
 

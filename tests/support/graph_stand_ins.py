@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.head import cuda
+from hypermask_fast.hypernetworks import trunk
 from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
@@ -63,6 +64,7 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
     patch.setattr(gather, "_on_gpu", lambda images: True)
+    patch.setattr(trunk, "_on_gpu", lambda table: table.dtype == torch.float32)
     patch.setattr(tables, "_runs", lambda p: p.dtype == torch.float32)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", hidden_grad)
