@@ -31,9 +31,10 @@ _KERNELS = {
     "batch": (torch.uint8,),
     "adam_table": _FLOAT32,
     "trunk": _FLOAT32,
+    "total": _FLOAT32,
 }
 """What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
-_LAUNCHED = ("head", "top_k", "pack", "batch", "adam_table", "trunk")
+_LAUNCHED = ("head", "top_k", "pack", "batch", "adam_table", "trunk", "total")
 """Those that are launched; the other kernels are operators, which a trace sees."""
 
 

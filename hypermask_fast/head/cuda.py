@@ -44,6 +44,26 @@ def finite_flags(dz: Tensor) -> Tensor | None:
     return known(dz)
 
 
+def _runs(loss: Tensor) -> bool:
+    return loss.is_cuda and uses_kernels("total", loss)
+
+
+def completes(squares: Tensor, *losses: Tensor) -> bool:
+    """Return whether the kernel is to write a regularizer and add it to losses."""
+    alike = all(x.dtype == torch.float32 and x.device == squares.device for x in losses)
+    return alike and _runs(losses[0])
+
+
+def complete(
+    squares: Tensor, tasks: int, output_reg: Tensor, losses: list[Tensor], factor: float
+) -> None:
+    """As :func:`hypermask_fast.kernels.losses.complete`."""
+    from hypermask_fast.kernels.losses import complete as kernel
+
+    kernel(squares, tasks, output_reg, losses, factor)
+    increment_version([output_reg, *losses])
+
+
 def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = None) -> None:
     """Write hidden A^T + b to ``out`` (k, N).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from hypermask_fast.backends.choice import uses_kernels
 from hypermask_fast.modes import is_plain, needs_operators
 
 _NAMES: dict[type[nn.Module], str] = {nn.ELU: "elu", nn.ReLU: "relu", nn.Tanh: "tanh"}
-_FUNCTIONS = {"elu": F.elu, "relu": F.relu, "tanh": torch.tanh}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
 _MOST = 2**22
 """Multiply-adds of a layer: of more, products that share what they read are faster."""
 
@@ -27,8 +31,11 @@ def _hooked(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in of_runs)
 
 
-def _is_layer(linear: nn.Module, function: nn.Module) -> bool:
+def _is_layer(linear: nn.Module, function: nn.Module, most: int) -> bool:
     if type(linear) is not nn.Linear or type(function) not in _NAMES:
+        return False
+    assert isinstance(linear, nn.Linear)
+    if linear.weight.numel() > most:
         return False
     if isinstance(function, nn.ELU) and function.alpha != 1:
         return False
@@ -52,12 +59,10 @@ def takes(trunk: nn.Module, table: Tensor, ids: object) -> bool:
     if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device != table.device:
         return False
     layers = list(trunk)
-    return (
-        table.is_contiguous()
-        and not any(map(_hooked, (trunk, *layers)))
-        and all(map(_is_layer, layers[::2], layers[1::2]))
-        and all(len(ids) * m.weight.numel() <= _MOST for m in layers[::2])
-    )
+    if any(map(_hooked, (trunk, *layers))) or not table.is_contiguous():
+        return False
+    pairs = zip(layers[::2], layers[1::2], strict=True)
+    return all(_is_layer(linear, function, _MOST // len(ids)) for linear, function in pairs)
 
 
 def hidden(trunk: nn.Sequential, table: Tensor, ids: Tensor) -> Tensor:
@@ -69,7 +74,8 @@ def hidden(trunk: nn.Sequential, table: Tensor, ids: Tensor) -> Tensor:
         ids: (k,), rows of it.
     """
     names = tuple(_NAMES[type(module)] for module in list(trunk)[1::2])
-    return _Trunk.apply(ids, names, table, *trunk.parameters())
+    hidden: Tensor = _Trunk.apply(ids, names, table, *trunk.parameters())
+    return hidden
 
 
 def _plain(ids: Tensor, names: Sequence[str], table: Tensor, *parameters: Tensor) -> Tensor:
@@ -88,8 +94,9 @@ class _Trunk(torch.autograd.Function):
 
         outputs: list[Tensor] = []
         for number, name in enumerate(names):
-            given = (outputs[-1], None) if outputs else (table, ids)
-            outputs.append(forward(*given, *parameters[2 * number : 2 * number + 2], name))
+            x, rows = (outputs[-1], None) if outputs else (table, ids)
+            weight, bias = parameters[2 * number : 2 * number + 2]
+            outputs.append(forward(x, rows, weight, bias, name))
         ctx.names = names
         ctx.save_for_backward(ids, table, *parameters, *outputs)
         return outputs[-1]
@@ -106,17 +113,15 @@ class _Trunk(torch.autograd.Function):
             return None, None, *_gradients(ids, names, (table, *parameters), grad)
         found: list[Tensor | None] = []
         for number in reversed(range(len(names))):
-            given = (outputs[number - 1], None) if number else (table, ids)
-            of_x = bool(number or ctx.needs_input_grad[2])
-            of_x_too, *of_layer = backward(
-                *(*given, parameters[2 * number], outputs[number], grad.contiguous()),
-                *(names[number], of_x),
-            )
+            x, rows = (outputs[number - 1], None) if number else (table, ids)
+            wanted = bool(number or ctx.needs_input_grad[2])
+            made = (parameters[2 * number], outputs[number], grad.contiguous())
+            of_x, *of_layer = backward(x, rows, *made, names[number], wanted)
             found = [*of_layer, *found]
             if number:
-                assert of_x_too is not None
-                grad = of_x_too
-        return None, None, of_x_too, *found
+                assert of_x is not None
+                grad = of_x
+        return None, None, of_x, *found
 
 
 def _gradients(

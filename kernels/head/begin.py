@@ -122,5 +122,4 @@ def begin(
             **constants,
         )
     scalars, *rest = numbers.split([SCALARS, 1, 1, 1])
-    taken, skipped, coefficient = (each.view(()) for each in rest)
-    return Begun(finite, taken, skipped, scalars, coefficient)
+    return Begun(finite, *(each.view(()) for each in rest[:2]), scalars, rest[2].view(()))

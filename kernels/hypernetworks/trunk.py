@@ -3,8 +3,8 @@
     forward     y = f(x W^T + b)
     backward    a = g f'(y),   dx = a W,   dW = a^T x,   db = sum of a over the rows
 
-x (k, D) are rows, or those of a table that ids (k,) name; then dx is the gradient of the table, 0 in
-the other rows. W is (H, D), all is float32, and f is ELU, ReLU or tanh, whose slope is known by y.
+x (k, D) are rows, or those of a table that ids (k,) name; then dx is the gradient of the table, 0
+in the other rows. W is (H, D), all is float32, and f is ELU, ReLU or tanh, whose slope y tells.
 Rows are few and tables small: a program forms a row's sums, in an order that the sizes decide, and
 reads W from the cache.
 """

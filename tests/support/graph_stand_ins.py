@@ -19,6 +19,7 @@ from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.masks import cuda as mask_weights
+from hypermask_fast.methods import totals
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim import cuda as tables
@@ -65,6 +66,8 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
     patch.setattr(gather, "_on_gpu", lambda images: True)
     patch.setattr(trunk, "_on_gpu", lambda table: table.dtype == torch.float32)
+    patch.setattr(totals, "_on_gpu", lambda loss: loss.dtype == torch.float32)
+    patch.setattr(cuda, "_runs", lambda loss: True)
     patch.setattr(tables, "_runs", lambda p: p.dtype == torch.float32)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", hidden_grad)

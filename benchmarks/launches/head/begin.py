@@ -1,8 +1,9 @@
-"""What begins an update of a head, where a kernel noted flags of its gradient and where none did."""
+"""What begins an update of a head, and the flags of its gradient where no kernel noted them."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,9 +16,9 @@ _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 
 def _begin() -> Run:
     steps = [torch.ones(()), torch.ones(())]
-    numbers = {"lr": floats(), "coefficient": floats(), "factor": 0.5}
+    numbers: dict[str, Any] = {"lr": floats(), "coefficient": floats(), "factor": 0.5}
     flags = torch.ones(1000, dtype=torch.int32)
-    options = {**_ADAM, "decoupled": False, "maximize": False}
+    options: dict[str, Any] = {**_ADAM, "decoupled": False, "maximize": False}
     return partial(begin, flags, steps, **numbers, **options)
 
 

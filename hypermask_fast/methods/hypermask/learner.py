@@ -32,6 +32,7 @@ from hypermask_fast.methods.inputs import Given, inputs_of
 from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.tasks import TaskId
+from hypermask_fast.methods.totals import total_of
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
@@ -223,18 +224,23 @@ class HyperMask(MaskedLearner):
             outputs = run(net if is_special else self._compiled_net or net, x, self._input)
         task_loss, outputs = self._loss_of(outputs, y, task, criterion)
         factor = self._output_factor
-        total = task_loss + factor * terms["output_reg"] + self.lam * terms["weight_reg"]
+        added = terms["output_reg"], terms["weight_reg"]
+        total = total_of(task_loss, added, (factor, self.lam))
         if update is not None:
             update.completes(total, factor)
-        self._steps.count()
+        self._steps.count(on_device=self._reads_step)
         return Losses(total, task_loss, outputs, terms)
+
+    @property
+    def _reads_step(self) -> bool:
+        """Whether a step's number matters in this task; on a GPU launches make and count it."""
+        return bool(self._steps.ramp) or self._kept.samples
 
     def _regularized(
         self, update: HeadUpdate | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the current task's masked weights, and the terms of the loss, by name."""
-        # On a GPU a launch makes the number: only where something depends on it.
-        step = self._steps.next() if self._steps.ramp or self._kept.samples else 0
+        step = self._steps.next() if self._reads_step else 0
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = masked_weights(
@@ -253,7 +259,7 @@ class HyperMask(MaskedLearner):
         self._checked_current(task)
         self._require_trace()
         _, terms = self._regularized()
-        self._steps.count()
+        self._steps.count(on_device=self._reads_step)
         return self._output_factor * terms["output_reg"] + self.lam * terms["weight_reg"]
 
     def _drift_of_shared(self, previous: Tensor) -> Tensor:
