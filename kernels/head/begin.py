@@ -122,4 +122,5 @@ def begin(
             **constants,
         )
     scalars, *rest = numbers.split([SCALARS, 1, 1, 1])
-    return Begun(finite, *(each.view(()) for each in rest[:2]), scalars, rest[2].view(()))
+    taken, skipped, residual = (each.view(()) for each in rest)
+    return Begun(finite, taken, skipped, scalars, residual)

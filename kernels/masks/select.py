@@ -165,7 +165,7 @@ def _select_refine_kernel(
     """Count those of a block that begin as the lower rank's value does, and as the upper's does.
 
     They are few and spread over the bins, or else equal: atomics on them do not collide much. How
-    they begin, each program picks by itself from the last histogram, and a tensor's first one notes.
+    they begin, each program picks by itself from the last histogram; a tensor's first one notes it.
     """
     BINS: tl.constexpr = 1 << BITS
     tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)

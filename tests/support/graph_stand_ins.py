@@ -31,11 +31,28 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+_NO_LAUNCH = {
+    *("view", "t", "transpose", "permute", "detach", "alias", "as_strided", "select", "slice"),
+    *("unsqueeze", "squeeze", "expand", "split", "split_with_sizes", "unbind", "_unsafe_view"),
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("_record_function_enter_new", "_record_function_exit"),
+}
+
+
 class OnDevice(TorchDispatchMode):
-    """Refuses a tensor of the host; on the meta device every read of a value raises by itself."""
+    """Refuses a tensor of the host; on the meta device every read of a value raises by itself.
+
+    Attributes:
+        operations: All of PyTorch.
+        captured: Those within a capture that a GPU would launch something for, by name.
+    """
 
     captures = False
     operations = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captured: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -43,6 +60,9 @@ class OnDevice(TorchDispatchMode):
         fused = func is torch.ops.aten._fused_adam_.tensor_lr
         out = None if fused else func(*args, **kwargs)
         self.operations += 1
+        name = func.overloadpacket.__name__
+        if self.captures and name not in _NO_LAUNCH:
+            self.captured[name] += 1
         if self.captures and any(x.is_cpu for x in tensors_in((args, kwargs, out))):
             raise RuntimeError(f"{func} has a tensor of the host")
         return out
