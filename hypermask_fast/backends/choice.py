@@ -30,9 +30,13 @@ _KERNELS = {
     "masked_conv2d": _FLOATS,
     "top_k": _FLOAT32,
     "pack": (torch.bool,),
+    "batch": (torch.uint8,),
+    "adam_table": _FLOAT32,
+    "trunk": _FLOAT32,
+    "total": _FLOAT32,
 }
 """What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
-_LAUNCHED = ("head", "step_ahead", "top_k", "pack")
+_LAUNCHED = ("head", "step_ahead", "top_k", "pack", "batch", "adam_table", "trunk", "total")
 """Those that are launched; the other kernels are operators, which a trace sees."""
 
 

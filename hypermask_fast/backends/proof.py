@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from hypermask_fast.kernels.selfcheck.run import Capture
 
 NEEDED: dict[str, tuple[str, ...]] = {
-    "head": ("mask_logits", "hidden_grad", "factored_adam", "earlier_logits", "step_rows"),
+    "head": (
+        *("mask_logits", "hidden_grad", "factored_adam", "earlier_logits", "step_rows"),
+        "begin_step",
+    ),
     "step_ahead": ("step_ahead",),
     "mask_threshold": ("mask_thresholds",),
     "mask_weights": ("mask_thresholds", "mask_weights", "mask_weights_backward"),
@@ -42,6 +45,10 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "masked_conv2d": (
         *("masked_conv2d", "masked_conv2d_input", "masked_conv2d_weight", "masked_conv2d_bias"),
     ),
+    "batch": ("batch",),
+    "adam_table": ("adam_table",),
+    "trunk": ("trunk", "trunk_backward"),
+    "total": ("total", "complete"),
 }
 """The kernels that an operation is made of."""
 

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cast, mask_slope, on_device, only_if, semi_binary, sign
+from hypermask_fast.kernels.finite import all_finite, remember
 from hypermask_fast.kernels.masks.blocks import this_block
 from hypermask_fast.kernels.masks.groups import address, groups_of
 from hypermask_fast.kernels.tuning import choose
@@ -111,6 +112,7 @@ def _mask_weights_backward_kernel(
     drift_grad_ptr,
     weight_grads,
     logit_grad_ptr,
+    finite_ptr,
     tensor_ptr,
     start_ptr,
     tensor_start_ptr,
@@ -144,7 +146,9 @@ def _mask_weights_backward_kernel(
 
     weight_grad_ptr = address(weight_grads, tensor).to(like_ptr.dtype) + within
     tl.store(weight_grad_ptr + offsets, cast(of_weight, like_ptr.dtype.element_ty), mask=valid)
-    tl.store(logit_grad_ptr + start + offsets, of_mask * mask_slope(z, mask), mask=valid)
+    logit_grad = of_mask * mask_slope(z, mask)
+    tl.store(logit_grad_ptr + start + offsets, logit_grad, mask=valid)
+    tl.store(finite_ptr + tl.program_id(0), all_finite(logit_grad, valid))
 
 
 def forward(
@@ -212,7 +216,8 @@ def backward(
         drift_grad: 0-d float32, the gradient of the drift; None for 0.
 
     Returns:
-        dz (N,) float32, and a tensor like each of the weights, contiguous.
+        dz (N,) float32, of which :mod:`hypermask_fast.kernels.finite` knows whether it is finite,
+        and a tensor like each of the weights, contiguous.
     """
     weights, z = [w.contiguous() for w in weights], z.contiguous()
     grads = [None if grad is None else grad.contiguous() for grad in grads]
@@ -222,15 +227,19 @@ def backward(
     has_drift = previous is not None and drift_grad is not None
     if previous is not None:
         previous = previous.contiguous()
+    groups = groups_of(weights, config)
+    counts = [group.table.grid[0] for group in groups]
+    flags = torch.empty(sum(counts), dtype=torch.int32, device=z.device)
     with on_device(z):
-        for group in groups_of(weights, config):
+        for group, finite in zip(groups, flags.split(counts), strict=True):
             _mask_weights_backward_kernel[group.table.grid](
                 *(group.only(weights), weights[group.first], z, thresholds, previous),
-                *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad),
+                *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad, finite),
                 *group.table[:3],
                 HAS_THRESHOLDS=thresholds is not None,
                 HAS_DRIFT=has_drift,
                 MASKED_DRIFT=masked_drift,
                 **config,
             )
+    remember(logit_grad, flags)
     return logit_grad, weight_grads

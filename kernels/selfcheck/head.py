@@ -12,36 +12,36 @@ from torch import Tensor
 from hypermask_fast.kernels.selfcheck.case import Case, Draw, Right
 from hypermask_fast.kernels.selfcheck.rounded import Rounded, exact, matmul, number
 
-_ADAM: dict[str, Any] = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "step": 3}
+ADAM: dict[str, Any] = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "step": 3}
 _COEFFICIENT = 0.02
 
 
 def _scalars(device: torch.device) -> Tensor:
     from hypermask_fast.kernels.head.adam import adam_scalars
 
-    return adam_scalars(device, **_ADAM, weight_decay=0.0, decoupled=False)
+    return adam_scalars(device, **ADAM, weight_decay=0.0, decoupled=False)
 
 
 def _moments(state: Sequence[Rounded], grad: Rounded) -> tuple[Rounded, Rounded]:
     """Return the moments after a step, not yet rounded to what they are stored as."""
     _, exp_avg, exp_avg_sq = state
-    first, second = (number(1 - _ADAM[name]) for name in ("beta1", "beta2"))
+    first, second = (number(1 - ADAM[name]) for name in ("beta1", "beta2"))
     exp_avg = exp_avg.plus(first.times(grad.minus(exp_avg)))
-    exp_avg_sq = exp_avg_sq.times(number(_ADAM["beta2"])).plus(second.times(grad.times(grad)))
+    exp_avg_sq = exp_avg_sq.times(number(ADAM["beta2"])).plus(second.times(grad.times(grad)))
     return exp_avg, exp_avg_sq
 
 
 def _moved(parameter: Rounded, moments: Sequence[Rounded], eps: float) -> Rounded:
     """Return a parameter less Adam's step; ``eps`` is added before the bias is corrected."""
-    root = (1 - _ADAM["beta2"] ** _ADAM["step"]) ** 0.5
-    rate = number(_ADAM["lr"] * root / (1 - _ADAM["beta1"] ** _ADAM["step"]))
+    root = (1 - ADAM["beta2"] ** ADAM["step"]) ** 0.5
+    rate = number(ADAM["lr"] * root / (1 - ADAM["beta1"] ** ADAM["step"]))
     ratio = moments[0].over(moments[1].root().plus(number(eps)))
     return parameter.minus(rate.times(ratio))
 
 
-def _adam(state: Sequence[Rounded], grad: Rounded, dtype: torch.dtype) -> list[Rounded]:
+def adam(state: Sequence[Rounded], grad: Rounded, dtype: torch.dtype) -> list[Rounded]:
     moments = _moments(state, grad)
-    eps = _ADAM["eps"] * (1 - _ADAM["beta2"] ** _ADAM["step"]) ** 0.5
+    eps = ADAM["eps"] * (1 - ADAM["beta2"] ** ADAM["step"]) ** 0.5
     return [_moved(state[0], moments, eps), *(m.stored(dtype) for m in moments)]
 
 
@@ -116,7 +116,7 @@ def factored_adam(draw: Draw, rows: int, width: int, count: int, dtype: torch.dt
         of_weight, of_bias = head.states()
         factors = exact(dz)
         grads = matmul(factors.transposed(), exact(hidden)), factors.sum(0)
-        return _named(_adam(of_weight, grads[0], dtype), _adam(of_bias, grads[1], dtype))
+        return _named(adam(of_weight, grads[0], dtype), adam(of_bias, grads[1], dtype))
 
     return Case(launch, right)
 
@@ -185,8 +185,8 @@ def _step(
         current, given = exact(hidden[:1]), exact(dz[None])
         if looks_ahead:
             along = given.transposed().times(current)
-            weight = _moved(weight, _moments(of_weight, along), _ADAM["eps"])
-            bias = _moved(bias, _moments(of_bias, exact(dz)), _ADAM["eps"])
+            weight = _moved(weight, _moments(of_weight, along), ADAM["eps"])
+            bias = _moved(bias, _moments(of_bias, exact(dz)), ADAM["eps"])
         residual = _logits(weight, bias, exact(hidden[1:])).minus(exact(targets))
         factors = residual.times(number(_COEFFICIENT))
         whole = Rounded(*(torch.cat(parts) for parts in zip(given, factors, strict=True)))
@@ -195,7 +195,7 @@ def _step(
             later = torch.arange(earlier + 1)[:, None] > 0
             of_hidden = of_hidden.where(later)
         of_a = matmul(whole.transposed(), exact(hidden))
-        new = _adam(of_weight, of_a, dtype), _adam(of_bias, whole.sum(0), dtype)
+        new = adam(of_weight, of_a, dtype), adam(of_bias, whole.sum(0), dtype)
         squares = residual.times(residual).sum()
         return {**_named(*new), "dhidden": of_hidden, "the sum of squares": squares}
 
@@ -211,7 +211,7 @@ def step_rows(draw: Draw, rows: int, width: int, earlier: int, dtype: torch.dtyp
 def step_ahead(draw: Draw, rows: int, width: int, earlier: int, dtype: torch.dtype) -> Case:
     from hypermask_fast.kernels.head.ahead import step_ahead as kernel
 
-    return _step(partial(kernel, eps=_ADAM["eps"]), True, draw, rows, width, earlier, dtype)
+    return _step(partial(kernel, eps=ADAM["eps"]), True, draw, rows, width, earlier, dtype)
 
 
 _FLOAT, _BRAIN = torch.float32, torch.bfloat16

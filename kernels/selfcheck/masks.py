@@ -103,6 +103,7 @@ def mask_weights(draw: Draw) -> Case:
 
 
 def mask_weights_backward(draw: Draw) -> Case:
+    from hypermask_fast.kernels.finite import known
     from hypermask_fast.kernels.masks.weights import backward as kernel
 
     weights, grads, z, levels = _weights(draw)
@@ -111,7 +112,9 @@ def mask_weights_backward(draw: Draw) -> Case:
 
     def launch() -> list[Tensor]:
         of_logits, of_weights = kernel(weights, z, levels, given, previous, True, along)
-        return [of_logits, _flat(of_weights)]
+        flags = known(of_logits)
+        assert flags is not None
+        return [of_logits, _flat(of_weights), flags.min() == 1]
 
     def right() -> dict[str, Right]:
         masks, w = _masks(z, levels), exact(_flat(weights))
@@ -123,6 +126,7 @@ def mask_weights_backward(draw: Draw) -> Case:
         return {
             "dz": of_mask.times(slope_of(z, masks)),
             "dW": grad.plus(signed).times(masks),
+            "what tells that dz is finite": torch.tensor(True),
         }
 
     return Case(launch, right)

@@ -13,10 +13,15 @@ from torch import Tensor
 
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.kernels.device import INTERPRET
-from hypermask_fast.kernels.selfcheck import head, layers, masks
+from hypermask_fast.kernels.selfcheck import head, layers, masks, steps
 from hypermask_fast.kernels.selfcheck.case import Case, Draw, fault
 
-KERNELS: dict[str, list[Callable[[Draw], Case]]] = {**head.CASES, **masks.CASES, **layers.CASES}
+KERNELS: dict[str, list[Callable[[Draw], Case]]] = {
+    **head.CASES,
+    **masks.CASES,
+    **layers.CASES,
+    **steps.CASES,
+}
 """The cases of each kernel, by its name in warnings."""
 
 Launch = Callable[[], Sequence[Tensor]]

@@ -315,6 +315,7 @@ def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
     flags = {"HAS_THRESHOLDS": False, "MASKED_DRIFT": True, "BLOCK": 1024}
     like, drift = end["weight"], torch.empty(1, device=device)
     drift_grad = torch.ones((), device=device)
+    finite = torch.empty(1, dtype=torch.int32, device=device)
     mask_weights._mask_weights_forward_kernel[(1,)](
         *((huge["weight"],), like, huge["z"], None, huge["weight"]),
         *((huge["product"],), huge["mask"], drift, *table[:3]),
@@ -326,7 +327,7 @@ def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
     assert drift == 0
     mask_weights._mask_weights_backward_kernel[(1,)](
         *((huge["weight"],), like, huge["z"], None, huge["weight"]),
-        *((huge["weight"],), drift_grad, (huge["dweight"],), huge["dz"], *table[:3]),
+        *((huge["weight"],), drift_grad, (huge["dweight"],), huge["dz"], finite, *table[:3]),
         HAS_DRIFT=True,
         **flags,
     )
