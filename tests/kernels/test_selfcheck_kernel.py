@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypermask_fast.backends import proof
+from hypermask_fast.backends import choice, proof
 from hypermask_fast.kernels.selfcheck import run
 from hypermask_fast.kernels.selfcheck.case import Case, Draw, fault
 from hypermask_fast.kernels.selfcheck.rounded import exact, matmul
@@ -48,6 +48,7 @@ def test_every_kernel_is_checked() -> None:
 
 def test_every_check_decides_on_an_operation() -> None:
     assert {name for names in proof.NEEDED.values() for name in names} == set(run.KERNELS)
+    assert proof.NEEDED.keys() == choice._KERNELS.keys()
 
 
 @pytest.mark.parametrize("kind", ["wrong", "compile"])
