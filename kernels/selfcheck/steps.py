@@ -69,9 +69,9 @@ def adam_table(draw: Draw) -> Case:
     before = draw.normal(5, 21), draw.normal(5, 21), second
 
     def launch() -> list[Tensor]:
-        after = [tensor.clone() for tensor in before]
-        kernel(*after, grad, **ADAM, **_OPTIONS)
-        return after
+        table, *moments = (tensor.clone() for tensor in before)
+        kernel(table, moments[0], moments[1], grad, **ADAM, **_OPTIONS)
+        return [table, *moments]
 
     def right() -> dict[str, Right]:
         old = [exact(tensor) for tensor in before]
