@@ -188,7 +188,7 @@ def _select_refine_kernel(
         _add_each(row_ptr + BINS, bins, valid & (leading == high))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def _select_end_kernel(
     first_ptr,
     histogram_ptr,

@@ -154,7 +154,7 @@ def _top_k_backward_kernel(
     tl.store(score_grad_ptr + start + offsets, of_mask, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def _top_k_pack_kernel(mask_ptr, bits_ptr, entries, BLOCK: tl.constexpr):
     """BLOCK bytes, of eight entries of a mask each, the first one lowest."""
     first = tl.program_id(0).to(tl.int64) * BLOCK

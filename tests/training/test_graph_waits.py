@@ -21,9 +21,11 @@ from tests.support.graph_stand_ins import MetaGraphs, OnDevice, launches_on_meta
 from tests.support.hypermask_cases import adam_of
 
 LOGITS = {"_mask_logits_vector_kernel"}
+LOGITS |= {f"_trunk_{direction}_kernel" for direction in ("forward", "backward")}
 SELECTION = {f"_select_{name}_kernel" for name in ("histogram", "refine", "end")}
 MASKS = {"_mask_weights_forward_kernel", "_mask_weights_backward_kernel"}
-UPDATE = {"_begin_kernel", "_step_rows_kernel", "_finish_kernel"}
+BEGUN = {"_begin_kernel", "_complete_kernel"}
+UPDATE = BEGUN | {"_step_rows_kernel", "_finish_kernel"}
 ALWAYS = {"_batch_kernel", "_total_kernel", "_adam_rows_kernel"}
 
 
@@ -89,7 +91,11 @@ def test_nothing_in_a_step_waits_for_the_device(
             id="conv",
         ),
         pytest.param(
-            mlp, 2, {"targets": "frozen_head"}, LOGITS | SELECTION | MASKS, id="frozen-head"
+            mlp,
+            2,
+            {"targets": "frozen_head"},
+            LOGITS | SELECTION | MASKS | BEGUN,
+            id="frozen-head",
         ),
         pytest.param(
             mlp,
