@@ -241,7 +241,7 @@ CASES: dict[str, list[Callable[[Draw], Case]]] = {
         *_steps(step_rows, _STEPS),
         *_steps(unchanged, _STEPS),
         # The width of most hypernetworks, without earlier tasks and with some.
-        *_steps(step_rows, [((37, 100, earlier), _FLOAT) for earlier in (0, 9)]),
+        *_steps(step_rows, [((37, 100, earlier), _FLOAT) for earlier in (0, 9, 17)]),
     ],
     "step_ahead": _steps(step_ahead, _STEPS[:2]),
 }
