@@ -30,7 +30,7 @@ from hypermask_fast.errors import ConfigError
 
 _MINUTES = 7.5
 _FIRST = (
-    *("permuted-mnist-t9", "split-mnist-t4", "permuted-mnist-t99"),
+    *("permuted-mnist-t0", "permuted-mnist-t9", "permuted-mnist-t99", "split-mnist-t4"),
     *("hnet-split-mnist-t4", "hnet-split-mnist-full-t4", "hyperinterval-split-mnist-t4"),
 )
 # Of the other methods, after the kernels and the largest target.

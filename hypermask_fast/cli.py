@@ -222,10 +222,18 @@ def _resume(options: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _add_doctor(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="check every Triton kernel on each CUDA device, as their first use does once",
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
     from hypermask_fast.doctor import examine
 
-    return examine(sys.stdout)
+    return examine(sys.stdout, kernels=options.kernels)
 
 
 def _show(result: RunResult) -> None:
@@ -269,7 +277,7 @@ _COMMANDS = {
     "verify": _Command(
         cli_verify.run, "whether learned tasks are what they were", cli_verify.add_arguments
     ),
-    "doctor": _Command(_doctor, "versions, devices and a self-test", lambda parser, words: None),
+    "doctor": _Command(_doctor, "versions, devices and a self-test", _add_doctor),
 }
 
 

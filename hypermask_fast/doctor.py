@@ -15,7 +15,8 @@ import torch
 
 import hypermask_fast
 from hypermask_fast import reference
-from hypermask_fast.backends import choice, compiled
+from hypermask_fast.backends import choice, compiled, proof
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.native import library
 from hypermask_fast.training import graph
 
@@ -32,7 +33,15 @@ def _kernels() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device, so no kernels"
     probe = torch.empty(0, device="cuda")
-    return "Triton kernels on CUDA" if choice.uses_kernels("head", probe) else "PyTorch on CUDA"
+    return "Triton kernels on CUDA" if choice.may_run("head", probe) else "PyTorch on CUDA"
+
+
+def _devices() -> list[torch.device]:
+    """Return the CUDA devices; where kernels are interpreted and there is none, the CPU."""
+    if torch.cuda.is_available():
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return [torch.device("cpu")] if interpreted and choice.HAS_TRITON else []
 
 
 def _facts() -> list[tuple[str, str]]:
@@ -50,6 +59,9 @@ def _facts() -> list[tuple[str, str]]:
             properties = torch.cuda.get_device_properties(index)
             memory = properties.total_memory / 2**30
             facts.append((f"cuda:{index}", f"{properties.name}, {memory:.1f} GiB"))
+            if choice.HAS_TRITON:
+                known = proof.status(torch.device("cuda", index))
+                facts.append((f"kernels cuda:{index}", known))
     else:
         facts.append(("cuda", "none"))
     facts.append(("CUDA graph", graph.trial()))
@@ -96,11 +108,37 @@ _TESTS: tuple[tuple[str, Callable[[], None]], ...] = (
 )
 
 
-def examine(stream: TextIO) -> int:
+def _check_kernels(stream: TextIO) -> int:
+    """Check the kernels of each device anew; return how many fail."""
+    devices = _devices()
+    if not devices:
+        raise ConfigError(
+            "--kernels checks Triton kernels on CUDA devices and there is none, or no Triton; "
+            "leave it out, or set TRITON_INTERPRET=1 to check them interpreted on the CPU"
+        )
+    failed = 0
+    for device in devices:
+        record = proof.check(device)
+        for name, wrong in record.kernels.items():
+            said = f"FAILED {name}: {wrong}" if wrong else f"passed {name}"
+            print(f"{f'kernels {device}':<16} {said}", file=stream)
+        print(f"{f'kernels {device}':<16} {len(record.kernels)} in {record.seconds} s", file=stream)
+        failed += len(record.failed)
+    return failed
+
+
+def examine(stream: TextIO, *, kernels: bool = False) -> int:
     """Write versions, devices and the results of a self-test to ``stream``.
+
+    Args:
+        stream: Takes lines.
+        kernels: Check the Triton kernels on each device, too, whether or not they were before.
 
     Returns:
         0 where every test passed, else 1.
+
+    Raises:
+        ConfigError: There is no device to check kernels on.
     """
     for name, fact in _facts():
         print(f"{name:<16} {fact}", file=stream)
@@ -113,4 +151,6 @@ def examine(stream: TextIO) -> int:
             print(f"self-test        FAILED {name}: {error}", file=stream)
         else:
             print(f"self-test        passed {name}", file=stream)
+    if kernels:
+        failed += _check_kernels(stream)
     return int(failed > 0)

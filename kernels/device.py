@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+from triton.language.target_info import is_hip
 
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -30,8 +31,20 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def _approximate(x, OPERATION: tl.constexpr):
+    """2^x ("ex2") or 1 / x ("rcp") of float32 by a GPU's own unit; subnormal numbers are 0."""
+    return tl.inline_asm_elementwise(
+        OPERATION + ".approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def abs_tanh(z):
-    """|tanh z| of float32: on an NVIDIA GPU with the bits of torch.tanh, which calls it too."""
+    """|tanh z| of float32: on an NVIDIA GPU with the bits of torch.tanh.
+
+    With the operations of CUDA's tanhf and in their order, but both of its ways are taken, and one
+    is selected: that of libdevice branches at every element.
+    """
     x = tl.abs(z)
     if INTERPRET:
         # Minimax polynomial of (tanh(x) / x - 1) / x^2 up to 0.625; within 2 ulp.
@@ -44,9 +57,21 @@ def abs_tanh(z):
         p = p * s - 3.333333091e-01
         large = 1 - 2 / (tl.exp(2 * tl.minimum(x, 10.0, propagate_nan=tl.PropagateNan.ALL)) + 1)
         return tl.where(x < 0.625, x + x * s * p, large)
-    else:
-        # Triton links a tanh that takes subnormal numbers for 0; below 2^-12 it only rounds to x.
+    elif is_hip():
+        # It takes subnormal numbers for 0; below 2^-12 tanh only rounds to x.
         return tl.where(x < 1e-4, x, libdevice.tanh(x))
+    else:
+        s = x * x
+        p = tl.fma(s, 0.01573968306183815, -0.05230396240949631)
+        p = tl.fma(p, s, 0.13315297663211823)
+        p = tl.fma(p, s, -0.33332768082618713)
+        small = tl.fma(p * s, x, x)
+        # 2 / ln 2, of which 2^x makes exp(2 x).
+        e = _approximate(x * 2.885390043258667, "ex2")
+        large = tl.fma(_approximate(e + 1.0, "rcp"), -2.0, 1.0)
+        large = tl.where(x >= 9.010913848876953, 1.0, large)
+        # NaN is not large.
+        return tl.where(x >= 0.6000000238418579, large, small)
 
 
 @triton.jit

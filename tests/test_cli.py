@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hypermask_fast import cli
+from hypermask_fast.backends import proof
+from hypermask_fast.kernels.selfcheck import run
 from hypermask_fast.settings.config import RunConfig
+from tests.support.planted import plant
 
 QUICK = ["--tasks", "2", "--steps", "5", "--mlp-hidden", "8", "--device", "cpu"]
 
@@ -127,3 +131,26 @@ def test_doctor_passes_its_self_test(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert printed.count("passed") == 3
     assert "FAILED" not in printed
+
+
+def test_doctor_checks_kernels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(proof, "_FOLDERS", (lambda *, make=True: tmp_path,))
+    monkeypatch.setattr(run, "KERNELS", {name: run.KERNELS[name] for name in ("pack", "top_k")})
+    assert cli.main(["doctor", "--kernels"]) == 0
+    printed = capsys.readouterr().out
+    assert "passed pack\n" in printed
+    assert "passed top_k\n" in printed
+    plant(monkeypatch, "_top_k_pack_kernel", "wrong")
+    assert cli.main(["doctor", "--kernels"]) == 1
+    assert "FAILED pack: the bits: " in capsys.readouterr().out
+
+
+def test_doctor_has_no_kernels_to_check(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert cli.main(["doctor", "--kernels"]) == 2
+    assert "--kernels checks Triton kernels on CUDA devices" in capsys.readouterr().err

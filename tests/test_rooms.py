@@ -25,7 +25,8 @@ FLOORS = (
     ("optim", "layers"),
     ("head", "masks"),
     ("networks", "scenarios"),
-    ("native", "backends"),
+    ("backends",),
+    ("native",),
     ("kernels",),
     ("ground",),
 )

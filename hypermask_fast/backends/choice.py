@@ -12,25 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.backends import proof
 from hypermask_fast.errors import ConfigError, nearest, shown
 from hypermask_fast.modes import is_followed, is_plain, is_transformed
 
 BACKENDS = ("auto", "triton", "reference")
 _VARIABLE = "HYPERMASK_FAST_BACKEND"
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _FLOAT32 = (torch.float32,)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _KERNELS = {
     "head": _FLOAT32,
+    "step_ahead": _FLOAT32,
     "mask_threshold": _FLOAT32,
     "mask_weights": _FLOAT32,
     "masked_linear": _FLOATS,
     "masked_conv2d": _FLOATS,
     "top_k": _FLOAT32,
     "pack": (torch.bool,),
+    "batch": (torch.uint8,),
+    "adam_table": _FLOAT32,
+    "trunk": _FLOAT32,
+    "total": _FLOAT32,
 }
 """What dtypes the kernels take: of the head, the logits, the scores, or the layers' inputs."""
-_LAUNCHED = ("head", "top_k", "pack")
+_LAUNCHED = ("head", "step_ahead", "top_k", "pack", "batch", "adam_table", "trunk", "total")
 """Those that are launched; the other kernels are operators, which a trace sees."""
 
 
@@ -75,7 +81,7 @@ def _why_no_kernel(op: str, tensor: Tensor) -> str | None:
     if tensor.dtype not in _KERNELS[op]:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _KERNELS[op])
         return f"the kernel of {op} takes {names}, not {tensor.dtype}"
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         return "triton is not installed"
     if is_followed() or not is_plain(tensor) if op in _LAUNCHED else is_transformed():
         return f"what traces or transforms PyTorch's operators here cannot see the kernel of {op}"
@@ -95,11 +101,47 @@ def _was_slower(op: str, tensor: Tensor, sizes: dict[str, int]) -> bool:
     return tuning.was_slower(op, tensor.device, **sizes)
 
 
+def _unless_forced(op: str, wanted: str, why: str | None) -> bool:
+    """Return whether nothing speaks against a kernel; raise where one was forced that cannot."""
+    if why is not None and wanted == "triton":
+        raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
+    if why is not None:
+        note(f"{op}: no kernel, for {why}")
+    return why is None
+
+
+def may_run(op: str, tensor: Tensor, wanted: str = "auto") -> bool:
+    """Return whether a kernel could run ``op`` on a tensor, which is not known to be right.
+
+    Args:
+        op: Name of the operation.
+        tensor: Its input.
+        wanted: The backend asked for.
+
+    Raises:
+        ConfigError: "triton" was forced and cannot run.
+    """
+    if wanted == "reference":
+        note(f"{op}: PyTorch, as backend 'reference' asks")
+        return False
+    return _unless_forced(op, wanted, _why_no_kernel(op, tensor))
+
+
+def _is_proven(op: str, tensor: Tensor, wanted: str) -> bool:
+    """Return whether a kernel that would run is known to be right on the tensor's device."""
+    why = proof.why_left_out(op, tensor.device, forced=wanted == "triton")
+    if not _unless_forced(op, wanted, why):
+        return False
+    note(f"{op}: Triton kernel")
+    return True
+
+
 def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int) -> bool:
     """Return whether a kernel is to run ``op``, wherever one can; a forced one that cannot raises.
 
     For operations whose kernel is the way to do them on CUDA, unless it was measured to be slower.
-    Those that need to be measured first ask :func:`resolve`.
+    Those that need to be measured first ask :func:`resolve`. The first use on a device checks the
+    kernels there, and an operation of which one fails has none.
 
     Args:
         op: Name of the operation.
@@ -109,19 +151,16 @@ def uses_kernels(op: str, tensor: Tensor, name: str | None = None, **sizes: int)
 
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
+        DeviceFaultError: The kernels were checked, and one ended the use of the device.
     """
     wanted = requested(name)
-    if wanted == "reference":
-        note(f"{op}: PyTorch, as backend 'reference' asks")
+    if not may_run(op, tensor, wanted):
         return False
-    why = _why_no_kernel(op, tensor)
-    if why is not None and wanted == "triton":
-        raise ConfigError(f"backend 'triton' cannot run here: {why}; use 'auto' or 'reference'")
     # Looked up for a forced kernel too: so the tuner learns the sizes.
-    if why is None and _was_slower(op, tensor, sizes) and wanted == "auto":
-        why = "it was measured to be slower than PyTorch here"
-    note(f"{op}: Triton kernel" if why is None else f"{op}: no kernel, for {why}")
-    return why is None
+    if _was_slower(op, tensor, sizes) and wanted == "auto":
+        note(f"{op}: no kernel, for it was measured to be slower than PyTorch here")
+        return False
+    return _is_proven(op, tensor, wanted)
 
 
 def resolve(
@@ -139,10 +178,11 @@ def resolve(
     Raises:
         ConfigError: The name is unknown, or "triton" was forced and cannot run.
     """
-    if not uses_kernels(op, tensor, name):
+    wanted = requested(name)
+    if not may_run(op, tensor, wanted):
         return "reference"
-    if requested(name) == "triton" or (not _cannot_look_up() and faster()):
-        return "triton"
+    if wanted == "triton" or (not _cannot_look_up() and faster()):
+        return "triton" if _is_proven(op, tensor, wanted) else "reference"
     note(f"{op}: not taken, as it was not measured to be faster than W * mask and PyTorch here")
     return "reference"
 

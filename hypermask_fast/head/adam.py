@@ -20,6 +20,7 @@ class AdamOptions(NamedTuple):
         grad_scale: Multiplies the gradient of A and b, not the returned hidden gradient. Default 1.
         maximize: Ascend instead. Default False.
         finite: 0-d bool tensor; False leaves parameters and moments as they are. Default: True.
+        scalars: The same numbers as a kernel reads them, where one made them. Default: none.
     """
 
     lr: float | Tensor
@@ -32,6 +33,7 @@ class AdamOptions(NamedTuple):
     grad_scale: float = 1.0
     maximize: bool = False
     finite: Tensor | None = None
+    scalars: Tensor | None = None
 
 
 class AdamStep(NamedTuple):

@@ -17,6 +17,7 @@ from hypermask_fast.head.types import (
     Moments,
 )
 from hypermask_fast.kernels import ops
+from hypermask_fast.kernels.constants import constant
 from hypermask_fast.reference import output_residuals
 
 
@@ -29,7 +30,38 @@ def takes(weight: Tensor) -> bool:
 def _scalars(device: torch.device, options: AdamOptions) -> Tensor:
     from hypermask_fast.kernels.head.adam import adam_scalars
 
-    return adam_scalars(device, **options._asdict())
+    if options.scalars is not None:
+        return options.scalars
+    numbers = options._asdict()
+    del numbers["scalars"]
+    return adam_scalars(device, **numbers)
+
+
+def finite_flags(dz: Tensor) -> Tensor | None:
+    """Return what the kernel that wrote dz noted, for whom looks whether it is finite."""
+    from hypermask_fast.kernels.finite import known
+
+    return known(dz)
+
+
+def _runs(loss: Tensor) -> bool:
+    return loss.is_cuda and uses_kernels("total", loss)
+
+
+def completes(squares: Tensor, *losses: Tensor) -> bool:
+    """Return whether the kernel is to write a regularizer and add it to losses."""
+    alike = all(x.dtype == torch.float32 and x.device == squares.device for x in losses)
+    return alike and _runs(losses[0])
+
+
+def complete(
+    squares: Tensor, tasks: int, output_reg: Tensor, losses: list[Tensor], factor: float
+) -> None:
+    """As :func:`hypermask_fast.kernels.losses.complete`."""
+    from hypermask_fast.kernels.losses import complete as kernel
+
+    kernel(squares, tasks, output_reg, losses, factor)
+    increment_version([output_reg, *losses])
 
 
 def logits(head: Head, hidden: Tensor, out: Tensor, sample: KeptSample | None = None) -> None:
@@ -82,7 +114,8 @@ def takes_ahead(step: HeadStep) -> bool:
         return False
     from hypermask_fast.kernels.head import ahead
 
-    return ahead.takes(weight.shape[1], len(step.hidden) - 1)
+    fits = ahead.takes(weight.shape[1], len(step.hidden) - 1)
+    return fits and uses_kernels("step_ahead", weight)
 
 
 def step_ahead(step: HeadStep) -> HeadGrads:
@@ -110,9 +143,7 @@ def _targets(step: HeadStep) -> Tensor:
 
 def _coefficient(step: HeadStep) -> Tensor:
     given = step.coefficient
-    if not isinstance(given, Tensor):
-        given = torch.full((), given, device=step.head.weight.device)
-    return given.float()
+    return given.float() if isinstance(given, Tensor) else constant(given, step.head.weight.device)
 
 
 def step_rows(step: HeadStep) -> HeadGrads:

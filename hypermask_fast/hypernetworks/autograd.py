@@ -13,7 +13,7 @@ from hypermask_fast import reference
 from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import shown
-from hypermask_fast.head import passes
+from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptBoxes, KeptSample
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
@@ -154,10 +154,20 @@ class HeadUpdate:
         """Let the backward pass add the regularizer, times a factor, to a 0-d loss in place."""
         self._awaiting.append((loss.detach(), factor))
 
-    def _complete(self, output_reg: Tensor) -> None:
-        for loss, factor in self._awaiting:
-            loss.add_(output_reg, alpha=factor)
+    def _complete(self, squares: Tensor, earlier: int = 1) -> None:
+        """Write the regularizer, a sum of squares over a number of tasks, to what waits for it."""
+        if not self._awaiting:
+            return
+        (output_reg, _), *losses = self._awaiting
         self._awaiting.clear()
+        # Over the 0 that stood in its place.
+        same = {factor for _, factor in losses}
+        if len(same) == 1 and cuda.completes(squares, output_reg, *(loss for loss, _ in losses)):
+            cuda.complete(squares, earlier, output_reg, [loss for loss, _ in losses], *same)
+            return
+        torch.div(squares, earlier, out=output_reg)
+        for loss, factor in losses:
+            loss.add_(output_reg, alpha=factor)
 
     def apply(
         self, head: nn.Linear, hidden: Tensor, kept: Kept | None, dz: Tensor, weight: Tensor
@@ -174,11 +184,17 @@ class HeadUpdate:
         step = HeadStep(
             Head(head.weight, head.bias),
             *(dz[None], hidden, kept),
-            coefficient=2 * weight.double() / earlier,
             bias_grad=None if steps_bias else torch.empty_like(head.bias),
         )
-        grads = self.optimizer.update_in_backward(step)
-        self._complete((grads.squares / earlier).to(dz.dtype))
+        if cuda.takes(head.weight):
+            step = step._replace(coefficient=weight)
+            grads = self.optimizer.update_in_backward(
+                step, factor=2 / earlier, flags=cuda.finite_flags(dz)
+            )
+        else:
+            step = step._replace(coefficient=2 * weight.double() / earlier)
+            grads = self.optimizer.update_in_backward(step)
+        self._complete(grads.squares, earlier)
         return grads.hidden, None, step.bias_grad
 
     def gradients(

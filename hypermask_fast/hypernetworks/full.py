@@ -16,6 +16,7 @@ from hypermask_fast.errors import shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.head.frozen import freeze
 from hypermask_fast.head.types import FrozenHead, KeptSample
+from hypermask_fast.hypernetworks import trunk
 from hypermask_fast.hypernetworks.autograd import (
     HeadUpdate,
     head_logits,
@@ -24,7 +25,7 @@ from hypermask_fast.hypernetworks.autograd import (
     regularized_logits,
 )
 from hypermask_fast.modes import has_values
-from hypermask_fast.optim.rows import take_rows
+from hypermask_fast.optim.rows import mark_table, take_rows
 from hypermask_fast.tables import add_rows
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -157,8 +158,8 @@ class Hypernetwork(nn.Module):
         if compiler is not None:
             self._compiled_trunk = CompiledModule(self.trunk, compiler, dynamic_rows=True)
 
-    def _embedded(self, ids: Tensor, trains: bool = True) -> Tensor:
-        """Return the embeddings (k, embedding_dim) of tasks.
+    def _check_ids(self, ids: Tensor) -> None:
+        """Refuse what names no tasks.
 
         Raises:
             TypeError: The ids are no tensor of integers.
@@ -175,6 +176,14 @@ class Hypernetwork(nn.Module):
             raise ValueError(f"ids have shape {tuple(ids.shape)}; {wanted}")
         if has_values(ids) and not 0 <= min(ids.tolist()) <= max(ids.tolist()) < self.capacity:
             raise ValueError(f"ids are {ids.tolist()}; {wanted}")
+
+    def _embedded(self, ids: Tensor, trains: bool = True) -> Tensor:
+        """Return the embeddings (k, embedding_dim) of tasks.
+
+        Raises:
+            TypeError, ValueError: As of :meth:`_check_ids`.
+        """
+        self._check_ids(ids)
         rows = take_rows(self.embeddings, ids)
         if not trains:
             return rows.detach()
@@ -191,6 +200,11 @@ class Hypernetwork(nn.Module):
             return self._hidden(ids, trains)
 
     def _hidden(self, ids: Tensor, trains: bool = True) -> Tensor:
+        if trains and self.trains_earlier and trunk.takes(self.trunk, self.embeddings, ids):
+            self._check_ids(ids)
+            if isinstance(self.embeddings, nn.Parameter):
+                mark_table(self.embeddings)
+            return trunk.hidden(self.trunk, self.embeddings, ids)
         if self._compiled_trunk is None or torch.is_inference_mode_enabled():
             return self.trunk(self._embedded(ids, trains))
         # Always with gradients, for targets of the same bits by the same code.

@@ -78,6 +78,11 @@ class KeptOutputs(HoldsTensors):
         """t, the number of earlier tasks."""
         return 0 if self.ids is None else len(self.ids) - 1
 
+    @property
+    def samples(self) -> bool:
+        """Whether a step looks at some of the earlier tasks, which depend on its number."""
+        return self.count is not None and self.count < self.earlier
+
     def check(self, hypernetwork: Hypernetwork) -> None:
         """Raise ConfigError where the form needs another head."""
         if self.form == "frozen_head" and not hypernetwork.can_update:
@@ -102,8 +107,7 @@ class KeptOutputs(HoldsTensors):
         else:
             dtype = torch.bfloat16 if self.form == "bfloat16" else None
             # Steps with a sample run in PyTorch, whose logits a kernel's do not equal to the bit.
-            samples = self.count is not None and self.count < self.earlier
-            with backend("reference") if samples else nullcontext():
+            with backend("reference") if self.samples else nullcontext():
                 self.logits = hypernetwork.kept(self.ids, dtype)
             if self.free is not None and self.logits is not None:
                 self.free(self.logits, self.ids[1:])
@@ -139,8 +143,9 @@ class KeptOutputs(HoldsTensors):
 
     def _sample(self, step: int | Tensor) -> Tensor | None:
         """Return the places in :attr:`ids` of a step's earlier tasks, ascending; None for all."""
-        if self.count is None or self.count >= self.earlier:
+        if not self.samples:
             return None
+        assert self.count is not None
         assert self.ids is not None
         words = (self._seed, self._host_ids[0], REGULARIZED, step)
         order = counter_permutation(self.earlier, *words, device=self.ids.device)

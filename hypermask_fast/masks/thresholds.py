@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermask_fast import reference
 from hypermask_fast.backends.choice import uses_kernels
+from hypermask_fast.kernels.constants import constant
 
 
 def mask_threshold(
@@ -69,5 +70,4 @@ def sparsity_on(sparsity: float | Tensor, device: torch.device) -> Tensor:
     """Return a sparsity as the 0-d float64 tensor that the kernels read."""
     if isinstance(sparsity, Tensor):
         return sparsity.to(device, torch.float64)
-    # Filled on the device: a copy from the host would break the capture of a CUDA graph.
-    return torch.full((), sparsity, dtype=torch.float64, device=device)
+    return constant(sparsity, device, torch.float64)

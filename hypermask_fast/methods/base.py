@@ -13,6 +13,7 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.entries import Entry, manifest
 from hypermask_fast.errors import shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.kernels.constants import constant
 from hypermask_fast.methods.batches import (
     check_devices,
     check_labels,
@@ -46,7 +47,10 @@ def ordinary_step(
     losses = losses_of(x, y, task, optimizer=updates)
     if before_update is not None:
         before_update()
-    losses.total.backward()
+    total = losses.total
+    on_cpu = total.device.type == "cpu"
+    # Where none is given, a launch makes it.
+    total.backward(None if on_cpu else constant(1.0, total.device, total.dtype))
     for optimizer in optimizers.values():
         optimizer.step()
     return losses

@@ -37,11 +37,16 @@ class Steps(nn.Module):
         """Return the number of the step that begins, from 1: an int on a CPU, else a 0-d tensor."""
         return self.taken + 1 if self._taken.device.type == "cpu" else self._taken + 1
 
-    def count(self) -> None:
-        """Note that a step was taken."""
-        # A transform of torch.func refuses writes to what it did not make.
-        with torch._C._DisableFuncTorch() if is_transformed() else nullcontext():
-            self._taken += 1
+    def count(self, *, on_device: bool = True) -> None:
+        """Note that a step was taken.
+
+        Args:
+            on_device: Whether :meth:`next` is asked for numbers in this task. Default True.
+        """
+        if on_device or self._taken.device.type == "cpu":
+            # A transform of torch.func refuses writes to what it did not make.
+            with torch._C._DisableFuncTorch() if is_transformed() else nullcontext():
+                self._taken += 1
         self.taken += 1
 
     def sparsity(self, final: float, step: int | Tensor) -> float | Tensor:

@@ -3,6 +3,7 @@
 A library's name ends with a digest of its bytes, so that a damaged one is known before the system's
 loader maps it. It is compiled in a folder ``build-...`` beside it and renamed when it is whole, by
 the one process that holds the lock; what that process finds there was left by one that was killed.
+Other files that are made once, with another suffix, are kept in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 CACHE = "HYPERMASK_FAST_CACHE"
 
-_BUILD, _LOCK, _SUFFIX = "build-", ".lock", ".so"
+LIBRARY = ".so"
+_BUILD, _LOCK = "build-", ".lock"
 _WAIT = 330.0  # seconds: a little longer than the compiler may take
 _ROOM = 2**20  # bytes that a folder must take before anything is compiled into it
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -93,16 +95,16 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _named(folder: Path, start: str) -> list[Path]:
+def _named(folder: Path, start: str, suffix: str) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.match(f"{start}*{_SUFFIX}")]
+        return [path for path in folder.iterdir() if path.match(f"{start}*{suffix}")]
     except OSError:
         return []
 
 
-def find(folder: Path, start: str) -> Path | None:
+def find(folder: Path, start: str, suffix: str = LIBRARY) -> Path | None:
     """Return the library whose name begins with ``start``; of several whole ones the newest."""
-    whole = filter(_is_whole, _named(folder, start))
+    whole = filter(_is_whole, _named(folder, start, suffix))
     return max(whole, key=lambda path: path.lstat().st_mtime_ns, default=None)
 
 
@@ -136,12 +138,12 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _build_folder(folder: Path, start: str) -> Path:
+def _build_folder(folder: Path, start: str, suffix: str) -> Path:
     """Remove what cannot be used any more; return a new folder to compile in."""
     for left in folder.glob(f"{_BUILD}*"):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        for damaged in _named(folder, start):
+        for damaged in _named(folder, start, suffix):
             damaged.unlink()
         made = Path(tempfile.mkdtemp(prefix=_BUILD, dir=folder))
     except OSError as error:
@@ -159,27 +161,35 @@ def _build_folder(folder: Path, start: str) -> Path:
     return made
 
 
-def build(folder: Path, start: str, compile_to: Callable[[Path], None]) -> Path:
+def build(
+    folder: Path,
+    start: str,
+    compile_to: Callable[[Path], None],
+    suffix: str = LIBRARY,
+    serves: Callable[[Path], bool] = lambda found: True,
+) -> Path:
     """Return the library whose name begins with ``start``, compiled unless another process did.
 
     Args:
         folder: Of `chosen_folder` or `temporary_folder`.
         start: What the library is made from, as a name; another compilation has another one.
         compile_to: Writes the library to the path that it is given, in a folder of its own.
+        suffix: Of its name.
+        serves: Whether one that is there does; else it is replaced.
 
     Raises:
         UnusableFolderError: The folder takes no files or no locks.
     """
     with _alone(folder):
-        found = find(folder, start)
-        if found is not None:
+        found = find(folder, start, suffix)
+        if found is not None and serves(found):
             return found
-        made = _build_folder(folder, start)
+        made = _build_folder(folder, start, suffix)
         try:
-            library = made / f"library{_SUFFIX}"
+            library = made / f"library{suffix}"
             compile_to(library)
             library.chmod(0o700)
-            final = folder / f"{start}{_digest(library.read_bytes())}{_SUFFIX}"
+            final = folder / f"{start}{_digest(library.read_bytes())}{suffix}"
             library.replace(final)
         except OSError as error:
             raise UnusableFolderError(f"{folder} takes no files ({error}); set ${CACHE}") from error

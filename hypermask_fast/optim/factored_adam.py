@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-import hypermask_fast.optim.rows  # noqa: F401 - its hooks hold the rows of row_sparse groups
-from hypermask_fast.errors import CheckpointError, ConfigError, shown
-from hypermask_fast.head import passes
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments
+from hypermask_fast.optim.cuda import begin, takes_table
 from hypermask_fast.optim.dense import step_dense
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.groups import (
@@ -23,10 +23,11 @@ from hypermask_fast.optim.groups import (
     on_device,
     takes_factors,
 )
-from hypermask_fast.optim.in_backward import PendingUpdate
+from hypermask_fast.optim.in_backward import PendingUpdate, Verdict
+from hypermask_fast.optim.loaded import MOMENTS, check_state
+from hypermask_fast.optim.rows import is_table
+from hypermask_fast.optim.shares import Share, step_shares
 from hypermask_fast.tables import pad_rows
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _moments(state: dict[str, Tensor]) -> Moments:
@@ -182,13 +183,16 @@ class FactoredAdam(Optimizer):
                 "step(); call losses(..., optimizer=this).total.backward() of the learner whose "
                 "parameters these are, or build FactoredAdam with step_in_backward=False"
             )
-        finite = self._pending.end()
-        if isinstance(finite, bool):
-            if not finite:
+        verdict = self._pending.end()
+        if isinstance(verdict, bool):
+            if not verdict:
                 return loss
-            finite = None
+            verdict = None
+        finite = None if verdict is None else verdict.finite
+        shares: list[Share] = []
         for group in self.param_groups:
-            dense = []
+            dense: list[Tensor] = []
+            tables: list[Tensor] = []
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -200,10 +204,15 @@ class FactoredAdam(Optimizer):
                 if takes_factors(p, group):
                     self._step_factored(p, group, finite)
                 else:
-                    dense.append(p)
-            if dense:
-                step_dense(dense, [self._state_of(p) for p in dense], group, finite)
+                    (tables if self.holds_rows(p, group) else dense).append(p)
+            shares.append(Share(group, dense, tables))
+        step_shares(shares, self._state_of, verdict)
         return loss
+
+    @staticmethod
+    def holds_rows(p: Tensor, group: dict[str, Any]) -> bool:
+        """Return whether :meth:`step` itself holds the rows of a table without a gradient."""
+        return is_table(p, group) and takes_table(p, group)
 
     def forget_update(self) -> None:
         """Let no :meth:`step` follow the last backward pass; what it updated stays so."""
@@ -214,16 +223,16 @@ class FactoredAdam(Optimizer):
         if not state:
             double = torch.get_default_dtype() == torch.float64
             state["step"] = torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
-            for name in _MOMENTS:
+            for name in MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-        for name in _MOMENTS:
+        for name in MOMENTS:
             state[name] = pad_rows(state[name], p)
         return state
 
     def _factored_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         dtype = p.dtype if group["moments_dtype"] is None else torch.bfloat16
         state = self._state_of(p, dtype)
-        for name in _MOMENTS:
+        for name in MOMENTS:
             # load_state_dict gives moments the parameter's dtype.
             if state[name].dtype != dtype or not state[name].is_contiguous():
                 state[name] = state[name].to(dtype).contiguous()
@@ -239,6 +248,19 @@ class FactoredAdam(Optimizer):
         head = Head(p, moments=_moments(state))
         passes.adam_rows(HeadStep(head, grad.dz, grad.hidden, adam=options))
 
+    def _head_of(self, step: HeadStep) -> tuple[Head, dict[str, Any], list[dict[str, Tensor]]]:
+        """Return a step's head with its moments, the weight's group, and the states that count."""
+        weight, bias, *_ = step.head
+        assert bias is not None
+        group = self._group_of(weight)
+        assert group is not None
+        states = [self._factored_state(weight, group)]
+        head = Head(weight, bias, _moments(states[0]))
+        if step.bias_grad is None:
+            states.append(self._factored_state(bias, group))
+            head = head._replace(bias_moments=_moments(states[1]))
+        return head, group, states
+
     @torch.no_grad()
     def step_rows(self, step: HeadStep, *, finite: Tensor | None = None) -> HeadGrads:
         """Update a head and its moments in one pass; see :mod:`hypermask_fast.head.passes`.
@@ -250,18 +272,10 @@ class FactoredAdam(Optimizer):
                 options come from it. With ``bias_grad`` the bias is left alone.
             finite: 0-d bool; where it is False, the step is not taken. Default: it is.
         """
-        weight, bias, *_ = step.head
-        assert bias is not None
-        group = self._group_of(weight)
-        assert group is not None
-        state = self._factored_state(weight, group)
-        _count(state, finite)
-        head = Head(weight, bias, _moments(state))
-        if step.bias_grad is None:
-            bias_state = self._factored_state(bias, group)
-            _count(bias_state, finite)
-            head = head._replace(bias_moments=_moments(bias_state))
-        options = adam_options(weight, group, state["step"], finite)
+        head, group, states = self._head_of(step)
+        for state in states:
+            _count(state, finite)
+        options = adam_options(head.weight, group, states[0]["step"], finite)
         return passes.step_rows(step._replace(head=head, adam=options))
 
     def _group_of(self, p: Tensor) -> dict[str, Any] | None:
@@ -278,7 +292,9 @@ class FactoredAdam(Optimizer):
         return self._group_of(p) is not None
 
     @torch.no_grad()
-    def update_in_backward(self, step: HeadStep) -> HeadGrads:
+    def update_in_backward(
+        self, step: HeadStep, *, factor: float = 1.0, flags: Tensor | None = None
+    ) -> HeadGrads:
         """Take a head's part of a step, for a backward pass.
 
         Where dz is not finite nothing is changed: on a CPU by a look at it, elsewhere without one.
@@ -287,6 +303,9 @@ class FactoredAdam(Optimizer):
 
         Args:
             step: As in :meth:`step_rows`.
+            factor: Multiplies the coefficient, where :func:`hypermask_fast.head.cuda.takes` the
+                head. Default 1.
+            flags: Those of dz that :mod:`hypermask_fast.kernels.finite` knows. Default: none.
 
         Returns:
             As :meth:`step_rows`; zeros where a look found that nothing is to be changed.
@@ -306,25 +325,37 @@ class FactoredAdam(Optimizer):
                 "an update by itself; call step() and zero_grad() after every backward(), or "
                 "accumulate with step_in_backward=False"
             )
-        # The extremes are finite where all is, and one pass finds both.
-        finite = torch.stack(step.dz.aminmax()).isfinite().all()
-        stays = on_device(weight, group)
-        taken = finite if stays else bool(finite)
-        self._pending.begin(updated, taken)
-        if taken is False:
-            if step.bias_grad is not None:
-                step.bias_grad.zero_()
-            squares = step.hidden.new_zeros((), dtype=torch.float64)
-            return HeadGrads(torch.zeros_like(step.hidden), squares)
-        checked = finite if stays else None
-        if step.bias_grad is not None or bias_group is group:
-            return self.step_rows(step, finite=checked)
-        assert bias_group is not None
-        grad = torch.empty_like(bias)
-        grads = self.step_rows(step._replace(bias_grad=grad), finite=checked)
-        bias.grad = grad
-        step_dense([bias], [self._state_of(bias)], bias_group, checked)
-        self._pending.begin(updated, taken)
+        alone = step.bias_grad is None and bias_group is not group
+        if alone:
+            step = step._replace(bias_grad=torch.empty_like(bias))
+        verdict: bool | Verdict
+        if cuda.takes(weight):
+            head, group, states = self._head_of(step)
+            begun = begin(step, group, [state["step"] for state in states], factor, flags)
+            verdict = Verdict(begun.finite, begun.taken, begun.skipped)
+            self._pending.begin(updated, verdict)
+            options = adam_options(weight, group, states[0]["step"], begun.finite)
+            options = options._replace(scalars=begun.scalars)
+            whole = step._replace(head=head, adam=options, coefficient=begun.coefficient)
+            grads = passes.step_rows(whole)
+        else:
+            # The extremes are finite where all is, and one pass finds both.
+            finite = torch.stack(step.dz.aminmax()).isfinite().all()
+            stays = on_device(weight, group)
+            verdict = Verdict.of(finite) if stays else bool(finite)
+            self._pending.begin(updated, verdict)
+            if verdict is False:
+                if step.bias_grad is not None and not alone:
+                    step.bias_grad.zero_()
+                squares = step.hidden.new_zeros((), dtype=torch.float64)
+                return HeadGrads(torch.zeros_like(step.hidden), squares)
+            grads = self.step_rows(step, finite=finite if stays else None)
+        if alone:
+            assert bias_group is not None
+            bias.grad = step.bias_grad
+            taken = verdict if isinstance(verdict, Verdict) else None
+            step_dense([bias], [self._state_of(bias)], bias_group, taken)
+            self._pending.begin(updated, verdict)
         return grads
 
     def reset(self) -> None:
@@ -355,7 +386,7 @@ class FactoredAdam(Optimizer):
             CheckpointError: The state is another optimizer's, one of ``amsgrad=True``, or of
                 parameters of other shapes; nothing was changed.
         """
-        self._check_state(state_dict)
+        check_state(state_dict, self.param_groups)
         own = [{name: group[name] for name in OWN_OPTIONS} for group in self.param_groups]
         rates = [group["lr"] for group in self.param_groups]
         super().load_state_dict(state_dict)
@@ -365,36 +396,3 @@ class FactoredAdam(Optimizer):
                 group.setdefault(name, value)
             if isinstance(lr, Tensor):
                 group["lr"] = lr.fill_(group["lr"])
-
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
-        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
-            raise CheckpointError(
-                f"the optimizer state is {shown(state_dict)}; give what state_dict() returned, "
-                "with 'state' and 'param_groups'"
-            )
-        groups, states = state_dict["param_groups"], state_dict["state"]
-        for group in groups:
-            missing = {"betas", "eps"} - set(group)
-            if missing or group.get("amsgrad"):
-                found = f"without {', '.join(sorted(missing))}" if missing else "with amsgrad=True"
-                raise CheckpointError(
-                    f"the optimizer state has a group {found}; load one of FactoredAdam, or of "
-                    "torch.optim.Adam or AdamW with amsgrad=False"
-                )
-        saved, own = ([len(g["params"]) for g in some] for some in (groups, self.param_groups))
-        if saved != own:
-            raise CheckpointError(
-                f"the optimizer state has groups of {saved} parameters and this optimizer of "
-                f"{own}; build it over the same parameters"
-            )
-        places = (place for group in groups for place in group["params"])
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for place, p in zip(places, parameters, strict=True):
-            of_one = states.get(place, {})
-            shapes = {n: tuple(getattr(of_one[n], "shape", ())) for n in _MOMENTS if n in of_one}
-            wrong = {name: shape for name, shape in shapes.items() if shape != tuple(p.shape)}
-            if wrong or (of_one and len(shapes) < 2):
-                raise CheckpointError(
-                    f"the optimizer state of parameter {place}, of shape {tuple(p.shape)}, has "
-                    f"moments of shapes {shapes}; load one of the same parameters"
-                )

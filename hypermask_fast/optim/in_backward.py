@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class Verdict(NamedTuple):
+    """Whether an update is taken, on its device.
+
+    Attributes:
+        finite: 0-d bool, whether it is.
+        taken, skipped: 0-d float32, 1 where it is, and where it is not.
+    """
+
+    finite: Tensor
+    taken: Tensor
+    skipped: Tensor
+
+    @classmethod
+    def of(cls, finite: Tensor) -> Verdict:
+        """Return the verdict that a 0-d bool is."""
+        taken = finite.to(torch.float32)
+        return cls(finite, taken, 1 - taken)
 
 
 class PendingUpdate:
@@ -14,19 +34,19 @@ class PendingUpdate:
     An optimizer keeps one object for its life, for those that wrap it to see the same.
     """
 
-    finite: bool | Tensor | None = None
-    """Whether the update was, and so taken: None where none is pending, on a GPU a tensor."""
+    finite: bool | Verdict | None = None
+    """Whether the update was, and so taken: None where none is pending, on a GPU on the device."""
 
     _stand_ins: tuple[tuple[Tensor, SpentGrad], ...] = ()
 
-    def begin(self, parameters: Iterable[Tensor], finite: bool | Tensor) -> None:
+    def begin(self, parameters: Iterable[Tensor], finite: bool | Verdict) -> None:
         """Put stand-ins in place of the gradients of the parameters that are updated."""
         self.finite = finite
         self._stand_ins = tuple((p, SpentGrad(p)) for p in parameters)
         for p, stand_in in self._stand_ins:
             p.grad = stand_in
 
-    def end(self) -> bool | Tensor | None:
+    def end(self) -> bool | Verdict | None:
         """Take the stand-ins away, and return :attr:`finite`."""
         for p, stand_in in self._stand_ins:
             # There may be another gradient by now.

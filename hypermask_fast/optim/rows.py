@@ -32,10 +32,18 @@ def mark_table(table: Tensor) -> None:
     setattr(table, _MARK, True)
 
 
+def is_table(p: Tensor, group: dict[str, Any]) -> bool:
+    """Return whether rows of a parameter of a group stay where they have no gradient."""
+    return hasattr(p, _MARK) or bool(group.get("row_sparse"))
+
+
 def take_rows(table: Tensor, rows: Any) -> Tensor:
     """Return ``table[rows]``, and mark a table that is a parameter; see :func:`mark_table`."""
     if isinstance(table, nn.Parameter):
         mark_table(table)
+    if isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype == torch.int64:
+        # The backward pass of an index sorts; this one does not.
+        return table.index_select(0, rows)
     return table[rows]
 
 
@@ -112,11 +120,13 @@ def _watched(closure: Callable[[], Any], held: list[_Held]) -> Callable[[], Any]
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    # An optimizer that holds them itself says which.
+    holds_rows = getattr(optimizer, "holds_rows", None)
     tables = [
         (p, group)
         for group in optimizer.param_groups
         for p in group["params"]
-        if hasattr(p, _MARK) or group.get("row_sparse")
+        if is_table(p, group) and not (holds_rows is not None and holds_rows(p, group))
     ]
     if not tables:
         return None

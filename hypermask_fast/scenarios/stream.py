@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hypermask_fast.counters import ORDER, counter_permutation
 from hypermask_fast.fields import check_value
+from hypermask_fast.scenarios import gather
 from hypermask_fast.scenarios.sources import Split, check_types
 from hypermask_fast.scenarios.transform import Transform
 
@@ -114,8 +115,11 @@ class BatchStream:
         Returns:
             As :meth:`batch`.
         """
+        source = self._split.source
+        if gather.runs(source, self._preprocess):
+            return gather.batch(source, self._preprocess, self._table, step, self.batch_size)
         rows = self._rows(step)
-        return self._preprocessed(self._split.source.take(rows[:, 0]), rows)
+        return self._preprocessed(source.take(rows[:, 0]), rows)
 
     def _preprocessed(self, inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch of examples and their rows of the table as what a network learns from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -30,28 +30,45 @@ class Captured(NamedTuple):
 class CudaGraphs:
     """What :class:`GraphedStep` asks of CUDA."""
 
-    _side: torch.cuda.Stream | None = None
+    def __init__(self) -> None:
+        # One for each device: the allocator keeps memory for each stream.
+        self._sides: dict[torch.device, torch.cuda.Stream] = {}
 
     def unavailable(self, device: torch.device) -> str | None:
         """Return why a step on ``device`` cannot be captured, or None."""
         return None if device.type == "cuda" else f"the learner is on {device.type}"
 
+    def _side(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._sides:
+            self._sides[device] = torch.cuda.Stream(device)
+        return self._sides[device]
+
     @contextmanager
     def warming_up(self, device: torch.device) -> Iterator[None]:
         """Run what is inside on a stream of its own, as what is to be captured must have run."""
-        # One for all: the allocator keeps memory for each stream.
-        self._side = side = self._side or torch.cuda.Stream(device)
-        current = torch.cuda.current_stream(device)
+        side, current = self._side(device), torch.cuda.current_stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             yield
         current.wait_stream(side)
 
-    def capture(self, run: Callable[[], Losses]) -> Captured:
-        """Record what ``run`` launches, without running it."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            losses = run()
+    def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
+        """Record what ``run`` launches on ``device``, without running it.
+
+        After a failure the stream is the one from before, and random numbers can be drawn.
+        """
+        graph, side = torch.cuda.CUDAGraph(), self._side(device)
+        # Without a stream PyTorch captures on the device of the first capture, and one that fails
+        # stays the current stream: the outer context puts that back.
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            try:
+                with torch.cuda.graph(graph, stream=side):
+                    losses = run()
+            except BaseException:
+                # The generator still takes itself for captured, and would refuse to draw.
+                generator = torch.cuda.default_generators[side.device.index]
+                generator.graphsafe_set_state(generator.clone_state())
+                raise
         return Captured(graph.replay, losses)
 
 
@@ -180,11 +197,8 @@ class GraphedStep:
     def _captured(self, step: TrainingStep) -> Captured | None:
         # Capturing runs Python and nothing else: what that counts is put back.
         taken = step.learner.steps_taken
-        on_cuda = self._device.type == "cuda"
         try:
-            # A graph is of the current device.
-            with torch.cuda.device(self._device) if on_cuda else nullcontext():
-                return self._cuda.capture(self._run)
+            return self._cuda.capture(self._run, self._device)
         except RuntimeError as error:
             for optimizer in step.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
@@ -220,7 +234,7 @@ def trial() -> str:
         return Losses(value, value, value, {})
 
     try:
-        CudaGraphs().capture(run).replay()
+        CudaGraphs().capture(run, value.device).replay()
         return "yes" if value == 1 else "no: a replay has no effect"
     except RuntimeError as error:
         return f"no: {' '.join(str(error).split())}"

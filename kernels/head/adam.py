@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hypermask_fast.kernels.constants import constant
 from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.tuning import Config, choose
@@ -81,6 +82,59 @@ def adam_update(
 
 
 @triton.jit
+def step_numbers(
+    lr,
+    step,
+    scale,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    LOG_BETA1: tl.constexpr,
+    LOG_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    L2: tl.constexpr,
+    DECAY: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    """The first eight of the table in the module's docstring, of float64 numbers."""
+    # A step that is not taken does not count, and the first may not be.
+    step = tl.maximum(step, 1.0)
+    root = tl.sqrt(1 - tl.exp(step * LOG_BETA2))
+    return (
+        (SIGN * scale).to(tl.float32),
+        (1 - lr * DECAY).to(tl.float32),
+        tl.full((), L2, tl.float32),
+        tl.full((), 1 - BETA1, tl.float32),
+        tl.full((), BETA2, tl.float32),
+        tl.full((), 1 - BETA2, tl.float32),
+        (EPS * root).to(tl.float32),
+        (lr * root / (1 - tl.exp(step * LOG_BETA1))).to(tl.float32),
+    )
+
+
+@triton.jit
+def store_scalars(
+    out_ptr,
+    lr,
+    step,
+    scale,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    LOG_BETA1: tl.constexpr,
+    LOG_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    L2: tl.constexpr,
+    DECAY: tl.constexpr,
+    SIGN: tl.constexpr,
+):
+    """Write what :func:`load_scalars` reads."""
+    numbers = step_numbers(
+        lr, step, scale, BETA1, BETA2, LOG_BETA1, LOG_BETA2, EPS, L2, DECAY, SIGN
+    )
+    for slot in tl.static_range(8):
+        tl.store(out_ptr + slot, numbers[slot])
+
+
+@triton.jit
 def _adam_scalars_kernel(
     lr_ptr,
     step_ptr,
@@ -98,17 +152,11 @@ def _adam_scalars_kernel(
 ):
     """The table in the module's docstring, in float64 up to the stores."""
     lr = tl.load(lr_ptr).to(tl.float64)
-    # A step that is not taken does not count, and the first may not be.
-    step = tl.maximum(tl.load(step_ptr).to(tl.float64), 1.0)
-    root = tl.sqrt(1 - tl.exp(step * LOG_BETA2))
-    tl.store(out_ptr, (SIGN * tl.load(scale_ptr).to(tl.float64)).to(tl.float32))
-    tl.store(out_ptr + 1, (1 - lr * DECAY).to(tl.float32))
-    tl.store(out_ptr + 2, L2)
-    tl.store(out_ptr + 3, 1 - BETA1)
-    tl.store(out_ptr + 4, BETA2)
-    tl.store(out_ptr + 5, 1 - BETA2)
-    tl.store(out_ptr + 6, (EPS * root).to(tl.float32))
-    tl.store(out_ptr + 7, (lr * root / (1 - tl.exp(step * LOG_BETA1))).to(tl.float32))
+    step = tl.load(step_ptr).to(tl.float64)
+    scale = tl.load(scale_ptr).to(tl.float64)
+    store_scalars(
+        out_ptr, lr, step, scale, BETA1, BETA2, LOG_BETA1, LOG_BETA2, EPS, L2, DECAY, SIGN
+    )
     if finite_ptr is None:
         tl.store(out_ptr + 8, 0.0)
     else:
@@ -177,11 +225,26 @@ def _factored_adam_kernel(
             )
 
 
-def _on(device: torch.device, value: float | Tensor) -> Tensor:
-    """Return a 0-d tensor; a number is filled in by a kernel, not copied from the host."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=torch.float64, device=device)
+def number(device: torch.device, value: float | Tensor) -> Tensor:
+    """Return a 0-d tensor of what is one or a number."""
+    return value if isinstance(value, Tensor) else constant(value, device, torch.float64)
+
+
+def step_constants(
+    beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, maximize: bool
+) -> dict[str, float]:
+    """Return what of a step's options a kernel is compiled for, by name."""
+    return {
+        "BETA1": beta1,
+        "BETA2": beta2,
+        # Of 0 it only has to vanish when raised to a power.
+        "LOG_BETA1": math.log(beta1) if beta1 else -1e4,
+        "LOG_BETA2": math.log(beta2) if beta2 else -1e4,
+        "EPS": eps,
+        "L2": 0.0 if decoupled else weight_decay,
+        "DECAY": weight_decay if decoupled else 0.0,
+        "SIGN": -1.0 if maximize else 1.0,
+    }
 
 
 def adam_scalars(
@@ -217,17 +280,9 @@ def adam_scalars(
     out = torch.empty(SCALARS, device=device)
     with on_device(out):
         _adam_scalars_kernel[(1,)](
-            *(_on(device, lr), _on(device, step), _on(device, grad_scale), finite, out),
-            BETA1=beta1,
-            BETA2=beta2,
-            # Of 0 it only has to vanish when raised to a power.
-            LOG_BETA1=math.log(beta1) if beta1 else -1e4,
-            LOG_BETA2=math.log(beta2) if beta2 else -1e4,
-            EPS=eps,
-            L2=0.0 if decoupled else weight_decay,
-            DECAY=weight_decay if decoupled else 0.0,
-            SIGN=-1.0 if maximize else 1.0,
+            *(number(device, lr), number(device, step), number(device, grad_scale), finite, out),
             num_warps=1,
+            **step_constants(beta1, beta2, eps, weight_decay, decoupled, maximize),
         )
     return out
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from hypermask_fast.kernels.device import cached, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
 from hypermask_fast.kernels.tuning import Config
 
@@ -213,4 +214,4 @@ def step_ahead(
             enable_fp_fusion=False,
             **config,
         )
-    return parts.sum(0, dtype=torch.float64).to(weight.dtype), squares.sum(dtype=torch.float64)
+    return finish(parts, squares)

@@ -26,6 +26,7 @@ from torch import Tensor
 from hypermask_fast.kernels.device import cached, cast, multiprocessors, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.kernels.head.logits import residual_factors, target_logits
 from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
@@ -275,4 +276,4 @@ def step_rows(
             enable_fp_fusion=False,
             **config,
         )
-    return parts.sum(0, dtype=torch.float64).to(weight.dtype), squares.sum(dtype=torch.float64)
+    return finish(parts, squares)

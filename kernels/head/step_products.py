@@ -11,13 +11,13 @@ float32's accuracy; torch adds the programs' sums in float64, in order. Bytes: 4
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.tuning import Config, choose
 
 
@@ -207,5 +207,4 @@ def residual_sums(
             enable_fp_fusion=False,
             **config,
         )
-    grad = parts.sum(0, dtype=torch.float64).to(weight.dtype)
-    return dz, grad, squares.sum(dtype=torch.float64)
+    return dz, *finish(parts, squares)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hypermask_fast.kernels.layers.matmul import chosen_products
 from hypermask_fast.kernels.tuning import Config
 
 Size2 = int | Sequence[int]
@@ -94,8 +95,9 @@ def geometry(
 
 def float32_products(dtype: torch.dtype) -> str:
     """Return what products of this dtype are made of: as cuDNN's would be."""
-    if dtype != torch.float32:
-        return "tf32"  # Of no effect: a constant, so that nothing compiles twice.
+    chosen = chosen_products(dtype)
+    if chosen is not None:
+        return chosen
     # The one reading that is right whether allow_tf32 was set or its successor.
     return PRECISIONS.get(torch.backends.cudnn.conv.fp32_precision, "tf32x3")
 

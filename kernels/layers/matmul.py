@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import triton
@@ -65,10 +68,39 @@ def load_threshold(q_ptr, task):
         return 0.0
 
 
-def float32_products(dtype: torch.dtype) -> str:
-    """Return the ``PRECISION`` of :func:`dot` for tensors of this dtype, as torch is set to."""
+class _Products(threading.local):
+    name: str | None = None
+
+
+_chosen = _Products()
+
+
+@contextmanager
+def products_as(name: str) -> Iterator[None]:
+    """Make float32 products of this thread's launches in a ``with`` block, however torch is set.
+
+    Args:
+        name: One of the values of ``PRECISIONS``.
+    """
+    before, _chosen.name = _chosen.name, name
+    try:
+        yield
+    finally:
+        _chosen.name = before
+
+
+def chosen_products(dtype: torch.dtype) -> str | None:
+    """Return the ``PRECISION`` of :func:`dot` for tensors of this dtype; None as torch is set."""
     if dtype != torch.float32:
         return "tf32"  # Of no effect: a constant, so that nothing compiles twice.
+    return _chosen.name
+
+
+def float32_products(dtype: torch.dtype) -> str:
+    """Return the ``PRECISION`` of :func:`dot` for tensors of this dtype, as torch is set to."""
+    chosen = chosen_products(dtype)
+    if chosen is not None:
+        return chosen
     if torch.backends.cuda.matmul.fp32_precision != "tf32":
         return PRECISIONS["highest"]
     try:

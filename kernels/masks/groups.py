@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ class Group(NamedTuple):
         return tuple(t if c and t is not None else 0 for t, c in pairs)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _groups(
     sizes: tuple[int, ...], dtypes: tuple[torch.dtype, ...], block: int, device: torch.device
 ) -> tuple[Group, ...]:

@@ -15,7 +15,7 @@ second-level cache where z fits; histograms are 24 KiB a tensor, of which few bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,37 +91,6 @@ def _select_histogram_kernel(
 
 
 @triton.jit
-def _select_refine_kernel(
-    z_ptr,
-    picked_ptr,
-    histogram_ptr,
-    tensor_ptr,
-    start_ptr,
-    tensor_start_ptr,
-    SHIFT: tl.constexpr,
-    BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Count those of a block that begin as the lower rank's value does, and as the upper's does.
-
-    They are few and spread over the bins, or else equal: atomics on them do not collide much.
-    """
-    BINS: tl.constexpr = 1 << BITS
-    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
-    offsets = tl.arange(0, BLOCK)
-    valid = offsets < count
-    bits = magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
-    leading = bits >> (SHIFT + BITS)
-    bins = (bits >> SHIFT) & (BINS - 1)
-    low = tl.load(picked_ptr + 4 * tensor)
-    high = tl.load(picked_ptr + 4 * tensor + 1)
-    row_ptr = histogram_ptr + 2 * tensor * BINS
-    _add_each(row_ptr, bins, valid & (leading == low))
-    if low != high:
-        _add_each(row_ptr + BINS, bins, valid & (leading == high))
-
-
-@triton.jit
 def _place(p_ptr, tensor_start_ptr, tensor):
     """Where the percentile is among a tensor's order statistics: the rank below, and the rest."""
     start = tl.load(tensor_start_ptr + tensor)
@@ -149,38 +118,18 @@ def _store_picked(row_ptr, low, high, low_rank, high_rank):
 
 
 @triton.jit
-def _select_begin_kernel(
-    histogram_ptr,
-    p_ptr,
-    picked_ptr,
-    has_nan_ptr,
-    tensor_start_ptr,
-    tensors,
-    BINS: tl.constexpr,
-    BLOCK_TENSORS: tl.constexpr,
-):
-    """Pick the bins of a tensor's two ranks; the first program also looks for NaN in all rows."""
-    tensor = tl.program_id(0)
-    rank, part = _place(p_ptr, tensor_start_ptr, tensor)
+def _first_picked(histogram_ptr, p_ptr, rank_ptr, tensor_start_ptr, tensor, BINS: tl.constexpr):
+    """The bins of a tensor's two ranks, by the percentage or both that of its rank, from 0."""
+    if rank_ptr is None:
+        rank, part = _place(p_ptr, tensor_start_ptr, tensor)
+        upper = rank + (part > 0).to(tl.int32)
+    else:
+        rank = tl.load(rank_ptr + tensor)
+        upper = rank
     row_ptr = histogram_ptr + tensor * BINS
     low, low_rank = _bin_of_rank(row_ptr, rank, BINS)
-    high, high_rank = _bin_of_rank(row_ptr, rank + (part > 0).to(tl.int32), BINS)
-    _store_picked(picked_ptr + 4 * tensor, low, high, low_rank, high_rank)
-    if tensor == 0:
-        # Arithmetic makes quiet NaNs only, whose bins are the last four; infinity is below.
-        rows = tl.arange(0, BLOCK_TENSORS)[:, None]
-        tail = histogram_ptr + rows * BINS + BINS - 4 + tl.arange(0, 4)[None, :]
-        counts = tl.load(tail, mask=rows < tensors, other=0)
-        tl.store(has_nan_ptr, tl.max(tl.max(counts, 1), 0) > 0)
-
-
-@triton.jit
-def _select_begin_at_kernel(histogram_ptr, rank_ptr, picked_ptr, BINS: tl.constexpr):
-    """Pick the bin of a tensor's one rank; counted from 0."""
-    tensor = tl.program_id(0)
-    rank = tl.load(rank_ptr + tensor)
-    bin, within = _bin_of_rank(histogram_ptr + tensor * BINS, rank, BINS)
-    _store_picked(picked_ptr + 4 * tensor, bin, bin, within, within)
+    high, high_rank = _bin_of_rank(row_ptr, upper, BINS)
+    return low, high, low_rank, high_rank
 
 
 @triton.jit
@@ -197,25 +146,74 @@ def _refined(histogram_ptr, picked_ptr, tensor, BITS: tl.constexpr):
 
 
 @triton.jit
-def _select_pick_kernel(histogram_ptr, picked_ptr, refined_ptr, BITS: tl.constexpr):
-    """Pick the bins of a tensor's two ranks among those that were picked before."""
-    tensor = tl.program_id(0)
-    low, high, low_rank, high_rank = _refined(histogram_ptr, picked_ptr, tensor, BITS)
-    _store_picked(refined_ptr + 4 * tensor, low, high, low_rank, high_rank)
+def _select_refine_kernel(
+    z_ptr,
+    p_ptr,
+    rank_ptr,
+    before_ptr,
+    picked_ptr,
+    refined_ptr,
+    histogram_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensor_start_ptr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    FIRST_BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count those of a block that begin as the lower rank's value does, and as the upper's does.
+
+    They are few and spread over the bins, or else equal: atomics on them do not collide much. How
+    they begin, each program picks by itself from the last histogram; a tensor's first one notes it.
+    """
+    BINS: tl.constexpr = 1 << BITS
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    if picked_ptr is None:
+        low, high, low_rank, high_rank = _first_picked(
+            before_ptr, p_ptr, rank_ptr, tensor_start_ptr, tensor, FIRST_BINS
+        )
+    else:
+        low, high, low_rank, high_rank = _refined(before_ptr, picked_ptr, tensor, BITS)
+    if start == tl.load(tensor_start_ptr + tensor):
+        _store_picked(refined_ptr + 4 * tensor, low, high, low_rank, high_rank)
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    bits = magnitude_bits(tl.load(z_ptr + start + offsets, mask=valid, other=0.0))
+    leading = bits >> (SHIFT + BITS)
+    bins = (bits >> SHIFT) & (BINS - 1)
+    row_ptr = histogram_ptr + 2 * tensor * BINS
+    _add_each(row_ptr, bins, valid & (leading == low))
+    if low != high:
+        _add_each(row_ptr + BINS, bins, valid & (leading == high))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def _select_end_kernel(
+    first_ptr,
     histogram_ptr,
     picked_ptr,
     p_ptr,
     thresholds_ptr,
+    has_nan_ptr,
     tensor_start_ptr,
     chosen_ptr,
+    tensors,
     BITS: tl.constexpr,
+    FIRST_BINS: tl.constexpr,
+    BLOCK_TENSORS: tl.constexpr,
 ):
-    """Write the percentile between the tanh of a tensor's two order statistics of |z|."""
+    """Write the percentile between the tanh of a tensor's two order statistics of |z|.
+
+    The first program also looks for NaN in the rows of the first histogram.
+    """
     tensor = tl.program_id(0)
+    if tensor == 0:
+        # Arithmetic makes quiet NaNs only, whose bins are the last four; infinity is below.
+        rows = tl.arange(0, BLOCK_TENSORS)[:, None]
+        tail = first_ptr + rows * FIRST_BINS + FIRST_BINS - 4 + tl.arange(0, 4)[None, :]
+        counts = tl.load(tail, mask=rows < tensors, other=0)
+        tl.store(has_nan_ptr, tl.max(tl.max(counts, 1), 0) > 0)
     chosen = tl.load(chosen_ptr + tensor) != 0
     low_bits, high_bits, _, _ = _refined(histogram_ptr, picked_ptr, tensor, BITS)
     _, part = _place(p_ptr, tensor_start_ptr, tensor)
@@ -251,23 +249,29 @@ class Thresholds(NamedTuple):
     has_nan: Tensor
 
 
+class _Counts(NamedTuple):
+    """The first and the last histogram, and what was picked before the last."""
+
+    first: Tensor
+    last: Tensor
+    picked: Tensor
+
+
 def _counted(
     z: Tensor,
     every: Blocks,
     table: Blocks,
     config: Config,
-    begin: Callable[[Tensor, Tensor], None],
-) -> tuple[Tensor, Tensor]:
-    """Launch the three counts and what picks between them.
+    p: Tensor | None = None,
+    ranks: Tensor | None = None,
+) -> _Counts:
+    """Launch the three counts.
 
     Args:
         z: The entries.
         every, table: The blocks that the first count is of, and the others.
         config: Of the launches.
-        begin: Launches what picks from the first histogram.
-
-    Returns:
-        The last histogram and what was picked before it.
+        p, ranks: The percentage, or a rank of each tensor.
     """
     tensors = len(every.chosen)
     bins = (_FIRST_BINS, 2 * _BINS, 2 * _BINS)
@@ -278,12 +282,18 @@ def _counted(
     _select_histogram_kernel[every.grid](
         *(z, first, *every[:3]), BINS=_FIRST_BINS, **_WINDOW, **config
     )
-    begin(first, begun)
-    refine = _select_refine_kernel[table.grid]
-    refine(z, begun, second, *table[:3], SHIFT=_BITS, BITS=_BITS, **config)
-    _select_pick_kernel[(tensors,)](second, begun, picked, BITS=_BITS)
-    refine(z, picked, third, *table[:3], SHIFT=0, BITS=_BITS, **config)
-    return third, picked
+    for shift, *pointers in (
+        (_BITS, first, None, begun, second),
+        (0, second, begun, picked, third),
+    ):
+        _select_refine_kernel[table.grid](
+            *(z, p, ranks, *pointers, *table[:3]),
+            SHIFT=shift,
+            BITS=_BITS,
+            FIRST_BINS=_FIRST_BINS,
+            **config,
+        )
+    return _Counts(first, third, picked)
 
 
 def thresholds(
@@ -315,17 +325,13 @@ def thresholds(
     values = torch.empty(tensors, dtype=torch.float32, device=device)
     has_nan = torch.empty((), dtype=torch.bool, device=device)
 
-    def begin(histogram: Tensor, picked: Tensor) -> None:
-        _select_begin_kernel[(tensors,)](
-            *(histogram, p, picked, has_nan, table.tensor_start, tensors),
-            BINS=_FIRST_BINS,
-            BLOCK_TENSORS=triton.next_power_of_2(tensors),
-        )
-
     with on_device(z):
-        histogram, picked = _counted(z, every, table, config, begin)
+        counts = _counted(z, every, table, config, p=p)
         _select_end_kernel[(tensors,)](
-            *(histogram, picked, p, values, table.tensor_start, table.chosen), BITS=_BITS
+            *(*counts, p, values, has_nan, table.tensor_start, table.chosen, tensors),
+            BITS=_BITS,
+            FIRST_BINS=_FIRST_BINS,
+            BLOCK_TENSORS=triton.next_power_of_2(tensors),
         )
     return Thresholds(values, has_nan)
 
@@ -346,10 +352,7 @@ def order_statistics(z: Tensor, sizes: Sequence[int], ranks: Tensor) -> Tensor:
     every = blocks(tuple(sizes), config["BLOCK"], z.device)
     found = torch.empty(tensors, 2, dtype=torch.int32, device=z.device)
 
-    def begin(histogram: Tensor, picked: Tensor) -> None:
-        _select_begin_at_kernel[(tensors,)](histogram, ranks, picked, BINS=_FIRST_BINS)
-
     with on_device(z):
-        histogram, picked = _counted(z, every, every, config, begin)
+        _, histogram, picked = _counted(z, every, every, config, ranks=ranks)
         _select_end_at_kernel[(tensors,)](histogram, picked, found, BITS=_BITS)
     return found

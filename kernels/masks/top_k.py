@@ -14,7 +14,7 @@ entries are told apart), backward 8 + 2 w; packing 1 + 1/8.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
@@ -154,7 +154,7 @@ def _top_k_backward_kernel(
     tl.store(score_grad_ptr + start + offsets, of_mask, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def _top_k_pack_kernel(mask_ptr, bits_ptr, entries, BLOCK: tl.constexpr):
     """BLOCK bytes, of eight entries of a mask each, the first one lowest."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -167,9 +167,9 @@ def _top_k_pack_kernel(mask_ptr, bits_ptr, entries, BLOCK: tl.constexpr):
     tl.store(bits_ptr + first + bytes, packed.to(tl.uint8), mask=first + bytes < (entries + 7) // 8)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return int32 numbers, uploaded once and kept: the capture of a CUDA graph copies none."""
+    """Return int32 numbers, uploaded once and kept: a captured CUDA graph points to them."""
     return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 

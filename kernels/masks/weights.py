@@ -23,44 +23,99 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cast, mask_slope, on_device, only_if, semi_binary, sign
+from hypermask_fast.kernels.finite import all_finite, remember
 from hypermask_fast.kernels.masks.blocks import this_block
 from hypermask_fast.kernels.masks.groups import address, groups_of
 from hypermask_fast.kernels.tuning import choose
 
 CONFIGS = (
-    {"BLOCK": 2048, "num_warps": 8},
-    {"BLOCK": 1024, "num_warps": 4},
     {"BLOCK": 1024, "num_warps": 8},
+    {"BLOCK": 1024, "num_warps": 4},
     {"BLOCK": 512, "num_warps": 4},
 )
 
 
 @triton.jit
-def _load_block(
-    weights,
-    like_ptr,
+def _at(ptr, first, WIDE: tl.constexpr):
+    """The address of a block's first entry; what is WIDE begins at a multiple of 16 bytes."""
+    ptr += first
+    return tl.multiple_of(ptr, 16) if WIDE else ptr
+
+
+@triton.jit
+def _is_wide(start, count, addresses, BLOCK: tl.constexpr):
+    """Whether a block is whole, and begins at a multiple of 16 bytes wherever it is touched.
+
+    Args:
+        start, count: Of the block.
+        addresses: The bits of all tensors' addresses, or-ed.
+    """
+    return (count == BLOCK) & (start % 8 == 0) & (addresses % 16 == 0)
+
+
+@triton.jit
+def _bits(ptr):
+    return 0 if ptr is None else ptr.to(tl.int64)
+
+
+@triton.jit
+def _loaded(
+    weight_ptr,
     z_ptr,
     thresholds_ptr,
-    tensor_ptr,
-    start_ptr,
-    tensor_start_ptr,
+    tensor,
+    start,
+    within,
+    offsets,
+    valid,
     HAS_THRESHOLDS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """This program's block: its tensor and where it begins, among all entries and in the tensor.
+    """A block's logits, masks and weights."""
+    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
+    z = tl.load(_at(z_ptr, start, WIDE) + offsets, mask=valid, other=0.0)
+    weight = tl.load(_at(weight_ptr, within, WIDE) + offsets, mask=valid, other=0.0)
+    return z, semi_binary(z, threshold, HAS_THRESHOLDS), weight.to(tl.float32)
 
-    And the offsets of its entries, which of them there are, and their logits, masks and weights.
-    """
-    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+
+@triton.jit
+def _forward_block(
+    weight_ptr,
+    z_ptr,
+    thresholds_ptr,
+    previous_ptr,
+    product,
+    masks_ptr,
+    drift_ptr,
+    tensor,
+    start,
+    within,
+    count,
+    HAS_THRESHOLDS: tl.constexpr,
+    HAS_DRIFT: tl.constexpr,
+    MASKED_DRIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Masks, products and the drift's part of one block (BLOCK,)."""
     offsets = tl.arange(0, BLOCK)
     valid = offsets < count
-    threshold = tl.load(thresholds_ptr + tensor) if HAS_THRESHOLDS else 0.0
-    z = tl.load(z_ptr + start + offsets, mask=valid, other=0.0)
-    within = start - tl.load(tensor_start_ptr + tensor)
-    weight_ptr = address(weights, tensor).to(like_ptr.dtype) + within
-    weight = tl.load(weight_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
-    mask = semi_binary(z, threshold, HAS_THRESHOLDS)
-    return tensor, start, within, offsets, valid, z, mask, weight
+    _, mask, weight = _loaded(
+        *(weight_ptr, z_ptr, thresholds_ptr, tensor, start, within, offsets, valid),
+        *(HAS_THRESHOLDS, WIDE),
+    )
+    tl.store(_at(masks_ptr, start, WIDE) + offsets, mask, mask=valid)
+    product_ptr = _at(product.to(weight_ptr.dtype), within, WIDE)
+    kept = cast(weight * mask, weight_ptr.dtype.element_ty)
+    tl.store(product_ptr + offsets, kept, mask=only_if(valid, product != 0))
+
+    if HAS_DRIFT:
+        previous_ptr = _at(previous_ptr, start, WIDE)
+        previous = tl.load(previous_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
+        away = tl.abs(weight - previous)
+        if MASKED_DRIFT:
+            away *= mask
+        tl.store(drift_ptr + tl.program_id(0), tl.sum(away, 0))
 
 
 @triton.jit
@@ -81,23 +136,78 @@ def _mask_weights_forward_kernel(
     MASKED_DRIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Masks, products and the drift's part of one block (BLOCK,)."""
-    tensor, start, within, offsets, valid, _, mask, weight = _load_block(
-        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
-        *(HAS_THRESHOLDS, BLOCK),
-    )
-    tl.store(masks_ptr + start + offsets, mask, mask=valid)
+    """One block (BLOCK,), by loads of 16 bytes where it lies for them."""
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    within = start - tl.load(tensor_start_ptr + tensor)
+    weight_ptr = address(weights, tensor).to(like_ptr.dtype)
     product = address(products, tensor)
-    product_ptr = product.to(like_ptr.dtype) + within
-    kept = cast(weight * mask, like_ptr.dtype.element_ty)
-    tl.store(product_ptr + offsets, kept, mask=only_if(valid, product != 0))
+    touched = _bits(weight_ptr) | product | _bits(z_ptr) | _bits(masks_ptr) | _bits(previous_ptr)
+    common = (weight_ptr, z_ptr, thresholds_ptr, previous_ptr, product, masks_ptr, drift_ptr)
+    if _is_wide(start, count, touched, BLOCK):
+        _forward_block(
+            *common,
+            *(tensor, start, within, BLOCK),
+            *(HAS_THRESHOLDS, HAS_DRIFT, MASKED_DRIFT, BLOCK, True),
+        )
+    else:
+        _forward_block(
+            *common,
+            *(tensor, start, within, count),
+            *(HAS_THRESHOLDS, HAS_DRIFT, MASKED_DRIFT, BLOCK, False),
+        )
+
+
+@triton.jit
+def _backward_block(
+    weight_ptr,
+    z_ptr,
+    thresholds_ptr,
+    previous_ptr,
+    grad,
+    drift_grad_ptr,
+    weight_grad,
+    logit_grad_ptr,
+    finite_ptr,
+    tensor,
+    start,
+    within,
+    count,
+    HAS_THRESHOLDS: tl.constexpr,
+    HAS_DRIFT: tl.constexpr,
+    MASKED_DRIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The gradients of one block's weights and logits (BLOCK,); the mask is formed again."""
+    offsets = tl.arange(0, BLOCK)
+    valid = offsets < count
+    z, mask, weight = _loaded(
+        *(weight_ptr, z_ptr, thresholds_ptr, tensor, start, within, offsets, valid),
+        *(HAS_THRESHOLDS, WIDE),
+    )
+    grad_ptr = _at(grad.to(weight_ptr.dtype), within, WIDE)
+    given = only_if(valid, grad != 0)
+    upstream = tl.load(grad_ptr + offsets, mask=given, other=0.0).to(tl.float32)
+    of_weight = upstream * mask
+    of_mask = upstream * weight
 
     if HAS_DRIFT:
-        previous = tl.load(previous_ptr + start + offsets, mask=valid, other=0.0).to(tl.float32)
-        away = tl.abs(weight - previous)
+        drift_grad = tl.load(drift_grad_ptr)
+        previous_ptr = _at(previous_ptr, start, WIDE)
+        previous = tl.load(previous_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
+        away = weight - previous
+        along = drift_grad * sign(away)
         if MASKED_DRIFT:
-            away *= mask
-        tl.store(drift_ptr + tl.program_id(0), tl.sum(away, 0))
+            of_weight += along * mask
+            of_mask += drift_grad * tl.abs(away)
+        else:
+            of_weight += along
+
+    weight_grad_ptr = _at(weight_grad.to(weight_ptr.dtype), within, WIDE)
+    tl.store(weight_grad_ptr + offsets, cast(of_weight, weight_ptr.dtype.element_ty), mask=valid)
+    logit_grad = of_mask * mask_slope(z, mask)
+    tl.store(_at(logit_grad_ptr, start, WIDE) + offsets, logit_grad, mask=valid)
+    tl.store(finite_ptr + tl.program_id(0), all_finite(logit_grad, valid))
 
 
 @triton.jit
@@ -111,6 +221,7 @@ def _mask_weights_backward_kernel(
     drift_grad_ptr,
     weight_grads,
     logit_grad_ptr,
+    finite_ptr,
     tensor_ptr,
     start_ptr,
     tensor_start_ptr,
@@ -119,32 +230,26 @@ def _mask_weights_backward_kernel(
     MASKED_DRIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradients of one block's weights and logits (BLOCK,); the mask is formed again."""
-    tensor, start, within, offsets, valid, z, mask, weight = _load_block(
-        *(weights, like_ptr, z_ptr, thresholds_ptr, tensor_ptr, start_ptr, tensor_start_ptr),
-        *(HAS_THRESHOLDS, BLOCK),
-    )
-    grad = address(grads, tensor)
-    grad_ptr = grad.to(like_ptr.dtype) + within
-    given = only_if(valid, grad != 0)
-    upstream = tl.load(grad_ptr + offsets, mask=given, other=0.0).to(tl.float32)
-    of_weight = upstream * mask
-    of_mask = upstream * weight
-
-    if HAS_DRIFT:
-        drift_grad = tl.load(drift_grad_ptr)
-        previous = tl.load(previous_ptr + start + offsets, mask=valid, other=0.0).to(tl.float32)
-        away = weight - previous
-        along = drift_grad * sign(away)
-        if MASKED_DRIFT:
-            of_weight += along * mask
-            of_mask += drift_grad * tl.abs(away)
-        else:
-            of_weight += along
-
-    weight_grad_ptr = address(weight_grads, tensor).to(like_ptr.dtype) + within
-    tl.store(weight_grad_ptr + offsets, cast(of_weight, like_ptr.dtype.element_ty), mask=valid)
-    tl.store(logit_grad_ptr + start + offsets, of_mask * mask_slope(z, mask), mask=valid)
+    """One block (BLOCK,), by loads of 16 bytes where it lies for them."""
+    tensor, start, count = this_block(tensor_ptr, start_ptr, tensor_start_ptr, BLOCK)
+    within = start - tl.load(tensor_start_ptr + tensor)
+    weight_ptr = address(weights, tensor).to(like_ptr.dtype)
+    grad, weight_grad = address(grads, tensor), address(weight_grads, tensor)
+    touched = _bits(weight_ptr) | grad | weight_grad | _bits(z_ptr)
+    touched |= _bits(logit_grad_ptr) | _bits(previous_ptr)
+    common = (weight_ptr, z_ptr, thresholds_ptr, previous_ptr, grad, drift_grad_ptr)
+    if _is_wide(start, count, touched, BLOCK):
+        _backward_block(
+            *common,
+            *(weight_grad, logit_grad_ptr, finite_ptr, tensor, start, within, BLOCK),
+            *(HAS_THRESHOLDS, HAS_DRIFT, MASKED_DRIFT, BLOCK, True),
+        )
+    else:
+        _backward_block(
+            *common,
+            *(weight_grad, logit_grad_ptr, finite_ptr, tensor, start, within, count),
+            *(HAS_THRESHOLDS, HAS_DRIFT, MASKED_DRIFT, BLOCK, False),
+        )
 
 
 def forward(
@@ -212,7 +317,8 @@ def backward(
         drift_grad: 0-d float32, the gradient of the drift; None for 0.
 
     Returns:
-        dz (N,) float32, and a tensor like each of the weights, contiguous.
+        dz (N,) float32, of which :mod:`hypermask_fast.kernels.finite` knows whether it is finite,
+        and a tensor like each of the weights, contiguous.
     """
     weights, z = [w.contiguous() for w in weights], z.contiguous()
     grads = [None if grad is None else grad.contiguous() for grad in grads]
@@ -222,15 +328,19 @@ def backward(
     has_drift = previous is not None and drift_grad is not None
     if previous is not None:
         previous = previous.contiguous()
+    groups = groups_of(weights, config)
+    counts = [group.table.grid[0] for group in groups]
+    flags = torch.empty(sum(counts), dtype=torch.int32, device=z.device)
     with on_device(z):
-        for group in groups_of(weights, config):
+        for group, finite in zip(groups, flags.split(counts), strict=True):
             _mask_weights_backward_kernel[group.table.grid](
                 *(group.only(weights), weights[group.first], z, thresholds, previous),
-                *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad),
+                *(group.only(grads), drift_grad, group.only(weight_grads), logit_grad, finite),
                 *group.table[:3],
                 HAS_THRESHOLDS=thresholds is not None,
                 HAS_DRIFT=has_drift,
                 MASKED_DRIFT=masked_drift,
                 **config,
             )
+    remember(logit_grad, flags)
     return logit_grad, weight_grads

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,9 @@ from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.harness.files import write_json
 from benchmarks.harness.process import Worker, _reason, variables
+from benchmarks.kernels.catalogue import find_kernel_cases
+from benchmarks.steps.catalogue import find_cases
+from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError
 
 
@@ -109,12 +113,18 @@ def test_parts_leave_logs_and_end_in_time(
     ("part", "message"),
     [
         pytest.param("suit=3", "did you mean", id="unknown"),
-        pytest.param("suite", "give it as suite=SECONDS", id="no-seconds"),
+        pytest.param("suite=all", "give it as suite=SECONDS", id="no-seconds"),
+        pytest.param("racecheck", "leave racecheck out of --parts", id="no-sanitizer"),
     ],
 )
 def test_parts_are_refused_in_a_sentence(
-    part: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    part: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     assert main(["gpu", "--out", str(tmp_path), "--parts", part]) == 2
     assert message in capsys.readouterr().err
 
@@ -124,8 +134,78 @@ def test_parts_are_commands_that_exist(tmp_path: Path, monkeypatch: pytest.Monke
     for name in gpu.PARTS:
         part = gpu._make(name, tmp_path, 120.0)
         for command in part.commands:
-            assert "pytest" in command or "benchmarks" in command
+            assert {"pytest", "benchmarks", "hypermask_fast"} & {*command}
             files = [word for word in command if word.startswith("tests/")]
             assert all(Path(__file__).parents[2].joinpath(file).exists() for file in files)
     (command,) = gpu._make("suite", tmp_path, 120.0).commands
-    assert command[-2:] == ["--minutes", "1.60"]
+    assert command[command.index("--minutes") + 1] == "1.60"
+    (command,) = gpu._make("first", tmp_path, 120.0).commands
+    first = command[command.index("--case") + 1 :]
+    assert len(find_cases("gpu", first[:4])) == 4
+    assert all(len(find_kernel_cases([name])) > 1 for name in first[4:])
+    (command,) = gpu._make("check", tmp_path, 120.0).commands
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command[3:], "--help"])
+    assert stopped.value.code == 0
+
+
+class Parts:
+    """Takes the place of the parts' commands: each takes its seconds of a clock, and ends so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **takes: float) -> None:
+        self.now, self.ran = 0.0, dict[str, float]()
+        self.takes, self.ends = takes, dict[str, list[int | None]]()
+        monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(gpu, "_make", lambda name, *_: name)
+        monkeypatch.setattr(gpu, "_sanitizer", lambda: "compute-sanitizer")
+        monkeypatch.setattr(gpu, "_run", self.run)
+
+    def run(self, name: str, seconds: float, output: object) -> list[int | None]:
+        self.ran[name] = seconds
+        took = self.takes.get(name, seconds)
+        self.now += min(took, seconds)
+        return self.ends.get(name, [0 if took <= seconds else None])
+
+
+def test_all_parts_fit_in_one_call_and_the_first_in_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(monkeypatch)
+    assert gpu.run_parts(None, tmp_path)
+    assert [*parts.ran] == ["check", "first", "tests", "kernels", "tune", "suite", "memcheck"]
+    assert parts.ran["check"] + parts.ran["first"] <= 600
+    assert parts.now <= 28 * 60
+
+
+def test_calls_of_ten_minutes_go_through_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, seen = Parts(monkeypatch, check=40, tests=100), []
+    for is_done in (False, False, True):
+        parts.ran, begun = {}, parts.now
+        assert gpu.run_parts(None, tmp_path, minutes=9.5, resume=True) is is_done
+        assert parts.now - begun <= 9.5 * 60
+        seen += parts.ran
+    assert seen == ["check", "first", "tests", "kernels", "tune", "suite", "memcheck"]
+
+
+def test_a_resumed_call_repeats_what_was_killed_and_not_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(monkeypatch, kernels=1000)
+    parts.ends["tests"] = [0, 1]
+    assert not gpu.run_parts(["check", "tests", "kernels"], tmp_path)
+    parts.ran, parts.takes = {}, {}
+    assert gpu.run_parts(["check", "tests", "kernels=200"], tmp_path, resume=True)
+    assert parts.ran == {"kernels": 200}
+    assert json.loads((tmp_path / "parts.json").read_text())["tests"] == [0, 1]
+
+
+def test_without_a_sanitizer_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = Parts(monkeypatch)
+    monkeypatch.setattr(gpu, "_sanitizer", lambda: None)
+    assert gpu.run_parts(None, tmp_path)
+    assert "memcheck" not in parts.ran
+    assert "memcheck is left out" in capsys.readouterr().err

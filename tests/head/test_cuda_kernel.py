@@ -28,6 +28,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return choice.requested(name) != "reference" and tensor.dtype == torch.float32
 
     monkeypatch.setattr(cuda, "takes", lambda weight: uses("head", weight))
+    monkeypatch.setattr(cuda, "uses_kernels", uses)
     monkeypatch.setattr(mask_weights, "uses_kernels", uses)
 
 

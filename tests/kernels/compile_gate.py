@@ -84,6 +84,8 @@ def _usage(path: str) -> tuple[int, int]:
 
 
 def _facts(target: str, metadata: Any, files: dict[str, str]) -> dict[str, Any]:
+    from tests.kernels.barriers import bare_barriers
+
     facts: dict[str, Any] = {"shared": metadata["shared"]}
     for name, path in files.items():
         if name.endswith(".cubin"):
@@ -96,6 +98,7 @@ def _facts(target: str, metadata: Any, files: dict[str, str]) -> dict[str, Any]:
             found = re.findall(r"\.(vgpr_spill_count|vgpr_count):\s*(\d+)", text)
             counts = {key: int(value) for key, value in found}
             facts |= {"registers": counts["vgpr_count"], "spills": counts["vgpr_spill_count"]}
+            facts["bare_barriers"] = bare_barriers(text)
     return facts
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.kernels.barriers import bare_barriers
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
@@ -48,6 +50,7 @@ def check(rows: Sequence[dict[str, Any]], room: str = "*") -> None:
     for row in rows:
         where = f"{row['target']} {row['launch']} {row['kernel']} {row['config']}"
         assert row["shared"] <= _SHARED_LIMIT[row["target"]], f"{where}: {row['shared']} bytes"
+        assert not row.get("bare_barriers"), f"{where}: a barrier that waits for no memory"
         if row["default"]:
             assert row["spills"] == 0, f"{where}: {row['spills']} bytes spilled"
     if any(row["target"] == "sm_90" for row in rows):
@@ -65,3 +68,21 @@ def test_default_configurations(target: str, room: str) -> None:
 @pytest.mark.slow
 def test_all_configurations() -> None:
     check(compiled(["sm_80", "sm_90", "sm_100", "gfx942"], "--all"))
+
+
+_WRITE, _WAIT, _BARRIER = "\tds_write_b32 v1, v2", "\ts_waitcnt vmcnt(3) lgkmcnt(0)", "\ts_barrier"
+
+
+@pytest.mark.parametrize(
+    ("lines", "bare"),
+    [
+        pytest.param([_WRITE, _WAIT, _BARRIER], 0, id="waits"),
+        pytest.param([_WRITE, "\tv_add_u32 v1, v2", _BARRIER], 1, id="bare"),
+        pytest.param(["\tds_add_u32 v1, v2", "\ts_waitcnt lgkmcnt(1)", _BARRIER], 1, id="some"),
+        pytest.param([_WRITE, _WAIT, _WRITE, _BARRIER, _BARRIER], 2, id="again"),
+        pytest.param([_WRITE, ".LBB0_1:  ; %loop", _BARRIER], 0, id="another-block"),
+        pytest.param(["; ds_write_b32 in a comment", _BARRIER], 0, id="comment"),
+    ],
+)
+def test_barriers_that_wait_for_no_memory_are_found(lines: list[str], bare: int) -> None:
+    assert bare_barriers("\n".join(lines)) == bare

@@ -15,6 +15,7 @@ from hypermask_fast.optim.dense import step_dense
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.factors import Factors
+from hypermask_fast.optim.in_backward import Verdict
 from tests.support.factored_adam_cases import TORCH, H, Model, N, R, check, pair, take_steps
 
 
@@ -142,7 +143,8 @@ def test_a_step_that_is_not_to_be_taken_changes_nothing(options: dict[str, Any])
             p.grad = torch.ones(4, 3) if finite else torch.full((4, 3), torch.nan)
             states = [optimizer._state_of(p)]
             with torch.no_grad():
-                step_dense([p], states, optimizer.param_groups[0], torch.tensor(finite))
+                verdict = Verdict.of(torch.tensor(finite))
+                step_dense([p], states, optimizer.param_groups[0], verdict)
         results.append({"p": p.detach(), **optimizer.state[p]})
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name

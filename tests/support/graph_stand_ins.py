@@ -14,12 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.head import cuda
+from hypermask_fast.hypernetworks import trunk
 from hypermask_fast.kernels import ops
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.masks import cuda as mask_weights
+from hypermask_fast.methods import totals
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.optim import cuda as tables
+from hypermask_fast.scenarios import gather
 from hypermask_fast.training.graph import Captured, CudaGraphs
 
 
@@ -27,11 +31,28 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+_NO_LAUNCH = {
+    *("view", "t", "transpose", "permute", "detach", "alias", "as_strided", "select", "slice"),
+    *("unsqueeze", "squeeze", "expand", "split", "split_with_sizes", "unbind", "_unsafe_view"),
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("_record_function_enter_new", "_record_function_exit"),
+}
+
+
 class OnDevice(TorchDispatchMode):
-    """Refuses a tensor of the host; on the meta device every read of a value raises by itself."""
+    """Refuses a tensor of the host; on the meta device every read of a value raises by itself.
+
+    Attributes:
+        operations: All of PyTorch.
+        captured: Those within a capture that a GPU would launch something for, by name.
+    """
 
     captures = False
     operations = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captured: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -39,6 +60,9 @@ class OnDevice(TorchDispatchMode):
         fused = func is torch.ops.aten._fused_adam_.tensor_lr
         out = None if fused else func(*args, **kwargs)
         self.operations += 1
+        name = func.overloadpacket.__name__
+        if self.captures and name not in _NO_LAUNCH:
+            self.captured[name] += 1
         if self.captures and any(x.is_cpu for x in tensors_in((args, kwargs, out))):
             raise RuntimeError(f"{func} has a tensor of the host")
         return out
@@ -59,7 +83,13 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
 
     patch.setattr(type(mask_logits._mask_logits_vector_kernel), "run", run)
     patch.setattr(cuda, "takes", lambda weight: uses_kernels("head", weight))
+    patch.setattr(cuda, "uses_kernels", uses_kernels)
     patch.setattr(mask_weights, "uses_kernels", uses_kernels)
+    patch.setattr(gather, "_on_gpu", lambda images: True)
+    patch.setattr(trunk, "_on_gpu", lambda table: table.dtype == torch.float32)
+    patch.setattr(totals, "_on_gpu", lambda loss: loss.dtype == torch.float32)
+    patch.setattr(cuda, "_runs", lambda loss: True)
+    patch.setattr(tables, "_runs", lambda p: p.dtype == torch.float32)
     # What CUDA runs, which on the meta device would be replaced by the shapes alone.
     patch.setattr(ops, "hidden_grad", hidden_grad)
     patch.setattr(ops, "mask_thresholds", ops._thresholds_kernel)
@@ -86,7 +116,7 @@ class MetaGraphs(CudaGraphs):
         with self.watch:
             yield
 
-    def capture(self, run: Callable[[], Losses]) -> Captured:
+    def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
         self.watch.captures = True
         with self.watch, pytest.MonkeyPatch.context() as patch:
             # They copy from the host where no mode can see it.
@@ -146,7 +176,7 @@ class RecordedGraphs(CudaGraphs):
         self.warm_ups += 1
         yield
 
-    def capture(self, run: Any) -> Captured:
+    def capture(self, run: Any, device: torch.device) -> Captured:
         self.captures += 1
         tensors = [*self.learner.parameters(), *self.learner.buffers(), run.__self__._position]
         tensors += [v for state in self.optimizer.state.values() for v in state.values()]

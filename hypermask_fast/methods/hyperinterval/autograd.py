@@ -98,7 +98,7 @@ class BoxUpdate(HeadUpdate):
             bias_grad=None if steps_bias else torch.empty_like(head.bias),
         )
         grads = self.optimizer.update_in_backward(step)
-        self._complete((grads.squares / earlier).to(dz.dtype))
+        self._complete(grads.squares, earlier)
         return grads.hidden, None, step.bias_grad
 
     def outputs(

@@ -32,6 +32,7 @@ from hypermask_fast.methods.inputs import Given, inputs_of
 from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.tasks import TaskId
+from hypermask_fast.methods.totals import total_of
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
@@ -213,9 +214,8 @@ class HyperMask(MaskedLearner):
         """
         x, task = self._checked_batch(x, y, task, criterion)
         self._prepare(x)
-        step = self._steps.next()
         update = self.hypernetwork.head_update(optimizer)
-        weights, terms = self._regularized(step, update)
+        weights, terms = self._regularized(update)
         is_special = self.dropout == "first_step" and self._steps.taken == 0
         dropout = self.dropout == "always" or is_special
         norms = self.norms.states(task, learning=True)
@@ -224,16 +224,23 @@ class HyperMask(MaskedLearner):
             outputs = run(net if is_special else self._compiled_net or net, x, self._input)
         task_loss, outputs = self._loss_of(outputs, y, task, criterion)
         factor = self._output_factor
-        total = task_loss + factor * terms["output_reg"] + self.lam * terms["weight_reg"]
+        added = terms["output_reg"], terms["weight_reg"]
+        total = total_of(task_loss, added, (factor, self.lam))
         if update is not None:
             update.completes(total, factor)
-        self._steps.count()
+        self._steps.count(on_device=self._reads_step)
         return Losses(total, task_loss, outputs, terms)
 
+    @property
+    def _reads_step(self) -> bool:
+        """Whether a step's number matters in this task; on a GPU launches make and count it."""
+        return bool(self._steps.ramp) or self._kept.samples
+
     def _regularized(
-        self, step: int | Tensor, update: HeadUpdate | None = None
+        self, update: HeadUpdate | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the current task's masked weights, and the terms of the loss, by name."""
+        step = self._steps.next() if self._reads_step else 0
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = masked_weights(
@@ -251,8 +258,8 @@ class HyperMask(MaskedLearner):
         """Return ``beta / max(1, t) * output_reg + lam * weight_reg``, as :meth:`Learner` says."""
         self._checked_current(task)
         self._require_trace()
-        _, terms = self._regularized(self._steps.next())
-        self._steps.count()
+        _, terms = self._regularized()
+        self._steps.count(on_device=self._reads_step)
         return self._output_factor * terms["output_reg"] + self.lam * terms["weight_reg"]
 
     def _drift_of_shared(self, previous: Tensor) -> Tensor:

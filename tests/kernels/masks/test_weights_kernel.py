@@ -315,6 +315,7 @@ def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
     flags = {"HAS_THRESHOLDS": False, "MASKED_DRIFT": True, "BLOCK": 1024}
     like, drift = end["weight"], torch.empty(1, device=device)
     drift_grad = torch.ones((), device=device)
+    finite = torch.empty(1, dtype=torch.int32, device=device)
     mask_weights._mask_weights_forward_kernel[(1,)](
         *((huge["weight"],), like, huge["z"], None, huge["weight"]),
         *((huge["product"],), huge["mask"], drift, *table[:3]),
@@ -326,7 +327,7 @@ def test_entries_beyond_32_bits(tmp_path: Path, device: torch.device) -> None:
     assert drift == 0
     mask_weights._mask_weights_backward_kernel[(1,)](
         *((huge["weight"],), like, huge["z"], None, huge["weight"]),
-        *((huge["weight"],), drift_grad, (huge["dweight"],), huge["dz"], *table[:3]),
+        *((huge["weight"],), drift_grad, (huge["dweight"],), huge["dz"], finite, *table[:3]),
         HAS_DRIFT=True,
         **flags,
     )
@@ -340,4 +341,36 @@ def test_bits_do_not_change_between_runs(device: torch.device) -> None:
     weights, z, thresholds = inputs(torch.float32, device)
     arguments = (weights, z, thresholds, [*weights[:4], None], z + 1, True, z[0].abs())
     for first, second in zip(run(*arguments), run(*arguments), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_that_lie_for_wide_loads_have_the_bits_of_others(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    """Whole blocks at multiples of 16 bytes; and the same numbers one entry further."""
+    shapes, results = [(64, 32), (40,), (1024,), (7,)], []
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    count, generator = sum(sizes), torch.Generator().manual_seed(3)
+    numbers = torch.randn(4, count, generator=generator).to(device)
+    thresholds = torch.full((4,), 0.2, device=device)
+    for shift in (0, 1):
+        memory = torch.empty(4, count + 8, device=device)[:, shift : shift + count]
+        z, previous, weight, grad = memory.copy_(numbers)
+        parts = [x.to(dtype).split(sizes) for x in (weight, grad)]
+        weights, grads = (
+            [p.view(shape) for p, shape in zip(each, shapes, strict=True)] for each in parts
+        )
+        if dtype == torch.float32:
+            assert (z.data_ptr() % 16 == 0) is not bool(shift)
+        products, masks, drift = mask_weights.forward(
+            weights, z, thresholds, [True] * 4, previous, True
+        )
+        found = mask_weights.backward(
+            *(weights, z, thresholds, grads, previous, True, torch.ones((), device=device))
+        )
+        results.append([*products, masks, found[0], *found[1]])
+        exact = (weight.to(dtype).float() - previous).abs().double() @ masks.double()
+        torch.testing.assert_close(drift.double(), exact, rtol=1e-5, atol=0)
+    for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)

@@ -1,0 +1,1 @@
+"""Kernels of hypernetworks beside their heads."""
