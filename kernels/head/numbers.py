@@ -26,7 +26,7 @@ def step_numbers(
     DECAY: tl.constexpr,
     SIGN: tl.constexpr,
 ):
-    """The first eight of the table in :mod:`hypermask_fast.kernels.head.adam`, of float64 numbers."""
+    """What :mod:`hypermask_fast.kernels.head.adam` tabulates, of float64 numbers."""
     # A step that is not taken does not count, and the first may not be.
     step = tl.maximum(step, 1.0)
     root = tl.sqrt(1 - tl.exp(step * LOG_BETA2))
