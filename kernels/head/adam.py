@@ -22,16 +22,14 @@ The root is in 6 and 7 in place of a division of each second moment by it.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.constants import constant
 from hypermask_fast.kernels.device import cast, fit, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot
+from hypermask_fast.kernels.head.numbers import number, step_constants, store_scalars
 from hypermask_fast.kernels.tuning import Config, choose
 
 SCALARS = 9
@@ -79,59 +77,6 @@ def adam_update(
     stored: tl.constexpr = exp_avg_ptr.dtype.element_ty
     tl.store(exp_avg_ptr + offsets, cast(exp_avg, stored), mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, cast(exp_avg_sq, stored), mask=mask)
-
-
-@triton.jit
-def step_numbers(
-    lr,
-    step,
-    scale,
-    BETA1: tl.constexpr,
-    BETA2: tl.constexpr,
-    LOG_BETA1: tl.constexpr,
-    LOG_BETA2: tl.constexpr,
-    EPS: tl.constexpr,
-    L2: tl.constexpr,
-    DECAY: tl.constexpr,
-    SIGN: tl.constexpr,
-):
-    """The first eight of the table in the module's docstring, of float64 numbers."""
-    # A step that is not taken does not count, and the first may not be.
-    step = tl.maximum(step, 1.0)
-    root = tl.sqrt(1 - tl.exp(step * LOG_BETA2))
-    return (
-        (SIGN * scale).to(tl.float32),
-        (1 - lr * DECAY).to(tl.float32),
-        tl.full((), L2, tl.float32),
-        tl.full((), 1 - BETA1, tl.float32),
-        tl.full((), BETA2, tl.float32),
-        tl.full((), 1 - BETA2, tl.float32),
-        (EPS * root).to(tl.float32),
-        (lr * root / (1 - tl.exp(step * LOG_BETA1))).to(tl.float32),
-    )
-
-
-@triton.jit
-def store_scalars(
-    out_ptr,
-    lr,
-    step,
-    scale,
-    BETA1: tl.constexpr,
-    BETA2: tl.constexpr,
-    LOG_BETA1: tl.constexpr,
-    LOG_BETA2: tl.constexpr,
-    EPS: tl.constexpr,
-    L2: tl.constexpr,
-    DECAY: tl.constexpr,
-    SIGN: tl.constexpr,
-):
-    """Write what :func:`load_scalars` reads."""
-    numbers = step_numbers(
-        lr, step, scale, BETA1, BETA2, LOG_BETA1, LOG_BETA2, EPS, L2, DECAY, SIGN
-    )
-    for slot in tl.static_range(8):
-        tl.store(out_ptr + slot, numbers[slot])
 
 
 @triton.jit
@@ -223,28 +168,6 @@ def _factored_adam_kernel(
                 *(bias_ptr, bias_exp_avg_ptr, bias_exp_avg_sq_ptr),
                 *(start + row, b, bias_grad, valid, scalars),
             )
-
-
-def number(device: torch.device, value: float | Tensor) -> Tensor:
-    """Return a 0-d tensor of what is one or a number."""
-    return value if isinstance(value, Tensor) else constant(value, device, torch.float64)
-
-
-def step_constants(
-    beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, maximize: bool
-) -> dict[str, float]:
-    """Return what of a step's options a kernel is compiled for, by name."""
-    return {
-        "BETA1": beta1,
-        "BETA2": beta2,
-        # Of 0 it only has to vanish when raised to a power.
-        "LOG_BETA1": math.log(beta1) if beta1 else -1e4,
-        "LOG_BETA2": math.log(beta2) if beta2 else -1e4,
-        "EPS": eps,
-        "L2": 0.0 if decoupled else weight_decay,
-        "DECAY": weight_decay if decoupled else 0.0,
-        "SIGN": -1.0 if maximize else 1.0,
-    }
 
 
 def adam_scalars(

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import on_device
-from hypermask_fast.kernels.head.adam import SCALARS, number, step_constants, store_scalars
+from hypermask_fast.kernels.head.adam import SCALARS
+from hypermask_fast.kernels.head.numbers import number, step_constants, store_scalars
 
 
 @triton.jit(do_not_specialize=["count", "factor"])

@@ -16,6 +16,9 @@ from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_boun
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from hypermask_fast.kernels import tuning
 from hypermask_fast.kernels.masks import weights as mask_weights
 from hypermask_fast.kernels.masks.blocks import Blocks
@@ -374,3 +377,21 @@ def test_blocks_that_lie_for_wide_loads_have_the_bits_of_others(
         torch.testing.assert_close(drift.double(), exact, rtol=1e-5, atol=0)
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
+
+
+@triton.jit
+def _is_wide_kernel(out_ptr, start, count, addresses, BLOCK: tl.constexpr):
+    wide = mask_weights._is_wide(start, count, addresses, BLOCK)
+    tl.store(out_ptr, wide.to(tl.int32))
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "addresses", "wide"),
+    [(0, 64, 4096, 1), (72, 64, 16, 1), (4, 64, 0, 0), (64, 63, 0, 0), (64, 64, 4104, 0)],
+)
+def test_wide_loads_are_of_whole_blocks_at_multiples_of_16_bytes(
+    start: int, count: int, addresses: int, wide: int, device: torch.device
+) -> None:
+    out = torch.zeros((), dtype=torch.int32, device=device)
+    _is_wide_kernel[(1,)](out, start, count, addresses, BLOCK=64)
+    assert out == wide
