@@ -10,3 +10,5 @@ point number for 0: which lines a load touches and which jump is taken follow fr
 launch's arguments, and nothing is declared by hand for a kernel. Loads give 0, so that kernels
 whose addresses are in memory are not covered.
 """
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")

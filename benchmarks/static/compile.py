@@ -13,22 +13,15 @@ from unittest import mock
 
 import torch
 import triton
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.launches.launch import Launch
+from benchmarks.static import TARGETS
 from hypermask_fast.kernels import tuning
 from hypermask_fast.kernels.tuning import Config
-
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
 
 
 class Compiled(NamedTuple):
@@ -48,7 +41,7 @@ class Compiled(NamedTuple):
     metadata: Any
     types: Mapping[str, str]
     arguments: Mapping[str, Any]
-    grid: tuple[int, ...]
+    grid: tuple[int, int, int]
 
 
 class _Driver:
@@ -87,8 +80,9 @@ def _compile_only(found: list[Compiled]) -> Iterator[None]:
         signature = compiled.src.signature
         types = {name: kind for name, kind in signature.items() if kind != "constexpr"}
         sizes = grid(arguments) if callable(grid) else grid
+        grid = (*sizes, 1, 1)[:3]
         name, asm = compiled.src.name, compiled.asm
-        found.append(Compiled(name, asm, compiled.metadata, types, arguments, tuple(sizes)))
+        found.append(Compiled(name, asm, compiled.metadata, types, arguments, grid))
 
     interface.__getitem__ = lambda kernel, grid: lambda *a, **k: compile_it(kernel, grid, *a, **k)
     try:
@@ -106,7 +100,9 @@ def use_target(target: str) -> None:
     Args:
         target: Of ``TARGETS``.
     """
-    driver.set_active(_Driver(TARGETS[target], list(TARGETS).index(target)))
+    kind, number = ("cuda", int(target[3:])) if target.startswith("sm_") else ("hip", target)
+    gpu = GPUTarget(kind, number, 32 if kind == "cuda" else 64)
+    driver.set_active(_Driver(gpu, TARGETS.index(target)))
 
 
 def compile_launch(launch: Launch, config: Config) -> list[Compiled]:
@@ -125,8 +121,3 @@ def compile_launch(launch: Launch, config: Config) -> list[Compiled]:
         found.clear()
         run()
     return found
-
-
-def is_pointer(value: Any) -> bool:
-    """Return whether an argument is a tensor."""
-    return isinstance(value, Tensor)

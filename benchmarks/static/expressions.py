@@ -52,7 +52,7 @@ def choose(condition: Any, yes: Any, no: Any) -> Any:
 
 
 def permute(low: Any, selector: int, high: Any) -> Any:
-    """Return four of the eight bytes of two registers, by nibbles; their sign where bit 3 is set."""
+    """Return four of the eight bytes of two registers, by nibbles; with bit 3, their sign."""
     joined = [low >> 8 * i & 255 for i in range(4)] + [high >> 8 * i & 255 for i in range(4)]
     result = low & 0
     for place in range(4):

@@ -11,18 +11,21 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.static.compile import Compiled, is_pointer
+from torch import Tensor
+
+from benchmarks.static.compile import Compiled
 from benchmarks.static.expressions import NotCoveredError
 from benchmarks.static.memory import Region, Timing
 from benchmarks.static.multiprocessor import Launched, Steady
 from benchmarks.static.multiprocessor import replay as replay_launch
 from benchmarks.static.sass import disassemble, usage
 
+_REPLAYED = "sm_90"
 _ARGUMENTS = 0x210
-"""Where the arguments begin in the constants, of sm_90."""
-_REGISTERS, _SHARED, _WARPS, _PROGRAMS = 65_536, 233_472, 64, 32
-_RESERVED = 1024
-"""Of an H100's multiprocessor; each program takes so much shared memory more than it asks for."""
+"""Where the arguments begin in the constants of sm_90."""
+_SHARED = {"sm_80": 167_936, "sm_90": 233_472, "sm_100": 233_472}
+_REGISTERS, _WARPS, _PROGRAMS, _RESERVED = 65_536, 64, 32, 1024
+"""Of a multiprocessor; each program takes so much shared memory more than it asks for."""
 
 
 @lru_cache
@@ -33,57 +36,85 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         return usage(path)
 
 
-def resident(registers: int, shared: int, warps: int) -> int:
-    """Return how many programs an H100's multiprocessor runs at a time.
+def code_size(cubin: bytes) -> int:
+    """Return the instructions of a kernel, of 16 bytes each.
 
     Args:
+        cubin: An ELF object with one kernel.
+    """
+    table, size, count, names = struct.unpack_from("<Q", cubin, 40) + struct.unpack_from(
+        "<3H", cubin, 58
+    )
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * n) for n in range(count)]
+    strings = sections[names][4]
+    return max(
+        section[5] // 16
+        for section in sections
+        if cubin[strings + section[0] :].startswith(b".text.")
+    )
+
+
+def resident(target: str, registers: int, shared: int, warps: int) -> int:
+    """Return how many programs a multiprocessor runs at a time.
+
+    Args:
+        target: A GPU of NVIDIA.
         registers: Of a thread.
         shared: Bytes of a program.
         warps: Of a program.
     """
+    # Registers are given to a warp in blocks of 256, to warps of one scheduler from a quarter.
     of_warp = -(-registers * 32 // 256) * 256
-    by_registers = _REGISTERS // of_warp // 4 * 4 // warps if warps % 4 == 0 else 0
-    by_registers = by_registers or _REGISTERS // (of_warp * warps)
-    return min(by_registers, _SHARED // (shared + _RESERVED), _WARPS // warps, _PROGRAMS)
+    by_registers = 4 * (_REGISTERS // 4 // of_warp) // warps
+    by_shared = _SHARED[target] // (shared + _RESERVED)
+    return min(by_registers, by_shared, _WARPS // warps, _PROGRAMS)
 
 
-def static_figures(kernel: Compiled) -> dict[str, Any]:
+def static_figures(kernel: Compiled, target: str) -> dict[str, int]:
     """Return the figures that take no replay.
 
     Args:
-        kernel: For a GPU of NVIDIA.
+        kernel: Compiled for the target.
+        target: Of ``compile.TARGETS``.
     """
+    shared, warps = int(kernel.metadata.shared), int(kernel.metadata.num_warps)
+    if "cubin" not in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        found = dict(re.findall(r"\.(vgpr_spill_count|vgpr_count):\s*(\d+)", text))
+        numbers = {"registers": "vgpr_count", "spills": "vgpr_spill_count"}
+        return {name: int(found[key]) for name, key in numbers.items()} | {
+            "shared": shared,
+            "warps": warps,
+        }
     registers, stack = _usage(kernel.asm["cubin"])
-    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
     return {
         "registers": registers,
         "spills": stack,
         "shared": shared,
         "warps": warps,
-        "programs": resident(registers, shared, warps),
+        "programs": resident(target, registers, shared, warps),
+        "code": code_size(kernel.asm["cubin"]),
     }
 
 
 def _places(kernel: Compiled) -> tuple[dict[int, int], dict[int, Region]]:
     """Return the constants of a launch, and its tensors in memory."""
-    constants = {0x28 + 0: 0, 0x0: 32 * kernel.metadata.num_warps, 0x4: 1, 0x8: 1}
-    grid = (*kernel.grid, 1, 1)[:3]
-    constants |= {0xC + 4 * axis: size for axis, size in enumerate(grid)}
+    constants = {0x0: 32 * kernel.metadata.num_warps, 0x4: 1, 0x8: 1}
+    constants |= {0xC + 4 * axis: size for axis, size in enumerate(kernel.grid)}
     regions: dict[int, Region] = {}
     storages: dict[int, int] = {}
     at = _ARGUMENTS
     for name, kind in kernel.types.items():
         value = kernel.arguments[name]
-        size = 8 if kind.startswith("*") or kind in ("i64", "u64", "fp64") else 4
+        size = 8 if kind.startswith("*") or kind.endswith("64") else 4
         at += -at % size
-        if is_pointer(value):
+        if isinstance(value, Tensor):
             storage = value.untyped_storage()
             number = storages.setdefault(storage._cdata, len(storages) + 1)
-            begin = number << 36
-            regions[number] = Region(begin, storage.nbytes(), name)
-            bits = begin + value.storage_offset() * value.element_size()
+            regions[number] = Region(number << 36, storage.nbytes(), name)
+            bits = (number << 36) + int(value.storage_offset()) * value.element_size()
         elif isinstance(value, float):
-            bits = struct.unpack("<I", struct.pack("<f", value))[0]
+            bits = int.from_bytes(struct.pack("<f", value), "little")
         else:
             bits = int(value)
         constants[at] = bits & 0xFFFFFFFF
@@ -93,39 +124,34 @@ def _places(kernel: Compiled) -> tuple[dict[int, int], dict[int, Region]]:
     return constants, regions
 
 
-def replay(kernel: Compiled, timing: Timing | None = None) -> tuple[Steady, Mapping[int, Region]]:
-    """Return what a multiprocessor does with a kernel once it is full, and the kernel's tensors.
-
-    Args:
-        kernel: For sm_90.
-        timing: Default: an H200's.
-
-    Raises:
-        NotCoveredError: The replay cannot follow it.
-    """
-    timing = timing or Timing()
+def _replay(kernel: Compiled, timing: Timing) -> tuple[Steady, Mapping[int, Region]]:
     constants, regions = _places(kernel)
-    grid = (*kernel.grid, 1, 1)[:3]
-    figures = static_figures(kernel)
-    programs = min(figures["programs"], -(-prod(grid) // timing.processors))
+    figures = static_figures(kernel, _REPLAYED)
+    programs = min(figures["programs"], -(-prod(kernel.grid) // timing.processors))
     launched = Launched(
-        *(disassemble(kernel.asm["cubin"]), constants, grid, figures["warps"]),
+        *(disassemble(kernel.asm["cubin"]), constants, kernel.grid, figures["warps"]),
         *(figures["shared"], regions, programs),
     )
     return replay_launch(launched, timing), regions
 
 
 def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str, Any]:
-    """Return the figures of a replay.
+    """Return what a multiprocessor does with a kernel once it is full.
 
     The largest tensor says how many tiles there are: all of it is read or written once.
 
     Args:
-        kernel, timing: As of :func:`replay`.
+        kernel: For sm_90.
+        timing: Default: an H200's.
+
+    Returns:
+        ``instructions``, ``barriers`` and ``loads`` (by the bytes of a lane) of a warp and tile,
+        ``cycles`` of a tile, ``copy_us`` of a copy of as many bytes, and ``model_us``. Where the
+        replay cannot follow the kernel, "not_covered" says why.
     """
     timing = timing or Timing()
     try:
-        steady, regions = replay(kernel, timing)
+        steady, regions = _replay(kernel, timing)
     except NotCoveredError as error:
         return {"not_covered": str(error)}
     figures: dict[str, Any] = {
@@ -133,14 +159,27 @@ def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str
         "barriers": round(steady.barriers, 1),
         "loads": {str(size): round(count, 1) for size, count in steady.loads.items()},
     }
-    moved = {place: size for place, size in steady.moved.items() if size}
-    largest = max(moved, key=lambda place: regions[place[0]].size, default=None)
-    if largest is None or regions[largest[0]].size <= timing.resident:
-        return {**figures, "not_covered": "no tensor is too large for the cache"}
-    tiles = regions[largest[0]].size / moved[largest]
-    streamed = sum(size for place, size in moved.items() if regions[place[0]].size > timing.resident)
+    streamed = {
+        place: size
+        for place, size in steady.moved.items()
+        if size and regions[place[0]].size > timing.resident
+    }
+    largest = max(streamed, key=lambda place: regions[place[0]].size, default=None)
+    if largest is None:
+        return {**figures, "not_covered": "all tensors fit in the cache"}
+    tiles = regions[largest[0]].size / streamed[largest]
     return figures | {
-        "cycles": round(steady.cycles, 1),
-        "copy_us": round(tiles * streamed / timing.bandwidth * 1e6, 1),
+        "cycles": round(steady.cycles),
+        "copy_us": round(tiles * sum(streamed.values()) / timing.bandwidth * 1e6, 1),
         "model_us": round(tiles * steady.cycles / timing.clock / timing.processors * 1e6, 1),
     }
+
+
+def figures_of(kernel: Compiled, target: str) -> dict[str, Any]:
+    """Return all figures of a kernel that there are for a target.
+
+    Args:
+        kernel, target: As of :func:`static_figures`.
+    """
+    replayed = replayed_figures(kernel) if target == _REPLAYED else {}
+    return static_figures(kernel, target) | replayed

@@ -31,6 +31,7 @@ class Warp:
         mask: Lanes in which the present instruction runs.
         active: Lanes that are on.
         copied: Where in shared memory the last copy went.
+        registers, uniform, predicates, uniform_truths: As ``translate`` takes them.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class Warp:
         self.active = self.mask = _ALL
         self.copied = ZERO
         self.first = 0
-        self._registers: list[Any] = [ZERO] * 256
-        self._uniform = [0] * 64
-        self._predicates: list[Any] = [_NONE] * 7
-        self._uniform_predicates = [False] * 8
+        self.registers: list[Any] = [ZERO] * 256
+        self.uniform = [0] * 64
+        self.predicates: list[Any] = [_NONE] * 7
+        self.uniform_truths = [False] * 8
         self._waiting: list[tuple[int, Any]] = []
         self._joining: dict[str, tuple[int, Any]] = {}
 
@@ -56,9 +57,9 @@ class Warp:
         if name == "PT":
             value: Any = True
         elif uniform:
-            value = self._uniform_predicates[int(name[1:])]
+            value = self.uniform_truths[int(name[1:])]
         else:
-            value = self._predicates[int(name[1:])]
+            value = self.predicates[int(name[1:])]
         value = np.logical_not(value) if text.startswith("!") else value
         return self.active & value
 
@@ -75,7 +76,7 @@ class Warp:
             everything = bool(mask.all())
         self.mask = mask
         self.at = number + 1
-        state = self._registers, self._uniform, self._predicates, self._uniform_predicates, self
+        state = self.registers, self.uniform, self.predicates, self.uniform_truths, self
         addresses = None
         if everything or mask.any():
             if step.address is not None:
@@ -98,13 +99,13 @@ class Warp:
         return addresses if name.endswith("]") else addresses[self._guard(name)[mask]]
 
     def _partly(self, step: Step, mask: Any, state: tuple[Any, ...]) -> None:
-        before = [(n, self._registers[n]) for n in step.registers]
-        held = [(n, self._predicates[n]) for n in step.predicates]
+        before = [(n, self.registers[n]) for n in step.registers]
+        held = [(n, self.predicates[n]) for n in step.predicates]
         step.function(*state)  # type: ignore[misc]
         for n, old in before:
-            self._registers[n] = np.where(mask, self._registers[n], old)
+            self.registers[n] = np.where(mask, self.registers[n], old)
         for n, old in held:
-            self._predicates[n] = np.where(mask, self._predicates[n], old)
+            self.predicates[n] = np.where(mask, self.predicates[n], old)
 
     def _turn(self, lanes: Any) -> None:
         self.active = _ALL if lanes.all() else lanes
@@ -159,4 +160,4 @@ class Warp:
             self.at = self._code.place[instruction.target or 0]
         elif base == "RET":
             register = int(instruction.operands[0].split()[0][1:])
-            self.at = self._code.place[int(self._registers[register][self.first])]
+            self.at = self._code.place[int(self.registers[register][self.first])]

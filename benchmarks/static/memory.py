@@ -1,8 +1,8 @@
 """When memory answers: the caches, the multiprocessor's share of the bus, and shared memory.
 
-Times are in cycles of the multiprocessor. A sector of 32 bytes that is read first comes from DRAM: a
-latency after its bytes had their turn on the bus. Others are found in the program's share of L1 or
-in the multiprocessor's of L2, or are on their way there.
+Times are in cycles of the multiprocessor. A sector of 32 bytes that is read first comes from DRAM,
+a latency after its bytes had their turn on the bus. Others are found in the program's share of L1
+or in the multiprocessor's of L2, or are on their way there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Shared:
 
     def __init__(self, size: int) -> None:
         self._words = np.zeros(max(size, 1024) // 4 + 64, np.uint32)
-        self._views = {1: self._words.view(np.uint8), 2: self._words.view(np.uint16)}
+        self._views: dict[int, Any] = {
+            1: self._words.view(np.uint8),
+            2: self._words.view(np.uint16),
+        }
 
     def words(self, address: Any) -> Any:
         """Return the numbers of words, of addresses; those of lanes that are off may be wild."""

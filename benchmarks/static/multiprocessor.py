@@ -30,7 +30,8 @@ _GLOBAL = {"LDG", "STG", "LDGSTS", "REDG", "RED", "ATOMG", "CCTL"}
 _BEGIN = 50
 """Cycles from a program's end to the begin of the next one in its place."""
 _TILES = 6
-"""Of a program, that are timed after the first two."""
+_ALL_TILES = 16
+"""Of a program, and of all, that are timed at least after the first two of each."""
 _SHORT = 14
 """Cycles until a scoreboard is free that nothing here holds longer."""
 
@@ -284,6 +285,7 @@ class _Multiprocessor:
         full = len(self._programs)
         instructions = launched.instructions
         jump, heap, free = self._jump, self._heap, self._free
+        most = (2 * full + max(_TILES * full, _ALL_TILES)) * launched.warps
         ends = starts = 0
         begin = last = 0.0
         while heap:
@@ -335,12 +337,12 @@ class _Multiprocessor:
                 w.begin = w.begin or (w.end if jump is not None else Tally(0, 0, 0, {}, {}))
             elif ends >= 2 * full * launched.warps:
                 starts, begin = ends, time
-            if ends >= (2 + _TILES) * full * launched.warps:
+            if ends >= most:
                 break
         return self._steady((last - begin) / max(1, ends - starts))
 
     def _leave(self, w: _Issuing, time: float) -> bool:
-        """Let a warp end, and after a program's last warp the next program begin, if there is one."""
+        """Let a warp end, and after its program's last one the next program begin, if there is."""
         program = self._programs[w.slot]
         program.left -= 1
         for here in program.at_barrier.values():

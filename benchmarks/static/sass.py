@@ -87,8 +87,9 @@ def _instruction(address: int, text: str, high: int) -> Instruction:
     signals, releases, waits = control >> 5 & 7, control >> 8 & 7, control >> 11 & 63
     return Instruction(
         *(address, guard, opcode, operands, control & 15),
-        *(None if number == 7 else number for number in (signals, releases)),
-        tuple(number for number in range(6) if waits >> number & 1),
+        signals=None if signals == 7 else signals,
+        releases=None if releases == 7 else releases,
+        waits=tuple(number for number in range(6) if waits >> number & 1),
     )
 
 

@@ -1,7 +1,7 @@
 """Makes a Python function of each machine instruction, of what decides addresses and jumps.
 
-``function(R, U, P, V, w)`` changes the vector and uniform registers R and U and the predicates P and
-V of the warp w; ``C`` are the launch's constants. Floating-point results are 0.
+``function(R, U, P, V, w)`` changes the vector and uniform registers R and U and the predicates P
+and V of the warp w; ``C`` are the launch's constants. Floating-point results are 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.static import expressions
 from benchmarks.static.expressions import NotCoveredError, address, logic, operand, pair, truth
 from benchmarks.static.sass import Instruction
 
-Function = Callable[[Any, Any, Any, Any, Any], None]
+Function = Callable[[Any, Any, Any, Any, Any], Any]
 
 _FLOAT = {
     *("FADD", "FMUL", "FFMA", "FSEL", "FMNMX", "FSET", "FRND", "FSWZADD", "FMNMX3"),
@@ -136,7 +136,10 @@ def _multiply(i: Instruction, base: str) -> str:
         text = _assign_wide(target, f"{factors[0]} * {factors[1]} + {pair(c)}")
         return text + "".join(_assign_truth(name, "False") for name in written)
     if ".HI" in i.opcode:
-        text = f"total = ({factors[0]} * {factors[1]} >> 32 & {expressions.WORD}) + {operand(c)}\n"
+        word = expressions.WORD
+        text = f"product, added = {factors[0]} * {factors[1]}, {pair(c)}\n"
+        text += f"total = (product >> 32 & {word}) + (added >> 32 & {word})\n"
+        text += f"total = total + ((product & {word}) + (added & {word}) >> 32)\n"
         text += "".join(_assign_truth(name, "(total >> 32) > 0") for name in written)
         return text + _assign(target, "total")
     return _assign(target, _carries([f"{operand(a)} * {operand(b)}", operand(c)], carry))
@@ -235,7 +238,8 @@ def _compare_floats(i: Instruction, base: str) -> str:
         **{"NAN": False, "NUM": True, "MAX": x >= y, "MIN": x <= y},
     }.get(kind.removesuffix("U") if kind not in ("NEU",) else "NE", False)
     symbol = "|" if ".OR" in i.opcode else "^" if ".XOR" in i.opcode else "&"
-    text = f"value, opposite = {holds} {symbol} {truth(before)}, {not holds} {symbol} {truth(before)}\n"
+    text = f"value = {holds} {symbol} {truth(before)}\n"
+    text += f"opposite = {not holds} {symbol} {truth(before)}\n"
     return text + _assign_truth(target, "value") + _assign_truth(other, "opposite")
 
 
@@ -249,10 +253,14 @@ def _extreme(i: Instruction, base: str) -> str:
     *numbers, which = rest
     values = [operand(x) if ".U32" in i.opcode else f"signed({operand(x)})" for x in numbers]
     if base == "VIADDMNMX":
-        values = [f"signed(({operand(numbers[0])} + {operand(numbers[1])}) & 4294967295)", values[2]]
+        values = [
+            f"signed(({operand(numbers[0])} + {operand(numbers[1])}) & 4294967295)",
+            values[2],
+        ]
     text = f"total = {values[0]}\n"
     for value in values[1:]:
-        text += f"total = choose({truth(which)}, np.minimum(total, {value}), np.maximum(total, {value}))\n"
+        both = f"np.minimum(total, {value}), np.maximum(total, {value})"
+        text += f"total = choose({truth(which)}, {both})\n"
     return text + _assign(target, "total")
 
 
