@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
         name: Of its function.
         asm: What the compiler made, by kind: "cubin", "ptx", "amdgcn", "ttgir".
         metadata: Of the compiler: ``shared`` (bytes), ``num_warps``.
-        types: Of the arguments that the machine code takes, in order, by name: "*fp32", "i32".
+        types: Of the arguments, in order, by name: "*fp32", "i32"; "constexpr" of what is compiled in.
         arguments: By name.
         grid: Programs.
     """
@@ -39,7 +39,7 @@ class Compiled(NamedTuple):
     name: str
     asm: Mapping[str, Any]
     metadata: Any
-    types: Mapping[str, str]
+    types: Mapping[str, Any]
     arguments: Mapping[str, Any]
     grid: tuple[int, int, int]
 
@@ -78,11 +78,10 @@ def _compile_only(found: list[Compiled]) -> Iterator[None]:
         compiled = kernel.warmup(*args, grid=grid, **options)
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | options
         signature = compiled.src.signature
-        types = {name: kind for name, kind in signature.items() if kind != "constexpr"}
         sizes = grid(arguments) if callable(grid) else grid
         grid = (*sizes, 1, 1)[:3]
         name, asm = compiled.src.name, compiled.asm
-        found.append(Compiled(name, asm, compiled.metadata, types, arguments, grid))
+        found.append(Compiled(name, asm, compiled.metadata, signature, arguments, grid))
 
     interface.__getitem__ = lambda kernel, grid: lambda *a, **k: compile_it(kernel, grid, *a, **k)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -97,6 +97,15 @@ def static_figures(kernel: Compiled, target: str) -> dict[str, int]:
     }
 
 
+def _flat(kinds: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments of the machine code with their types: what tuples hold, no constants."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
 def _places(kernel: Compiled) -> tuple[dict[int, int], dict[int, Region]]:
     """Return the constants of a launch, and its tensors in memory."""
     constants = {0x0: 32 * kernel.metadata.num_warps, 0x4: 1, 0x8: 1}
@@ -104,14 +113,13 @@ def _places(kernel: Compiled) -> tuple[dict[int, int], dict[int, Region]]:
     regions: dict[int, Region] = {}
     storages: dict[int, int] = {}
     at = _ARGUMENTS
-    for name, kind in kernel.types.items():
-        value = kernel.arguments[name]
+    for kind, value in _flat(kernel.types.values(), map(kernel.arguments.get, kernel.types)):
         size = 8 if kind.startswith("*") or kind.endswith("64") else 4
         at += -at % size
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
             number = storages.setdefault(storage._cdata, len(storages) + 1)
-            regions[number] = Region(number << 36, storage.nbytes(), name)
+            regions[number] = Region(number << 36, storage.nbytes())
             bits = (number << 36) + int(value.storage_offset()) * value.element_size()
         elif isinstance(value, float):
             bits = int.from_bytes(struct.pack("<f", value), "little")

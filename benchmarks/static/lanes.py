@@ -31,6 +31,7 @@ class Warp:
         mask: Lanes in which the present instruction runs.
         active: Lanes that are on.
         copied: Where in shared memory the last copy went.
+        local: Registers that are spilled, by address, which is the same in all lanes.
         registers, uniform, predicates, uniform_truths: As ``translate`` takes them.
     """
 
@@ -43,6 +44,7 @@ class Warp:
         self.threads = LANES + 32 * number
         self.active = self.mask = _ALL
         self.copied = ZERO
+        self.local: dict[int, Any] = {}
         self.first = 0
         self.registers: list[Any] = [ZERO] * 256
         self.uniform = [0] * 64

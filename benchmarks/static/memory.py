@@ -113,11 +113,10 @@ def wavefronts(address: Any, size: int) -> int:
 
 
 class Region(NamedTuple):
-    """A tensor in memory: its first address, its bytes, and what it is called."""
+    """A tensor in memory: its first address, and its bytes."""
 
     begin: int
     size: int
-    name: str
 
 
 class Memory:
@@ -133,12 +132,16 @@ class Memory:
         self._l1_sectors = timing.l1_size // SECTOR // programs
         self._seen: tuple[set[int], set[int]] = (set(), set())
 
+    def streams(self, region: int) -> bool:
+        """Return whether a tensor does not stay in the cache."""
+        return self._regions[region].size > self._timing.resident
+
     def _region(self, sector: int) -> int:
         at = sector * SECTOR
         found = at >> 36
         region = self._regions.get(found)
         if region is None or not -128 <= at - region.begin < region.size + 128:
-            raise NotCoveredError("an address that is not in its arguments")
+            raise NotCoveredError(f"the address {at:#x}, which is not in its arguments")
         return found
 
     def _touch(self, sector: int, region: int, write: bool, moved: Moved) -> bool:
@@ -175,7 +178,7 @@ class Memory:
             if arrives is None:
                 region = self._region(sector)
                 self._touch(sector, region, False, moved)
-                if self._regions[region].size <= timing.resident:
+                if not self.streams(region):
                     arrives = 0.0
                 else:
                     self._bus = max(self._bus, time) + SECTOR * self._byte
@@ -197,7 +200,7 @@ class Memory:
         for sector in sectors:
             region = self._region(sector)
             if self._touch(sector, region, True, moved):
-                if self._regions[region].size > self._timing.resident:
+                if self.streams(region):
                     self._bus = max(self._bus, time) + SECTOR * self._byte
                 self._enter(self._l2, sector, time, self._timing.l2_size // SECTOR)
         return time + 20 + max(0.0, self._bus - time - self._timing.ahead)

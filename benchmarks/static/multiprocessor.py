@@ -62,12 +62,14 @@ class Tally(NamedTuple):
     """What a warp did.
 
     Attributes:
+        time: Until which it did.
         tiles: Turns of the kernel's largest loop; where there is none, whole programs.
         issued, barriers: Instructions.
         loads: By the bytes of a lane.
         moved: Bytes that were touched for the first time.
     """
 
+    time: float
     tiles: int
     issued: int
     barriers: int
@@ -112,7 +114,7 @@ class _Issuing:
     def tally(self) -> Tally:
         """Return what it did so far."""
         counts = dict(self.loads), dict(self.moved)
-        return Tally(self.tiles, self.issued, self.barriers, *counts)
+        return Tally(self.issue, self.tiles, self.issued, self.barriers, *counts)
 
 
 class _EndedError(Exception):
@@ -178,9 +180,6 @@ class _Multiprocessor:
         wait = self._waits[at]
         if wait is not None:
             time = max(time, wait(w))
-        self._again(w, time)
-
-    def _again(self, w: _Issuing, time: float) -> None:
         self._pushed += 1
         heapq.heappush(self._heap, (time, self._pushed, w))
 
@@ -222,8 +221,7 @@ class _Multiprocessor:
         if base == "LDGSTS":
             self._lsu += wavefronts(w.warp.copied, size)
         if base == "CCTL":
-            whole = {sector & ~3 | n for sector in sectors for n in range(4)}
-            self._memory.fetch(whole, begin, None, w.moved)
+            self._memory.fetch(sectors, begin, None, w.moved)
             return begin + _SHORT
         if base in ("STG", "REDG", "RED"):
             return self._memory.store(sectors, begin, w.moved)
@@ -244,6 +242,9 @@ class _Multiprocessor:
         elif base in _SHARED and at is not None and len(at):
             self._lsu = max(self._lsu, time) + wavefronts(at, size)
             return self._lsu + (timing.shared if base in ("LDS", "LDSM") else 12)
+        elif base in ("LDL", "STL"):
+            self._lsu = max(self._lsu, time) + size / 4
+            return self._lsu + timing.l1
         elif base == "SHFL":
             self._lsu = max(self._lsu, time) + 2
             return self._lsu + timing.shuffle
@@ -289,14 +290,15 @@ class _Multiprocessor:
         ends = starts = 0
         begin = last = 0.0
         while heap:
-            time, _, w = heapq.heappop(heap)
+            time, order, w = heapq.heappop(heap)
             scheduler = w.scheduler
             number = w.warp.at
             assert number is not None
             i = instructions[number]
             later = max(free[scheduler], self._busy(i, w, time))
             if later > time:
-                self._again(w, later)
+                # It keeps its place before those that come later.
+                heapq.heappush(heap, (later, order, w))
                 continue
             at = w.warp.step()
             self.waits[number] += time - w.issue
@@ -334,9 +336,9 @@ class _Multiprocessor:
             last = time
             if starts:
                 w.end = w.tally()
-                w.begin = w.begin or (w.end if jump is not None else Tally(0, 0, 0, {}, {}))
+                w.begin = w.begin or (w.end if jump is not None else Tally(time, 0, 0, 0, {}, {}))
             elif ends >= 2 * full * launched.warps:
-                starts, begin = ends, time
+                starts, begin = ends, last
             if ends >= most:
                 break
         return self._steady((last - begin) / max(1, ends - starts))
@@ -359,7 +361,8 @@ class _Multiprocessor:
         here.clear()
 
     def _steady(self, cycles: float) -> Steady:
-        pairs = [(w.begin, w.end) for w in self._all if w.begin is not None and w.end is not None]
+        both = [(w.begin, w.end) for w in self._all if w.begin is not None and w.end is not None]
+        pairs = [(begin, end) for begin, end in both if end.tiles > begin.tiles]
         tiles = sum(end.tiles - begin.tiles for begin, end in pairs)
         if not tiles:
             raise NotCoveredError("a launch of too few tiles")
@@ -378,7 +381,15 @@ class _Multiprocessor:
                 moved[place] = moved.get(place, 0) + new / tiles * self._launched.warps
         loads = {size: count for size, count in sorted(loads.items()) if count}
         warps = self._launched.warps
-        return Steady(cycles * warps, mean("issued"), mean("barriers"), loads, moved)
+        if self._jump is not None:
+            # Each warp from end to end of a tile: programs need not be in step.
+            cycles = 1 / sum(
+                (end.tiles - begin.tiles) / (end.time - begin.time) for begin, end in pairs
+            )
+        # Writes, and what is asked for ahead, wait for the bus where no warp waits for them.
+        bus = sum(size for place, size in moved.items() if self._memory.streams(place[0]))
+        cycles = max(cycles * warps, bus / self._timing.share)
+        return Steady(cycles, mean("issued"), mean("barriers"), loads, moved)
 
 
 def replay(launched: Launched, timing: Timing) -> Steady:

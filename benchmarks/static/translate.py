@@ -406,6 +406,23 @@ def _store_shared(i: Instruction, base: str) -> str:
     return text
 
 
+def _load_local(i: Instruction, base: str) -> str:
+    first = int(i.operands[0][1:])
+    at = f"at = int(vector({address(i.operands[1])})[w.first])\n"
+    return at + "".join(
+        f"R[{first + n}] = w.local.get(at + {4 * n}, ZERO)\n" for n in range(max(1, width(i) // 4))
+    )
+
+
+def _store_local(i: Instruction, base: str) -> str:
+    text = f"at = int(vector({address(i.operands[0])})[w.first])\n"
+    for n in range(max(1, width(i) // 4)):
+        value = "ZERO" if i.operands[1] == "RZ" else f"R[{int(i.operands[1][1:]) + n}]"
+        old = f"w.local.get(at + {4 * n}, ZERO)"
+        text += f"w.local[at + {4 * n}] = np.where(w.mask, {value}, {old})\n"
+    return text
+
+
 def _zero(count: int) -> Callable[[Instruction, str], str]:
     def text(i: Instruction, base: str) -> str:
         first = i.operands[0]
@@ -440,8 +457,8 @@ _TEXTS: Mapping[str, Callable[[Instruction, str], str]] = {
     **dict.fromkeys(("POPC", "UPOPC"), _one("np.bitwise_count({a})")),
     **dict.fromkeys(_FLOAT, _zero(1)),
     **dict.fromkeys(_DOUBLE, _zero(2)),
-    **dict.fromkeys(("LDG", "LDSM", "LDL", "ATOMG", "ATOMS"), _zero(0)),
-    **dict.fromkeys(_NOTHING | {"STG", "LDGSTS", "STSM", "REDG", "RED", "STL"}, lambda i, b: ""),
+    **dict.fromkeys(("LDG", "LDSM", "ATOMG", "ATOMS"), _zero(0)),
+    **dict.fromkeys(_NOTHING | {"STG", "LDGSTS", "STSM", "REDG", "RED"}, lambda i, b: ""),
     "UFLO": _one("max(0, {a}.bit_length() - 1)"),
     "IABS": _one("np.abs(signed({a}))"),
     "R2P": _register_to_predicates,
@@ -452,6 +469,8 @@ _TEXTS: Mapping[str, Callable[[Instruction, str], str]] = {
     "F2I": _to_integer,
     "MUFU": _special_function,
     "HFMA2": _half_constant,
+    "LDL": _load_local,
+    "STL": _store_local,
     "LDS": _load_shared,
     "STS": _store_shared,
     "FCHK": lambda i, base: _assign_truth(i.operands[0], "False"),
@@ -470,6 +489,8 @@ def _where(instruction: Instruction) -> str | None:
     if base not in _MEMORY or (base == "CCTL" and ".PF" not in instruction.opcode):
         return None
     at = [x for x in instruction.operands if x.endswith("]")]
+    if base == "CCTL" and ".64" not in at[0]:
+        at = [re.sub(r"\[(R\d+)", r"[\1.64", at[0])]
     # Of a copy to shared memory the second is where it reads.
     return address(at[1] if base == "LDGSTS" else at[0])
 

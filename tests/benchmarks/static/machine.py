@@ -54,7 +54,7 @@ def steady(
     constants = {0x0: 32 * warps, ARGUMENT: BASE & 0xFFFFFFFF, ARGUMENT + 4: BASE >> 32}
     launched = Launched(
         *(instructions, constants, (grid, 1, 1), warps, 1024),
-        *({1: Region(BASE, size, "x")}, programs),
+        *({1: Region(BASE, size)}, programs),
     )
     return replay(launched, timing or Timing())
 

@@ -174,6 +174,14 @@ def test_shared_memory_keeps_words_and_bytes() -> None:
     assert (warp.registers[5] == A & 255).all()
 
 
+def test_spilled_registers_come_back() -> None:
+    odd = np.arange(32) % 2 == 1
+    lines = ("STL.64 [R9+0x8], R2", "@P0 STL [R9+0xc], R0", "LDL.64 R4, [R9+0x8]")
+    warp = run(code(*lines, EXIT), R0=A, R2=B, R3=C, P0=odd, R9=np.full(32, 64))
+    assert (warp.registers[4] == B).all()
+    assert (warp.registers[5] == np.where(odd, A, C)).all()
+
+
 def test_bytes_are_permuted_and_signs_extended() -> None:
     lines = (
         "PRMT R2, R0, 0x7632, R1",
