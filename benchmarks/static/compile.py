@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
         name: Of its function.
         asm: What the compiler made, by kind: "cubin", "ptx", "amdgcn", "ttgir".
         metadata: Of the compiler: ``shared`` (bytes), ``num_warps``.
-        types: Of the arguments, in order, by name: "*fp32", "i32"; "constexpr" of what is compiled in.
+        types: Of the arguments, in order, by name: "*fp32", "i32", "constexpr".
         arguments: By name.
         grid: Programs.
     """

@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.static.compile import Compiled
 from benchmarks.static.expressions import NotCoveredError
 from benchmarks.static.memory import Region, Timing
-from benchmarks.static.multiprocessor import Launched, Steady
 from benchmarks.static.multiprocessor import replay as replay_launch
 from benchmarks.static.sass import disassemble, usage
+from benchmarks.static.tile import Launched, Steady
 
 _REPLAYED = "sm_90"
 _ARGUMENTS = 0x210

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from benchmarks.static.expressions import NotCoveredError
 from benchmarks.static.lanes import Code, Warp
-from benchmarks.static.memory import Memory, Moved, Region, Shared, Timing, wavefronts
+from benchmarks.static.memory import Memory, Shared, Timing, wavefronts
 from benchmarks.static.sass import Instruction, loop
+from benchmarks.static.tile import Issuing, Launched, Steady, Tally
 from benchmarks.static.translate import translate
 
 _INTEGER = {
@@ -36,87 +37,6 @@ _SHORT = 14
 """Cycles until a scoreboard is free that nothing here holds longer."""
 
 
-class Launched(NamedTuple):
-    """A launch for a multiprocessor.
-
-    Attributes:
-        instructions: Of the kernel.
-        constants: Its arguments and sizes, 32 bits each, by offset.
-        grid: Programs.
-        warps: Of a program.
-        shared: Bytes of a program.
-        regions: Tensors, by the upper bits of their addresses.
-        programs: That run at a time on a multiprocessor.
-    """
-
-    instructions: list[Instruction]
-    constants: Mapping[int, int]
-    grid: tuple[int, int, int]
-    warps: int
-    shared: int
-    regions: Mapping[int, Region]
-    programs: int
-
-
-class Tally(NamedTuple):
-    """What a warp did.
-
-    Attributes:
-        time: Until which it did.
-        tiles: Turns of the kernel's largest loop; where there is none, whole programs.
-        issued, barriers: Instructions.
-        loads: By the bytes of a lane.
-        moved: Bytes that were touched for the first time.
-    """
-
-    time: float
-    tiles: int
-    issued: int
-    barriers: int
-    loads: dict[int, int]
-    moved: Moved
-
-
-class Steady(NamedTuple):
-    """A tile, as a multiprocessor does it that is full.
-
-    Attributes:
-        cycles: From one tile to the next.
-        issued, barriers: Instructions of a warp.
-        loads: Loads of a warp, by the bytes of a lane.
-        moved: Bytes of all warps, by region, and whether they were written.
-    """
-
-    cycles: float
-    issued: float
-    barriers: float
-    loads: Mapping[int, float]
-    moved: Mapping[tuple[int, bool], float]
-
-
-class _Issuing:
-    """A warp, and when it may issue next."""
-
-    def __init__(self, warp: Warp, slot: int, scheduler: int, time: float) -> None:
-        self.warp, self.slot, self.scheduler = warp, slot, scheduler
-        self.ready = self.issue = time
-        self.scoreboards = [0.0] * 6
-        self.copies: list[float] = []
-        self.copied = 0.0
-        self.products: list[float] = []
-        self.multiplied = 0.0
-        self.tiles = self.issued = self.barriers = 0
-        self.loads: dict[int, int] = {}
-        self.moved: Moved = {}
-        self.begin: Tally | None = None
-        self.end: Tally | None = None
-
-    def tally(self) -> Tally:
-        """Return what it did so far."""
-        counts = dict(self.loads), dict(self.moved)
-        return Tally(self.issue, self.tiles, self.issued, self.barriers, *counts)
-
-
 class _EndedError(Exception):
     """A program ended after few turns of its largest loop."""
 
@@ -124,7 +44,7 @@ class _EndedError(Exception):
 class _Program:
     def __init__(self, warps: int) -> None:
         self.left = warps
-        self.at_barrier: dict[str, list[_Issuing]] = {}
+        self.at_barrier: dict[str, list[Issuing]] = {}
 
 
 def _number(text: str) -> int:
@@ -145,7 +65,7 @@ class _Multiprocessor:
         self._lsu = 0.0
         self._integer, self._special, self._product = ([0.0] * 4 for _ in range(3))
         self._free = [0.0] * 4
-        self._heap: list[tuple[float, int, _Issuing]] = []
+        self._heap: list[tuple[float, int, Issuing]] = []
         self._pushed = 0
         self._programs: dict[int, _Program] = {}
         self._next = self._programs_of_grid()
@@ -156,7 +76,7 @@ class _Multiprocessor:
         for number in range(x * y * z):
             yield number % x, number // x % y, number // (x * y)
 
-    def _waiting(self, i: Instruction) -> Callable[[_Issuing], float] | None:
+    def _waiting(self, i: Instruction) -> Callable[[Issuing], float] | None:
         """What else than scoreboards an instruction waits for."""
         if i.base == "DEPBAR":
             left = _number(i.operands[-1])
@@ -169,7 +89,7 @@ class _Multiprocessor:
             )
         return None
 
-    def _push(self, w: _Issuing) -> None:
+    def _push(self, w: Issuing) -> None:
         """Put a warp where its next instruction's time is."""
         at = w.warp.at
         if at is None:
@@ -192,12 +112,12 @@ class _Multiprocessor:
         for number in range(self._launched.warps):
             warp = Warp(self._code, program, number, shared, self._divides)
             scheduler = (slot * self._launched.warps + number) % 4
-            w = _Issuing(warp, slot, scheduler, time)
+            w = Issuing(warp, slot, scheduler, time)
             self._all.append(w)
             self._push(w)
         return True
 
-    def _busy(self, i: Instruction, w: _Issuing, time: float) -> float:
+    def _busy(self, i: Instruction, w: Issuing, time: float) -> float:
         """Return when an instruction's pipe takes it."""
         s, base = w.scheduler, i.base
         if base in _INTEGER:
@@ -210,7 +130,7 @@ class _Multiprocessor:
             return self._product[s] - (4 if base == "HMMA" else 64)
         return time
 
-    def _global(self, i: Instruction, w: _Issuing, at: Any, size: int, time: float) -> float:
+    def _global(self, i: Instruction, w: Issuing, at: Any, size: int, time: float) -> float:
         base = i.base
         if base != "CCTL":
             w.loads[size] = w.loads.get(size, 0) + (base in ("LDG", "LDGSTS"))
@@ -228,7 +148,7 @@ class _Multiprocessor:
         past = ".BYPASS" in i.opcode or base == "ATOMG" or ".GPU" in i.opcode
         return self._memory.fetch(sectors, begin, None if past else w.slot, w.moved)
 
-    def _time(self, i: Instruction, w: _Issuing, at: Any, size: int, time: float) -> float:
+    def _time(self, i: Instruction, w: Issuing, at: Any, size: int, time: float) -> float:
         """Return when an instruction's result is there, and take its time of the pipes."""
         s, base, timing = w.scheduler, i.base, self._timing
         if base in _INTEGER:
@@ -267,7 +187,7 @@ class _Multiprocessor:
             del w.copies[:-16]
         return time + _SHORT
 
-    def _barrier(self, i: Instruction, w: _Issuing, time: float) -> None:
+    def _barrier(self, i: Instruction, w: Issuing, time: float) -> None:
         """Let a warp wait for the others of its program."""
         program = self._programs[w.slot]
         name, *count = i.operands
@@ -279,7 +199,7 @@ class _Multiprocessor:
     def run(self) -> Steady:
         """Return what happens once the multiprocessor is full."""
         launched = self._launched
-        self._all: list[_Issuing] = []
+        self._all: list[Issuing] = []
         for slot in range(launched.programs):
             if not self._start(slot, 200.0 * slot):
                 break
@@ -343,7 +263,7 @@ class _Multiprocessor:
                 break
         return self._steady((last - begin) / max(1, ends - starts))
 
-    def _leave(self, w: _Issuing, time: float) -> bool:
+    def _leave(self, w: Issuing, time: float) -> bool:
         """Let a warp end, and after its program's last one the next program begin, if there is."""
         program = self._programs[w.slot]
         program.left -= 1
@@ -351,7 +271,7 @@ class _Multiprocessor:
             self._pass(here, program.left, time)
         return program.left > 0 or self._start(w.slot, time + _BEGIN)
 
-    def _pass(self, here: list[_Issuing], expected: int, time: float) -> None:
+    def _pass(self, here: list[Issuing], expected: int, time: float) -> None:
         """Let warps go on that wait at a barrier, if they are all there."""
         if len(here) < expected:
             return

@@ -92,6 +92,9 @@ def test_replayed_figures(tmp_path: Path) -> None:
     rows = json.loads(path.read_text())["rows"]
     not_worse(rows)
     times = {row["launch"]: row for row in rows if "model_us" in row}
+    rows_, width, earlier, copied = 2_036_010, 100, 9, 4.2e12
+    whole = (24 * rows_ * width + 4 * earlier * rows_ + 28 * rows_) / copied
+    assert times["step_rows/permuted-9"]["copy_us"] == pytest.approx(1e6 * whole, rel=0.01)
     # At the roofline: with many loads in flight only the bus is waited for.
     for name in ("mask_logits/permuted", "factored_adam/permuted"):
         assert 1 <= times[name]["model_us"] / times[name]["copy_us"] < 1.1

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.static.memory import Region, Shared, Timing
-from benchmarks.static.multiprocessor import Launched, Steady, replay
+from benchmarks.static.multiprocessor import replay
 from benchmarks.static.sass import Instruction
+from benchmarks.static.tile import Launched, Steady
 
 ARGUMENT = 0x210
 BASE = 1 << 36
