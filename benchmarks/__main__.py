@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         "--launch", nargs="+", default=[], metavar="PATTERN", help="as step_rows/*; default: all"
     )
     static.add_argument("--all-configs", action="store_true", help="else the default of each")
+    static.add_argument(
+        "--where", action="store_true", help="and the instructions that are most waited for"
+    )
     static.add_argument("--json", type=Path, metavar="FILE", help="for the rows; default: none")
     report = commands.add_parser("report", help="print the markdown table of recorded rows")
     report.add_argument("file", type=Path)
@@ -71,7 +74,7 @@ def _static(args: argparse.Namespace) -> str:
         from benchmarks.static.report import run_static
     except ModuleNotFoundError as error:
         raise ConfigError(f"static needs {error.name}, which is not installed") from error
-    return run_static(args.target, args.launch, args.all_configs, args.json)
+    return run_static(args.target, args.launch, args.all_configs, args.json, args.where)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

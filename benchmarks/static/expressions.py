@@ -93,12 +93,33 @@ def halves(high: str, low: str) -> int:
     return int.from_bytes(struct.pack("<ee", float(low), float(high)), "little")
 
 
+def ones(x: Any) -> Any:
+    """Return how many bits are set."""
+    return np.bitwise_count(x).astype(np.int64) if isinstance(x, np.ndarray) else x.bit_count()
+
+
 def ballot(x: Any, active: Any) -> int:
     """Return the lanes in which a predicate holds, as bits."""
     return int(((predicate(x) & active) << LANES).sum())
 
 
-_CONSTANT = re.compile(r"c\[0x0\]\[(.*)\]")
+_CONSTANT = re.compile(r"c\[0x0\]\[(?:(U?R\d+)\+?)?(0x[0-9a-f]+)?\]")
+
+
+def constant(text: str, more: int = 0) -> str:
+    """Return the expression of a constant of the launch.
+
+    Args:
+        text: As "c[0x0][0x210]" or "c[0x0][UR4+0x210]"; its first lane's number is taken for all.
+        more: Bytes to go on.
+    """
+    match = _CONSTANT.fullmatch(text)
+    if match is None:
+        raise NotCoveredError(f"the constants {text}")
+    at = int(match[2] or "0", 16) + more
+    if match[1] is None:
+        return f"C.get({at}, 0)"
+    return f"C.get(int(vector({operand(match[1])})[w.first]) + {at}, 0)"
 
 
 def operand(text: str) -> str:
@@ -115,8 +136,8 @@ def operand(text: str) -> str:
         return "0"
     if match := re.fullmatch(r"(U?)R(\d+)", text):
         return f"{'U' if match[1] else 'R'}[{match[2]}]"
-    if match := _CONSTANT.fullmatch(text):
-        return f"C.get({match[1]}, 0)"
+    if text.startswith("c["):
+        return constant(text)
     if re.fullmatch(r"-?0x[0-9a-f]+", text):
         return str(int(text, 16) & WORD)
     raise NotCoveredError(f"the operand {text}")

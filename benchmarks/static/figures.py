@@ -21,6 +21,7 @@ from benchmarks.static.sass import disassemble, usage
 from benchmarks.static.tile import Launched, Steady
 
 _REPLAYED = "sm_90"
+_MOST_WAITED = 10
 _ARGUMENTS = 0x210
 """Where the arguments begin in the constants of sm_90."""
 _SHARED = {"sm_80": 167_936, "sm_90": 233_472, "sm_100": 233_472}
@@ -132,15 +133,22 @@ def _places(kernel: Compiled) -> tuple[dict[int, int], dict[int, Region]]:
     return constants, regions
 
 
-def _replay(kernel: Compiled, timing: Timing) -> tuple[Steady, Mapping[int, Region]]:
+def _replay(kernel: Compiled, timing: Timing) -> tuple[Steady, Mapping[int, Region], list[str]]:
     constants, regions = _places(kernel)
     figures = static_figures(kernel, _REPLAYED)
     programs = min(figures["programs"], -(-prod(kernel.grid) // timing.processors))
+    instructions = disassemble(kernel.asm["cubin"])
     launched = Launched(
-        *(disassemble(kernel.asm["cubin"]), constants, kernel.grid, figures["warps"]),
+        *(instructions, constants, kernel.grid, figures["warps"]),
         *(figures["shared"], regions, programs),
     )
-    return replay_launch(launched, timing), regions
+    steady = replay_launch(launched, timing)
+    most = sorted(instructions, key=lambda found: -steady.waits[found.address])[:_MOST_WAITED]
+    waits = [
+        f"{steady.waits[i.address]:5.1%} {i.address:#06x} {i.opcode} {', '.join(i.operands)}"
+        for i in most
+    ]
+    return steady, regions, waits
 
 
 def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str, Any]:
@@ -154,18 +162,20 @@ def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str
 
     Returns:
         ``instructions``, ``barriers`` and ``loads`` (by the bytes of a lane) of a warp and tile,
+        ``waits``, the instructions that are most waited for, with their share of a warp's time,
         ``cycles`` of a tile, ``copy_us`` of a copy of as many bytes, and ``model_us``. Where the
         replay cannot follow the kernel, "not_covered" says why.
     """
     timing = timing or Timing()
     try:
-        steady, regions = _replay(kernel, timing)
+        steady, regions, waits = _replay(kernel, timing)
     except NotCoveredError as error:
         return {"not_covered": str(error)}
     figures: dict[str, Any] = {
         "instructions": round(steady.issued),
         "barriers": round(steady.barriers, 1),
         "loads": {str(size): round(count, 1) for size, count in steady.loads.items()},
+        "waits": waits,
     }
     streamed = {
         place: size
@@ -174,7 +184,7 @@ def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str
     }
     largest = max(streamed, key=lambda place: regions[place[0]].size, default=None)
     if largest is None:
-        return {**figures, "not_covered": "all tensors fit in the cache"}
+        return {"not_covered": "no large tensor is read or written"}
     tiles = regions[largest[0]].size / streamed[largest]
     return figures | {
         "cycles": round(steady.cycles),
@@ -183,11 +193,12 @@ def replayed_figures(kernel: Compiled, timing: Timing | None = None) -> dict[str
     }
 
 
-def figures_of(kernel: Compiled, target: str) -> dict[str, Any]:
+def figures_of(kernel: Compiled, target: str, replayed: bool) -> dict[str, Any]:
     """Return all figures of a kernel that there are for a target.
 
     Args:
         kernel, target: As of :func:`static_figures`.
+        replayed: Also those of :func:`replayed_figures`, for sm_90.
     """
-    replayed = replayed_figures(kernel) if target == _REPLAYED else {}
-    return static_figures(kernel, target) | replayed
+    more = replayed_figures(kernel) if replayed and target == _REPLAYED else {}
+    return static_figures(kernel, target) | more

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from benchmarks.static import expressions
-from benchmarks.static.expressions import NotCoveredError, logic, operand, pair, truth
+from benchmarks.static.expressions import NotCoveredError, constant, logic, operand, pair, truth
 from benchmarks.static.sass import Instruction
 
 Text = Callable[[Instruction], str]
@@ -237,11 +237,9 @@ def _reduce(i: Instruction) -> str:
 def _move(i: Instruction) -> str:
     target, source = i.operands[0], i.operands[-1]
     if ".64" in i.opcode and "c[" in source:
-        at = re.findall(r"c\[0x[03]\]\[(.*)\]", source)
-        if not at or "R" in at[0]:
-            raise NotCoveredError(f"the constants {source}")
-        high = f"C.get({at[0]} + 4, 0)"
-        return _assign(target, operand(source)) + _assign(_next(target), high)
+        # The register of the index may be one that is written.
+        both = f"low, high = {constant(source)}, {constant(source, 4)}\n"
+        return both + _assign(target, "low") + _assign(_next(target), "high")
     if i.base == "CS2R":
         return _assign(target, "0") + ("" if ".32" in i.opcode else _assign(_next(target), "0"))
     return _assign(target, _SPECIAL.get(source) or operand(source))
@@ -342,7 +340,7 @@ TEXTS: Mapping[str, Text] = {
     **dict.fromkeys(("PRMT", "UPRMT"), _permute),
     **dict.fromkeys(("VOTE", "VOTEU"), _vote),
     **dict.fromkeys(("P2R", "UP2UR"), _predicates_to_register),
-    **dict.fromkeys(("POPC", "UPOPC"), _one("np.bitwise_count({a})")),
+    **dict.fromkeys(("POPC", "UPOPC"), _one("ones({a})")),
     "UFLO": _one("max(0, {a}.bit_length() - 1)"),
     "IABS": _one("np.abs(signed({a}))"),
     "R2P": _register_to_predicates,

@@ -33,6 +33,8 @@ _BEGIN = 50
 _TILES = 6
 _ALL_TILES = 16
 """Of a program, and of all, that are timed at least after the first two of each."""
+_MOST = 600_000
+"""Instructions that are run before a kernel is given up: some ten seconds."""
 _SHORT = 14
 """Cycles until a scoreboard is free that nothing here holds longer."""
 
@@ -207,7 +209,7 @@ class _Multiprocessor:
         instructions = launched.instructions
         jump, heap, free = self._jump, self._heap, self._free
         most = (2 * full + max(_TILES * full, _ALL_TILES)) * launched.warps
-        ends = starts = 0
+        ends, starts, left = 0, 0, _MOST
         begin = last = 0.0
         while heap:
             time, order, w = heapq.heappop(heap)
@@ -225,6 +227,9 @@ class _Multiprocessor:
             w.issue = time
             free[scheduler] = time + 1
             w.issued += 1
+            left -= 1
+            if not left:
+                raise NotCoveredError(f"tiles of more than {_MOST} instructions")
             w.ready = time + max(1, i.stall)
             done = self._time(i, w, at, self._code.steps[number].bytes, time)
             if i.signals is not None:
@@ -309,7 +314,11 @@ class _Multiprocessor:
         # Writes, and what is asked for ahead, wait for the bus where no warp waits for them.
         bus = sum(size for place, size in moved.items() if self._memory.streams(place[0]))
         cycles = max(cycles * warps, bus / self._timing.share)
-        return Steady(cycles, mean("issued"), mean("barriers"), loads, moved)
+        all_waits = sum(self.waits)
+        addresses = (instruction.address for instruction in self._launched.instructions)
+        shares = (wait / all_waits for wait in self.waits)
+        waits = dict(zip(addresses, shares, strict=True))
+        return Steady(cycles, mean("issued"), mean("barriers"), loads, moved, waits)
 
 
 def replay(launched: Launched, timing: Timing) -> Steady:

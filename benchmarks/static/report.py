@@ -39,11 +39,11 @@ def launches(rooms: Sequence[str] | None = None) -> dict[str, Launch]:
 
 
 def collect(target: str, patterns: Sequence[str], every: bool) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each kernel of the launches.
+    """Yield the figures of each kernel of the launches: replayed ones where it is one of a head.
 
     Args:
         target: Of ``compile.TARGETS``.
-        patterns: Of names of launches, as "step_rows/*"; without any, all.
+        patterns: Of names of launches, as "step_rows/*", which are replayed; without any, all.
         every: All configurations; else the default.
 
     Raises:
@@ -61,6 +61,8 @@ def collect(target: str, patterns: Sequence[str], every: bool) -> Iterator[dict[
             f"--launch is {' '.join(patterns)}: no launch has such a name; "
             f"patterns are as mask_logits/* or */permuted-9"
         )
+    # What passes over a head streams tensors; of other kernels little can be replayed.
+    by_default = launches(["head"])
     use_target(target)
     for name, launch in sorted(found.items()):
         for config in launch.configs if every else launch.configs[:1]:
@@ -68,7 +70,8 @@ def collect(target: str, patterns: Sequence[str], every: bool) -> Iterator[dict[
                 row = {"launch": name, "number": number, "kernel": kernel.name}
                 if every:
                     row["config"] = dict(config)
-                yield row | figures_of(kernel, target)
+                replayed = name in by_default or bool(patterns)
+                yield row | figures_of(kernel, target, replayed)
 
 
 def write(rows: Sequence[Mapping[str, Any]], target: str, path: Path) -> None:
@@ -79,7 +82,8 @@ def write(rows: Sequence[Mapping[str, Any]], target: str, path: Path) -> None:
         target: Of the same.
         path: Of the file.
     """
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    kept = ({key: value for key, value in row.items() if key != "waits"} for row in rows)
+    lines = ",\n".join("  " + json.dumps(row) for row in kept)
     head = f'{{"target": {json.dumps(target)}, "triton": {json.dumps(triton.__version__)}'
     path.write_text(f'{head}, "rows": [\n{lines}\n]}}\n')
 
@@ -144,15 +148,20 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def run_static(target: str, patterns: Sequence[str], every: bool, path: Path | None) -> str:
+def run_static(
+    target: str, patterns: Sequence[str], every: bool, path: Path | None, where: bool
+) -> str:
     """Return the table of figures, and what is worse than recorded.
 
     Args:
         target, patterns, every: As of :func:`collect`.
         path: For the rows; None for none.
+        where: Also the instructions that are most waited for.
     """
     rows = list(collect(target, patterns, every))
     text = render(rows)
+    for row in rows if where else ():
+        text += "\n\n" + "\n".join([f"{row['launch']} {row['kernel']}", *row.get("waits", ())])
     if path is not None:
         write(rows, target, path)
     elif RECORD.exists() and not every:

@@ -59,6 +59,7 @@ class Steady(NamedTuple):
         issued, barriers: Instructions of a warp.
         loads: Loads of a warp, by the bytes of a lane.
         moved: Bytes of all warps, by region, and whether they were written.
+        waits: By the address of an instruction, the share of the warps' time before it issued.
     """
 
     cycles: float
@@ -66,6 +67,7 @@ class Steady(NamedTuple):
     barriers: float
     loads: Mapping[int, float]
     moved: Mapping[tuple[int, bool], float]
+    waits: Mapping[int, float]
 
 
 class Issuing:

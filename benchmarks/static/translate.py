@@ -135,7 +135,7 @@ _NAMESPACE = {
     name: getattr(expressions, name)
     for name in (
         *("vector", "predicate", "signed", "wide", "choose", "permute", "to_float", "reciprocal"),
-        *("truncated", "ballot", "LANES", "ZERO"),
+        *("truncated", "ones", "ballot", "LANES", "ZERO"),
     )
 } | {"np": np}
 

@@ -174,6 +174,30 @@ def test_shared_memory_keeps_words_and_bytes() -> None:
     assert (warp.registers[5] == A & 255).all()
 
 
+def test_bits_are_counted_and_lanes_collected() -> None:
+    lines = ("POPC R2, R0", "VOTE.ANY R3, PT, P0", "REDUX.SUM.S32 UR4, R5", "IABS R6, R0")
+    odd = np.arange(32) % 2 == 1
+    warp = run(code(*lines, EXIT), R0=A, R5=np.arange(32), P0=odd)
+    assert list(warp.registers[2]) == [int(x).bit_count() for x in A]
+    assert (warp.registers[3] == 0xAAAAAAAA).all()
+    assert warp.uniform[4] == sum(range(32))
+    signed = [(int(x) ^ 1 << 31) - (1 << 31) for x in A]
+    assert list(warp.registers[6]) == [abs(x) & WORD for x in signed]
+
+
+def test_lanes_give_each_other_their_numbers() -> None:
+    lines = (
+        "SHFL.BFLY PT, R2, R0, 0x4, 0x1f",
+        "SHFL.UP PT, R3, R0, 0x1, RZ",
+        "SHFL.IDX PT, R4, R0, R1, 0x1f",
+    )
+    registers = run(code(*lines, EXIT), R0=A, R1=B & 31).registers
+    lanes = np.arange(32)
+    assert (registers[2] == A[lanes ^ 4]).all()
+    assert (registers[3] == A[np.maximum(lanes - 1, 0)]).all()
+    assert (registers[4] == A[B & 31]).all()
+
+
 def test_spilled_registers_come_back() -> None:
     odd = np.arange(32) % 2 == 1
     lines = ("STL.64 [R9+0x8], R2", "@P0 STL [R9+0xc], R0", "LDL.64 R4, [R9+0x8]")
