@@ -1,4 +1,4 @@
-"""``python -m benchmarks run | tune | gpu | report``."""
+"""``python -m benchmarks run | tune | gpu | static | report``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.gpu import PARTS, run_parts
 from benchmarks.report import render
+from benchmarks.static import TARGETS
 from benchmarks.steps.case import CLOCKS, SIZES, SUITES, VARIANTS
 from benchmarks.suite import run_suite
 from benchmarks.tuning.tune import TABLE, tune
@@ -47,6 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("--minutes", type=float, default=6.0, help="no launch begins after (6)")
     tuning.add_argument("--resume", action="store_true", help="only sizes that the table has not")
     _add_gpu(commands.add_parser("gpu", help="run all that needs a GPU, what matters most first"))
+    static = commands.add_parser(
+        "static", help="compile the launches for a GPU that is not here, and say how fast they are"
+    )
+    static.add_argument("--target", default="sm_90", choices=TARGETS, help="(sm_90)")
+    static.add_argument(
+        "--launch", nargs="+", default=[], metavar="PATTERN", help="as step_rows/*; default: all"
+    )
+    static.add_argument("--all-configs", action="store_true", help="else the default of each")
+    static.add_argument(
+        "--where", action="store_true", help="and the instructions that are most waited for"
+    )
+    static.add_argument("--json", type=Path, metavar="FILE", help="for the rows; default: none")
     report = commands.add_parser("report", help="print the markdown table of recorded rows")
     report.add_argument("file", type=Path)
     return parser
@@ -77,6 +90,14 @@ def _add_gpu(gpu: argparse.ArgumentParser) -> None:
     )
 
 
+def _static(args: argparse.Namespace) -> str:
+    try:
+        from benchmarks.static.report import run_static
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"static needs {error.name}, which is not installed") from error
+    return run_static(args.target, args.launch, args.all_configs, args.json, args.where)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     args = _parser().parse_args(argv)
@@ -87,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tune(args.only, args.json, args.minutes, args.resume)
         elif args.command == "gpu":
             return 0 if run_parts(args.parts, args.out, args.minutes, args.resume) else 1
+        elif args.command == "static":
+            print(_static(args))
         else:
             print(render(json.loads(args.file.read_text())))
     except (ConfigError, OSError, json.JSONDecodeError) as error:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,17 @@ _SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 6
 _MATMULS = {"masked_linear", "masked_conv2d"}
 
 
+def environment() -> dict[str, str]:
+    """Of a process that compiles."""
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
 def compiled(targets: Sequence[str], *options: str) -> list[dict[str, Any]]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, str(_WORKER), "--targets", *targets, *options],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment(),
         check=False,
     )
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -58,11 +63,23 @@ def check(rows: Sequence[dict[str, Any]], room: str = "*") -> None:
         assert fast >= _MATMULS & launches
 
 
+def not_worse(rows: Sequence[dict[str, Any]]) -> None:
+    from benchmarks.static.report import RECORD, worse
+
+    sentences, reason = worse(rows, json.loads(RECORD.read_text()))
+    assert not sentences, "\n".join(sentences)
+    if reason:
+        warnings.warn(reason, stacklevel=1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("room", _ROOMS)
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_default_configurations(target: str, room: str) -> None:
-    check(compiled([target], "--rooms", room), room)
+    rows = compiled([target], "--rooms", room)
+    check(rows, room)
+    if target == "sm_90":
+        not_worse(rows)
 
 
 @pytest.mark.slow
@@ -86,3 +103,19 @@ _WRITE, _WAIT, _BARRIER = "\tds_write_b32 v1, v2", "\ts_waitcnt vmcnt(3) lgkmcnt
 )
 def test_barriers_that_wait_for_no_memory_are_found(lines: list[str], bare: int) -> None:
     assert bare_barriers("\n".join(lines)) == bare
+
+
+@pytest.mark.slow
+def test_replayed_figures(tmp_path: Path) -> None:
+    path = tmp_path / "static.json"
+    command = [sys.executable, "-m", "benchmarks", "static", "--json", str(path)]
+    subprocess.run(command, check=True, capture_output=True, env=environment())
+    rows = json.loads(path.read_text())["rows"]
+    not_worse(rows)
+    times = {row["launch"]: row for row in rows if "model_us" in row}
+    rows_, width, earlier, copied = 2_036_010, 100, 9, 4.2e12
+    whole = (24 * rows_ * width + 4 * earlier * rows_ + 28 * rows_) / copied
+    assert times["step_rows/permuted-9"]["copy_us"] == pytest.approx(1e6 * whole, rel=0.01)
+    # At the roofline: with many loads in flight only the bus is waited for.
+    for name in ("mask_logits/permuted", "factored_adam/permuted"):
+        assert 1 <= times[name]["model_us"] / times[name]["copy_us"] < 1.1
