@@ -51,7 +51,7 @@ class Warp:
         self.predicates: list[Any] = [_NONE] * 7
         self.uniform_truths = [False] * 8
         self._waiting: list[tuple[int, Any]] = []
-        self._joining: dict[str, tuple[int, Any]] = {}
+        self._joining: dict[str, tuple[int, Any, int]] = {}
 
     def _guard(self, text: str) -> Any:
         uniform = "U" in text
@@ -114,9 +114,13 @@ class Warp:
         self.first = int(np.argmax(lanes))
 
     def _resume(self) -> None:
-        """Go on with lanes that wait elsewhere; without any, end."""
+        """Go on with lanes that wait elsewhere, or for those that ended; without any, end."""
+        joined = [name for name, (_, lanes, _) in self._joining.items() if lanes.any()]
         if self._waiting:
             self.at, lanes = self._waiting.pop()
+            self._turn(lanes)
+        elif joined:
+            _, lanes, self.at = self._joining.pop(joined[-1])
             self._turn(lanes)
         else:
             self.at = None
@@ -140,24 +144,20 @@ class Warp:
             self.at = target
         elif base == "EXIT":
             left = self.active & ~mask
-            for name, (depth, lanes) in self._joining.items():
-                self._joining[name] = depth, lanes & ~mask
             if left.any():
                 self._turn(left)
             else:
                 self._resume()
         elif base == "BSSY":
-            self._joining[instruction.operands[0]] = len(self._waiting), _NONE
+            self._joining[instruction.operands[0]] = len(self._waiting), _NONE, 0
         elif base == "BSYNC":
-            depth, arrived = self._joining[instruction.operands[0]]
+            depth, arrived, _ = self._joining.pop(instruction.operands[0])
             arrived = arrived | self.active
-            after = self.at
             if len(self._waiting) > depth:
-                self._joining[instruction.operands[0]] = depth, arrived
+                self._joining[instruction.operands[0]] = depth, arrived, self.at or 0
                 self._resume()
             else:
                 self._turn(arrived)
-                self.at = after
         elif base == "CALL":
             self.at = self._code.place[instruction.target or 0]
         elif base == "RET":

@@ -74,14 +74,23 @@ def collect(target: str, patterns: Sequence[str], every: bool) -> Iterator[dict[
                 yield row | figures_of(kernel, target, replayed)
 
 
-def write(rows: Sequence[Mapping[str, Any]], target: str, path: Path) -> None:
-    """Write rows, one in a line.
+def write(rows: Sequence[Mapping[str, Any]], target: str, path: Path, *, every: bool) -> None:
+    """Write rows, one in a line, in the order of their launches.
 
     Args:
         rows: Of :func:`collect`.
         target: Of the same.
         path: Of the file.
+        every: They are all that there are; else the file keeps those of other launches, if they are
+            of the same target and Triton.
     """
+    if not every and path.exists():
+        before = json.loads(path.read_text())
+        if (before["target"], before["triton"]) == (target, triton.__version__):
+            new = {row["launch"] for row in rows}
+            rows = [*rows, *(row for row in before["rows"] if row["launch"] not in new)]
+    # Configurations of a launch stay in their order.
+    rows = sorted(rows, key=lambda row: str(row["launch"]))
     kept = ({key: value for key, value in row.items() if key != "waits"} for row in rows)
     lines = ",\n".join("  " + json.dumps(row) for row in kept)
     head = f'{{"target": {json.dumps(target)}, "triton": {json.dumps(triton.__version__)}'
@@ -115,7 +124,7 @@ def worse(
             if (new > _WORSE * old) if name in _LESS else (old > _WORSE * new):
                 sentences.append(
                     f"{row['launch']} ({row['kernel']}): {name} is {new}, {old} when it was "
-                    f"recorded; if that is meant, record anew: {_COMMAND}"
+                    f"recorded; if that is meant, record anew: {_COMMAND} --launch {row['launch']}"
                 )
     return sentences, None
 
@@ -163,7 +172,7 @@ def run_static(
     for row in rows if where else ():
         text += "\n\n" + "\n".join([f"{row['launch']} {row['kernel']}", *row.get("waits", ())])
     if path is not None:
-        write(rows, target, path)
+        write(rows, target, path, every=not patterns)
     elif RECORD.exists() and not every:
         record = json.loads(RECORD.read_text())
         if record["target"] == target:

@@ -141,6 +141,21 @@ def test_lanes_part_and_join() -> None:
     assert list(warp.registers[1]) == [8 if lane < 5 else 101 for lane in range(32)]
 
 
+def test_lanes_that_wait_go_on_when_the_others_end() -> None:
+    instructions = code(
+        "S2R R0, SR_TID.X",
+        "ISETP.GE.AND P0, PT, R0, 0x5, PT",
+        ("BSSY B0, there", {"target": 5}),
+        ("@P0 BRA there", {"target": 5}),
+        "EXIT",
+        "BSYNC B0",
+        "VIADD R1, R1, 0x1",
+        "EXIT",
+    )
+    warp = run(instructions, R1=np.zeros(32, np.int64))
+    assert list(warp.registers[1]) == [int(lane >= 5) for lane in range(32)]
+
+
 def test_a_loop_ends_for_each_lane_when_its_own_does() -> None:
     instructions = code(
         "S2R R0, SR_TID.X",

@@ -26,10 +26,21 @@ ROW: dict[str, Any] = {
 @pytest.fixture
 def record(tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "static.json"
-    write([ROW, {**ROW, "number": 1}], "sm_90", path)
+    write([ROW, {**ROW, "number": 1}], "sm_90", path, every=True)
     found: dict[str, Any] = json.loads(path.read_text())
     assert found["rows"] == [ROW, {**ROW, "number": 1}]
     return found
+
+
+def test_some_launches_are_recorded_beside_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "static.json"
+    first = [{**ROW, "launch": name} for name in ("b", "a", "c")]
+    write(first, "sm_90", path, every=True)
+    write([{**ROW, "launch": "b", "spills": 8}], "sm_90", path, every=False)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["launch"], row["spills"]) for row in rows] == [("a", 0), ("b", 8), ("c", 0)]
+    write([{**ROW, "launch": "b"}], "sm_80", path, every=False)
+    assert len(json.loads(path.read_text())["rows"]) == 1
 
 
 @pytest.mark.parametrize(
