@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+from triton.language.target_info import is_hip
 
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
@@ -59,6 +60,25 @@ def sign(z):
 def cached(ptr, mask):
     """Load what is used several times, and is not kept in registers for that."""
     return tl.load(ptr, mask=mask, other=0.0, cache_modifier=".ca")
+
+
+@triton.jit
+def prefetch(ptr, mask):
+    """Have an NVIDIA GPU bring what is loaded soon into its L2; elsewhere nothing."""
+    if not INTERPRET and not is_hip():
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred p;
+            setp.ne.s32 p, $2, 0;
+            @p prefetch.global.L2 [$1];
+            mov.b32 $0, 0;
+            }""",
+            "=r,l,r",
+            [ptr, mask.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit

@@ -61,13 +61,20 @@ def load_scalars(scalars_ptr):
 
 
 @triton.jit
-def adam_update(
-    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, grad, mask, scalars
+def load_moments(exp_avg_ptr, exp_avg_sq_ptr, offsets, mask):
+    """Both moments of a tile, as they are stored."""
+    exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0)
+    return exp_avg, tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def adam_from(
+    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, moments, grad, mask, scalars
 ):
-    """torch.optim.Adam of a tile at ``offsets``, of which the parameter (float32) is loaded."""
+    """torch.optim.Adam of a tile of which the parameter (float32) and the moments are loaded."""
     scale, decay, l2, lerp, beta2, square, eps, step_size = scalars
-    exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    exp_avg = moments[0].to(tl.float32)
+    exp_avg_sq = moments[1].to(tl.float32)
     grad = tl.fma(l2, parameter, grad * scale)
     # As torch.lerp: from the nearer end.
     nearer = tl.where(lerp < 0.5, exp_avg, grad)
@@ -78,6 +85,18 @@ def adam_update(
     stored: tl.constexpr = exp_avg_ptr.dtype.element_ty
     tl.store(exp_avg_ptr + offsets, cast(exp_avg, stored), mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, cast(exp_avg_sq, stored), mask=mask)
+
+
+@triton.jit
+def adam_update(
+    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, grad, mask, scalars
+):
+    """torch.optim.Adam of a tile at ``offsets``, of which the parameter (float32) is loaded."""
+    moments = load_moments(exp_avg_ptr, exp_avg_sq_ptr, offsets, mask)
+    adam_from(
+        *(parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets),
+        *(parameter, moments, grad, mask, scalars),
+    )
 
 
 @triton.jit

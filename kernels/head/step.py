@@ -28,21 +28,31 @@ from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_sc
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.kernels.head.logits import residual_factors, target_logits
-from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
+from hypermask_fast.kernels.head.row_tiles import (
+    MOST,
+    WIDEST,
+    adam_tile,
+    first_moments,
+    plan,
+    prefetch_factors,
+    prefetch_weight,
+    tiles,
+)
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
 from hypermask_fast.kernels.tuning import Config
 
+# A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are
+# those of the targets bit by bit.
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 16),
-    tiles(16, 32, 4, 4),
-    tiles(16, 32, 4, 32),
-    tiles(32, 64, 8, 8),
-    tiles(32, 64, 8, 2),
+    tiles(16, 32, 4, 4, 2),
+    tiles(16, 32, 4, 4, 4),
+    tiles(16, 32, 4, 3, 4),
+    tiles(32, 32, 8, 2, 2),
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "earlier", "targets_stride"])
 def _step_rows_kernel(
     weight_ptr,
     bias_ptr,
@@ -65,21 +75,23 @@ def _step_rows_kernel(
     WRITE_LOGITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Tiles (BLOCK_N, CHUNKS * BLOCK_H); or only z, to targets, for hidden (t, H)."""
+    WHOLE: tl.constexpr = triton.next_power_of_2(CHUNKS * BLOCK_H)
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
     offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
-    sums = ()
-    for _ in tl.static_range(CHUNKS):
-        sums += (tl.zeros((16, BLOCK_H), tl.float32),)
+    whole = tl.arange(0, WHOLE)
+    sums = tl.zeros((16, WHOLE), tl.float32)
     if not WRITE_LOGITS:
         coefficient = tl.load(coefficient_ptr)
         taken = tl.load(scalars_ptr + 8) == 0
     program = tl.program_id(0).to(tl.int64)
-    for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
+    step = tl.num_programs(0) * BLOCK_N
+    for start in tl.range(program * BLOCK_N, rows, step, disable_licm=True):
         first = start * WIDTH
         valid = row < (rows - start).to(tl.int32)
         a = ()
@@ -87,6 +99,13 @@ def _step_rows_kernel(
             mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
             a += (cached(weight_ptr + first + (offsets + chunk * BLOCK_H), mask),)
         bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
+        later = start + step
+        prefetch_weight(weight_ptr, bias_ptr, later, rows, WIDTH, BLOCK_N)
+        if not WRITE_LOGITS:
+            prefetch_weight(exp_avg_ptr, bias_exp_avg_ptr, later, rows, WIDTH, BLOCK_N)
+            prefetch_weight(exp_avg_sq_ptr, bias_exp_avg_sq_ptr, later, rows, WIDTH, BLOCK_N)
+            of_factors = later, rows, earlier, targets_stride
+            prefetch_factors(dz_ptr, targets_ptr, *of_factors, BLOCK_N)
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
         if not WRITE_LOGITS:
@@ -129,29 +148,24 @@ def _step_rows_kernel(
         if not WRITE_LOGITS:
             # Not before the loops: they would fill registers there, as A would, kept since its
             # first load.
+            of_moments = exp_avg_ptr + first, exp_avg_sq_ptr + first
+            stepped = only_if(valid, taken)
+            moments = first_moments(*of_moments, offsets, stepped, WIDTH, AHEAD)
             scalars = load_scalars(scalars_ptr)
-            before = sums
-            sums = ()
-            for chunk in tl.static_range(CHUNKS):
-                at = offsets + chunk * BLOCK_H
-                inside = column < WIDTH - chunk * BLOCK_H
-                mask = valid[:, None] & inside[None, :]
-                again = cached(weight_ptr + first + at, mask)
-                sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
-                adam_update(
-                    *(weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at),
-                    *(again, grad[chunk], only_if(mask, taken), scalars),
-                )
+            at = row[:, None] * WIDTH + whole[None, :]
+            again = cached(weight_ptr + first + at, valid[:, None] & (whole < WIDTH)[None, :])
+            sums = exact_dot(tl.trans(factors), again, sums)
+            of_weight = weight_ptr + first, of_moments[0], of_moments[1], offsets, stepped
+            adam_tile(*of_weight, grad, moments, scalars, WIDTH, CHUNKS)
             adam_update(
                 *(bias_ptr + start, bias_exp_avg_ptr + start, bias_exp_avg_sq_ptr + start, row),
-                *(bias, bias_grad, only_if(valid, taken), scalars),
+                *(bias, bias_grad, stepped, scalars),
             )
     if not WRITE_LOGITS:
         tl.store(squares_ptr + program, tl.sum(squares, 0))
-        parts_ptr += program * (earlier + 1) * WIDTH + (slot[:, None] * WIDTH + column[None, :])
-        for chunk in tl.static_range(CHUNKS):
-            mask = (slot <= earlier)[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            tl.store(parts_ptr + chunk * BLOCK_H, sums[chunk], mask=mask)
+        parts_ptr += program * (earlier + 1) * WIDTH
+        at = slot[:, None] * WIDTH + whole[None, :]
+        tl.store(parts_ptr + at, sums, mask=(slot <= earlier)[:, None] & (whole < WIDTH)[None, :])
 
 
 def _passes(width: int, earlier: int) -> int:
