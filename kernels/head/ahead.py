@@ -36,8 +36,8 @@ from hypermask_fast.kernels.head.row_tiles import (
 from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 4, 2),
-    tiles(16, 32, 4, 3, 4),
+    tiles(16, 32, 4, 3, 2),
+    tiles(16, 32, 4, 4, 1),
     tiles(32, 32, 8, 2, 2),
 )
 
