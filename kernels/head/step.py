@@ -18,6 +18,8 @@ head that did not change are exactly 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,7 @@ from hypermask_fast.kernels.head.row_tiles import (
 )
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
+from hypermask_fast.kernels.head.step_runs import plan_runs, step_runs_kernel
 from hypermask_fast.kernels.tuning import Config
 
 # A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are
@@ -174,6 +177,15 @@ def _passes(width: int, earlier: int) -> int:
     return 2 if width <= WIDEST_PRODUCTS else 3
 
 
+def _one_pass(
+    weight: Tensor, earlier: int, processors: int
+) -> tuple[Any, tuple[int], dict[str, int]]:
+    """Return the kernel of one pass, its grid and its constants."""
+    if weight.shape[1] % 4:
+        return step_runs_kernel, *plan_runs(weight, earlier, processors)
+    return _step_rows_kernel, *plan("step_rows", CONFIGS, weight, earlier, processors)
+
+
 def earlier_logits(
     weight: Tensor,
     bias: Tensor,
@@ -204,9 +216,9 @@ def earlier_logits(
     processors = processors or multiprocessors(weight.device)
     if passes == 2:
         return product_logits(weight, bias, hidden, out, processors)
-    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, earlier, processors)
     with on_device(weight):
-        _step_rows_kernel[grid](
+        kernel[grid](
             *(weight, bias, None, None, None, None),
             *(None, hidden.contiguous(), out, None, None, None, None),
             *(rows, earlier, out.stride(0)),
@@ -277,11 +289,11 @@ def step_rows(
             bias_exp_avg_sq=bias_exp_avg_sq,
         )
         return grad, total
-    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):
-        _step_rows_kernel[grid](
+        kernel[grid](
             *(weight, bias, exp_avg, exp_avg_sq, bias_exp_avg, bias_exp_avg_sq),
             *(dz_current, hidden, targets, coefficient, scalars, parts, squares),
             *(rows, earlier, targets.stride(0)),
