@@ -118,7 +118,7 @@ def tiles(rows: int, columns: int, warps: int, programs: int, ahead: int) -> Con
     return {**sizes, "num_warps": warps}
 
 
-def _launch(programs: int, warps: int) -> dict[str, int]:
+def limits(programs: int, warps: int) -> dict[str, int]:
     """Return what has the compiler leave registers for so many programs on a multiprocessor."""
     if INTERPRET.value or driver.active.get_current_target().backend != "cuda":
         return {}
@@ -150,6 +150,6 @@ def plan(
     programs = config.pop("PROGRAMS")
     if config["CHUNKS"] > _CHUNKS:
         programs = max(1, programs // 2)
-    config |= _launch(programs, config["num_warps"])
+    config |= limits(programs, config["num_warps"])
     programs *= processors or multiprocessors(weight.device)
     return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config

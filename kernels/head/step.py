@@ -43,6 +43,7 @@ from hypermask_fast.kernels.head.row_tiles import (
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
 from hypermask_fast.kernels.head.step_runs import plan_runs, step_runs_kernel
+from hypermask_fast.kernels.head.step_runs import takes as takes_runs
 from hypermask_fast.kernels.tuning import Config
 
 # A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are
@@ -178,11 +179,11 @@ def _passes(width: int, earlier: int) -> int:
 
 
 def _one_pass(
-    weight: Tensor, earlier: int, processors: int
+    weight: Tensor, moments: Tensor, earlier: int, processors: int
 ) -> tuple[Any, tuple[int], dict[str, int]]:
     """Return the kernel of one pass, its grid and its constants."""
-    if weight.shape[1] % 4:
-        return step_runs_kernel, *plan_runs(weight, earlier, processors)
+    if takes_runs(weight.shape[1]):
+        return step_runs_kernel, *plan_runs(weight, moments, earlier, processors)
     return _step_rows_kernel, *plan("step_rows", CONFIGS, weight, earlier, processors)
 
 
@@ -216,7 +217,7 @@ def earlier_logits(
     processors = processors or multiprocessors(weight.device)
     if passes == 2:
         return product_logits(weight, bias, hidden, out, processors)
-    kernel, grid, config = _one_pass(weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, weight, earlier, processors)
     with on_device(weight):
         kernel[grid](
             *(weight, bias, None, None, None, None),
@@ -289,7 +290,7 @@ def step_rows(
             bias_exp_avg_sq=bias_exp_avg_sq,
         )
         return grad, total
-    kernel, grid, config = _one_pass(weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, exp_avg, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):

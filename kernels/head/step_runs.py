@@ -14,10 +14,19 @@ from torch import Tensor
 from hypermask_fast.kernels.device import cached, cast, only_if
 from hypermask_fast.kernels.head.adam import adam_update, adam_values, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
-from hypermask_fast.kernels.head.row_tiles import plan, prefetch_factors, prefetch_weight, tiles
-from hypermask_fast.kernels.tuning import Config
+from hypermask_fast.kernels.head.row_tiles import limits, prefetch_factors, prefetch_weight
+from hypermask_fast.kernels.tuning import Config, choose
 
-CONFIGS: tuple[Config, ...] = (tiles(64, 32, 4, 4, 1), tiles(32, 32, 4, 4, 1))
+_COLUMNS = tl.constexpr(32)
+_NAME = "step_rows_runs"
+
+
+def _config(rows: int, warps: int, programs: int) -> Config:
+    return {"BLOCK_N": rows, "PROGRAMS": programs, "num_warps": warps}
+
+
+CONFIGS: tuple[Config, ...] = (_config(64, 4, 3), _config(64, 4, 2), _config(32, 2, 6))
+"""Rows of A in a tile, warps of a program, and programs for each multiprocessor."""
 
 
 @triton.jit
@@ -63,16 +72,15 @@ def step_runs_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Tiles of BLOCK_N rows; or only z, to targets, for hidden (t, H)."""
-    WHOLE: tl.constexpr = max(16, triton.next_power_of_2(WIDTH))
     SIZE: tl.constexpr = BLOCK_N * WIDTH
     row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, WHOLE)
+    column = tl.arange(0, _COLUMNS)
     slot = tl.arange(0, 16)
     # Of the embeddings, the current one's first; but for targets.
     first_slot = 0 if WRITE_LOGITS else 1
     count = earlier + first_slot
-    squares = tl.zeros((BLOCK_N, 16), tl.float32)
-    sums = tl.zeros((16, WHOLE), tl.float32)
+    squares = tl.zeros((BLOCK_N,), tl.float32)
+    sums = tl.zeros((16, _COLUMNS), tl.float32)
     if not WRITE_LOGITS:
         coefficient = tl.load(coefficient_ptr)
         taken = tl.load(scalars_ptr + 8) == 0
@@ -105,14 +113,17 @@ def step_runs_kernel(
             tl.store(targets_ptr + start + at, cast(z, targets_ptr.dtype.element_ty), mask=kept)
         else:
             residual = residuals(z, targets, kept)
-            squares = tl.fma(residual, residual, squares)
+            squares += tl.sum(residual * residual, 1)
             factors = tl.where(slot[None, :] == 0, dz[:, None], coefficient * residual)
-            grad = exact_dot(factors, hidden, tl.zeros((BLOCK_N, WHOLE), tl.float32))
-            sums = exact_dot(tl.trans(factors), a, sums)
+            grad = exact_dot(factors, hidden, tl.zeros((BLOCK_N, _COLUMNS), tl.float32))
+            # Again, not kept: it would fill registers through the other products.
+            at = row[:, None] * WIDTH + column[None, :]
+            again = cached(weight_ptr + first + at, valid[:, None] & inside)
+            sums = exact_dot(tl.trans(factors), again, sums)
             scalars = load_scalars(scalars_ptr)
-            run = tl.arange(0, BLOCK_N * WHOLE)
-            in_rows = tl.minimum(run // WIDTH, BLOCK_N - 1) * WHOLE + run % WIDTH
-            grad = tl.gather(grad.reshape(BLOCK_N * WHOLE), in_rows, 0)
+            run = tl.arange(0, BLOCK_N * _COLUMNS)
+            in_rows = tl.minimum(run // WIDTH, BLOCK_N - 1) * _COLUMNS + run % WIDTH
+            grad = tl.gather(grad.reshape(BLOCK_N * _COLUMNS), in_rows, 0)
             size = tl.where(taken, left * WIDTH, 0)
             parameter = _load_run(weight_ptr + first, run, size, SIZE)
             exp_avg = _load_run(exp_avg_ptr + first, run, size, SIZE)
@@ -128,13 +139,31 @@ def step_runs_kernel(
                 *(bias, tl.sum(factors, 1), only_if(valid, taken), scalars),
             )
     if not WRITE_LOGITS:
-        tl.store(squares_ptr + program, tl.sum(tl.sum(squares, 1), 0))
+        tl.store(squares_ptr + program, tl.sum(squares, 0))
         parts_ptr += program * count * WIDTH
         at = slot[:, None] * WIDTH + column[None, :]
         tl.store(parts_ptr + at, sums, mask=(slot < count)[:, None] & (column < WIDTH)[None, :])
 
 
-def plan_runs(weight: Tensor, earlier: int, processors: int) -> tuple[tuple[int], dict[str, int]]:
-    """Return the grid and the kernel's constants of a pass over A (N, H)."""
-    grid, config = plan("step_rows_runs", CONFIGS, weight, earlier, processors)
-    return grid, {k: v for k, v in config.items() if k not in ("BLOCK_H", "CHUNKS", "AHEAD")}
+def takes(width: int) -> bool:
+    """Return whether the pass is for heads of this width."""
+    return 16 < width <= _COLUMNS.value and width % 4 != 0
+
+
+def plan_runs(
+    weight: Tensor, moments: Tensor, earlier: int, processors: int
+) -> tuple[tuple[int], dict[str, int]]:
+    """Return the grid and the kernel's constants of a pass over A (N, H).
+
+    Args:
+        weight, moments: A, and what is like its moments.
+        earlier, processors: As in :func:`~hypermask_fast.kernels.head.row_tiles.plan`.
+    """
+    rows, width = weight.shape
+    config = dict(choose(_NAME, CONFIGS, weight.device, rows=rows, width=width, count=earlier))
+    programs = config.pop("PROGRAMS")
+    if moments.dtype != weight.dtype:
+        programs = min(2, programs)  # To convert them takes registers.
+    config |= {"WIDTH": width, **limits(programs, config["num_warps"])}
+    programs *= processors
+    return (min(programs, triton.cdiv(rows, config["BLOCK_N"])),), config
