@@ -36,7 +36,7 @@ from hypermask_fast.kernels.head.row_tiles import (
 from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 3, 2),
+    tiles(16, 32, 4, 3, 1),
     tiles(16, 32, 4, 4, 1),
     tiles(32, 32, 8, 2, 2),
 )
@@ -158,12 +158,12 @@ def _step_ahead_kernel(
         of_moments = exp_avg_ptr + first, exp_avg_sq_ptr + first
         stepped = only_if(valid, taken)
         moments = first_moments(*of_moments, offsets, stepped, WIDTH, AHEAD)
-        # Again, not kept: they would fill registers through the loop.
-        scalars = load_scalars(scalars_ptr)
         before = sums
         sums = ()
         for chunk in tl.static_range(CHUNKS):
             sums += (exact_dot(tl.trans(factors), a[chunk], before[chunk]),)
+        # Again, not kept: they would fill registers through the loop.
+        scalars = load_scalars(scalars_ptr)
         of_weight = weight_ptr + first, of_moments[0], of_moments[1], offsets, stepped
         adam_tile(*of_weight, grad, moments, scalars, WIDTH, CHUNKS)
         adam_update(

@@ -49,7 +49,7 @@ from hypermask_fast.kernels.tuning import Config
 # A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are
 # those of the targets bit by bit.
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 4, 2),
+    tiles(16, 32, 4, 4, 1),
     tiles(16, 32, 4, 4, 4),
     tiles(16, 32, 4, 3, 4),
     tiles(32, 32, 8, 2, 2),
@@ -86,7 +86,6 @@ def _step_rows_kernel(
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
-    offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
     whole = tl.arange(0, WHOLE)
     sums = tl.zeros((16, WHOLE), tl.float32)
@@ -97,6 +96,7 @@ def _step_rows_kernel(
     step = tl.num_programs(0) * BLOCK_N
     for start in tl.range(program * BLOCK_N, rows, step, disable_licm=True):
         first = start * WIDTH
+        offsets = row[:, None] * WIDTH + column[None, :]
         valid = row < (rows - start).to(tl.int32)
         a = ()
         for chunk in tl.static_range(CHUNKS):
@@ -155,10 +155,10 @@ def _step_rows_kernel(
             of_moments = exp_avg_ptr + first, exp_avg_sq_ptr + first
             stepped = only_if(valid, taken)
             moments = first_moments(*of_moments, offsets, stepped, WIDTH, AHEAD)
-            scalars = load_scalars(scalars_ptr)
             at = row[:, None] * WIDTH + whole[None, :]
             again = cached(weight_ptr + first + at, valid[:, None] & (whole < WIDTH)[None, :])
             sums = exact_dot(tl.trans(factors), again, sums)
+            scalars = load_scalars(scalars_ptr)
             of_weight = weight_ptr + first, of_moments[0], of_moments[1], offsets, stepped
             adam_tile(*of_weight, grad, moments, scalars, WIDTH, CHUNKS)
             adam_update(

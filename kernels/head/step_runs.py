@@ -25,7 +25,7 @@ def _config(rows: int, warps: int, programs: int) -> Config:
     return {"BLOCK_N": rows, "PROGRAMS": programs, "num_warps": warps}
 
 
-CONFIGS: tuple[Config, ...] = (_config(64, 4, 3), _config(64, 4, 2), _config(32, 2, 6))
+CONFIGS: tuple[Config, ...] = (_config(64, 4, 2), _config(64, 4, 3))
 """Rows of A in a tile, warps of a program, and programs for each multiprocessor."""
 
 
