@@ -56,6 +56,13 @@ CONFIGS: tuple[Config, ...] = (
 )
 
 
+@triton.jit
+def load_two(ptr, stride, valid, count):
+    """The elements at ``ptr`` of up to two of ``count`` rows."""
+    first = tl.load(ptr, mask=only_if(valid, count > 0), other=0.0)
+    return first, tl.load(ptr + stride, mask=only_if(valid, count > 1), other=0.0)
+
+
 @triton.jit(do_not_specialize=["rows", "earlier", "targets_stride"])
 def _step_rows_kernel(
     weight_ptr,
@@ -113,7 +120,7 @@ def _step_rows_kernel(
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
         if not WRITE_LOGITS:
-            target = tl.load(target_ptr, mask=only_if(valid, earlier > 0), other=0.0)
+            targets = load_two(target_ptr, targets_stride, valid, earlier)
             # 0 times NaN would be NaN: a step that is not taken has no gradient.
             bias_grad = tl.load(dz_ptr + start + row, mask=only_if(valid, taken), other=0.0)
             factors = tl.where(slot[None, :] == 0, bias_grad[:, None], 0.0)
@@ -123,32 +130,37 @@ def _step_rows_kernel(
                 h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
                 grad += (bias_grad[:, None] * h[None, :],)
             h_ptr += WIDTH
-        for j in range(earlier):
+        for j in range(0, earlier, 2):
             hidden = ()
-            z = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-            for chunk in tl.static_range(CHUNKS):
-                inside = column < WIDTH - chunk * BLOCK_H
-                h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
-                z = tl.fma(a[chunk], h[None, :], z)
-                hidden += (h,)
-            h_ptr += WIDTH
-            z = tl.sum(z, 1) + bias
-            if WRITE_LOGITS:
-                tl.store(target_ptr, cast(z, targets_ptr.dtype.element_ty), mask=valid)
-                target_ptr += targets_stride
-            else:
-                residual = residuals(z, target, valid)
-                target_ptr += targets_stride
-                more = only_if(valid, j + 1 < earlier)
-                target = tl.load(target_ptr, mask=more, other=0.0)
-                squares = tl.fma(residual, residual, squares)
-                dz = coefficient * residual
-                bias_grad += dz
-                factors = tl.where(slot[None, :] == j + 1, dz[:, None], factors)
-                before = grad
-                grad = ()
+            products = ()
+            for k in tl.static_range(2):
+                z = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
                 for chunk in tl.static_range(CHUNKS):
-                    grad += (tl.fma(dz[:, None], hidden[chunk][None, :], before[chunk]),)
+                    inside = only_if(column < WIDTH - chunk * BLOCK_H, j + k < earlier)
+                    h = tl.load(h_ptr + (k * WIDTH + chunk * BLOCK_H), mask=inside, other=0.0)
+                    z = tl.fma(a[chunk], h[None, :], z)
+                    hidden += (h,)
+                products += (z,)
+            h_ptr += 2 * WIDTH
+            for k in tl.static_range(2):
+                live = only_if(valid, j + k < earlier)
+                z = tl.sum(products[k], 1) + bias
+                if WRITE_LOGITS:
+                    tl.store(target_ptr, cast(z, targets_ptr.dtype.element_ty), mask=live)
+                else:
+                    residual = residuals(z, targets[k], live)
+                    squares = tl.fma(residual, residual, squares)
+                    dz = coefficient * residual
+                    bias_grad += dz
+                    factors = tl.where(slot[None, :] == j + k + 1, dz[:, None], factors)
+                    before = grad
+                    grad = ()
+                    for chunk in tl.static_range(CHUNKS):
+                        h = hidden[k * CHUNKS + chunk]
+                        grad += (tl.fma(dz[:, None], h[None, :], before[chunk]),)
+                target_ptr += targets_stride
+            if not WRITE_LOGITS:
+                targets = load_two(target_ptr, targets_stride, valid, earlier - j - 2)
         if not WRITE_LOGITS:
             # Not before the loops: they would fill registers there, as A would, kept since its
             # first load.
