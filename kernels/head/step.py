@@ -7,7 +7,8 @@ or bfloat16, moments float32 or bfloat16, all else float32. Bytes, with 4-byte m
 
 * One pass, for t < 16 and H <= 256: 24 N H + 4 t N + 28 N. Logits and the gradients of A and b are
   float32 multiply-adds, dhidden a product of float32's accuracy. The programs stay and take tiles
-  of rows in turn, so that there are few partial sums; torch adds them in float64, in order.
+  of rows in turn, so that there are few partial sums; torch adds them in float64, in order. While
+  they compute, the next tile comes into L2. Widths of :mod:`.step_runs` are of products there.
 * Two passes of products, for more and H <= 128: ``step_rows_products`` and ``factored_adam``.
   28 N H + 12 t N + 40 N.
 * Else three passes, for [dz_0, dz], dhidden and Adam, of products: 32 N H + 16 t N + 40 N.
