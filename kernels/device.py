@@ -87,6 +87,25 @@ def cached(ptr, mask):
 
 
 @triton.jit
+def prefetch(ptr, mask):
+    """Have an NVIDIA GPU bring what is loaded soon into its L2; elsewhere nothing."""
+    if not INTERPRET and not is_hip():
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred p;
+            setp.ne.s32 p, $2, 0;
+            @p prefetch.global.L2 [$1];
+            mov.b32 $0, 0;
+            }""",
+            "=r,l,r",
+            [ptr, mask.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def only_if(mask, flag):
     """The mask where a scalar holds; ``&`` of both is no mask to the interpreter of Triton 3.9."""
     return tl.where(flag, mask, False)

@@ -24,13 +24,22 @@ from hypermask_fast.kernels.device import cached, on_device, only_if
 from hypermask_fast.kernels.head.adam import adam_update, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.finish import finish
-from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
+from hypermask_fast.kernels.head.row_tiles import (
+    MOST,
+    WIDEST,
+    adam_tile,
+    first_moments,
+    plan,
+    prefetch_factors,
+    prefetch_weight,
+    tiles,
+)
 from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 16),
-    tiles(16, 32, 4, 4),
-    tiles(16, 32, 8, 8),
+    tiles(16, 32, 4, 3, 1),
+    tiles(16, 32, 4, 4, 1),
+    tiles(32, 32, 8, 2, 2),
 )
 
 
@@ -57,7 +66,7 @@ def _shifted(
     return tl.where(mask, tl.fma(-step_size, ratio, parameter * decay), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "earlier", "targets_stride"])
 def _step_ahead_kernel(
     weight_ptr,
     bias_ptr,
@@ -80,12 +89,12 @@ def _step_ahead_kernel(
     CHUNKS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Tiles (BLOCK_N, CHUNKS * BLOCK_H) of A and b."""
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
-    offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
     sums = ()
     for _ in tl.static_range(CHUNKS):
@@ -93,8 +102,10 @@ def _step_ahead_kernel(
     coefficient = tl.load(coefficient_ptr)
     taken = tl.load(scalars_ptr + 8) == 0
     program = tl.program_id(0).to(tl.int64)
-    for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
+    step = tl.num_programs(0) * BLOCK_N
+    for start in tl.range(program * BLOCK_N, rows, step, disable_licm=True):
         first = start * WIDTH
+        offsets = row[:, None] * WIDTH + column[None, :]
         valid = row < (rows - start).to(tl.int32)
         scalars = load_scalars(scalars_ptr)
         # 0 times NaN would be NaN: a step that is not taken has no gradient.
@@ -113,6 +124,12 @@ def _step_ahead_kernel(
             of_weight = (weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at)
             a += (_shifted(*of_weight, of_loss, mask, scalars, AHEAD_EPS),)
             grad += (of_loss,)
+        later = start + step
+        prefetch_weight(weight_ptr, bias_ptr, later, rows, WIDTH, BLOCK_N)
+        prefetch_weight(exp_avg_ptr, bias_exp_avg_ptr, later, rows, WIDTH, BLOCK_N)
+        prefetch_weight(exp_avg_sq_ptr, bias_exp_avg_sq_ptr, later, rows, WIDTH, BLOCK_N)
+        of_factors = later, rows, earlier, targets_stride
+        prefetch_factors(dz_ptr, targets_ptr, *of_factors, BLOCK_N)
         h_ptr += WIDTH
         target_ptr = targets_ptr + start + row
         target = tl.load(target_ptr, mask=only_if(valid, earlier > 0), other=0.0)
@@ -139,22 +156,20 @@ def _step_ahead_kernel(
             grad = ()
             for chunk in tl.static_range(CHUNKS):
                 grad += (tl.fma(dz[:, None], hidden[chunk][None, :], before[chunk]),)
-        # Again, not kept: they would fill registers through the loop.
-        scalars = load_scalars(scalars_ptr)
+        of_moments = exp_avg_ptr + first, exp_avg_sq_ptr + first
+        stepped = only_if(valid, taken)
+        moments = first_moments(*of_moments, offsets, stepped, WIDTH, AHEAD)
         before = sums
         sums = ()
         for chunk in tl.static_range(CHUNKS):
             sums += (exact_dot(tl.trans(factors), a[chunk], before[chunk]),)
-            at = offsets + chunk * BLOCK_H
-            mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            adam_update(
-                *(weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at),
-                *(cached(weight_ptr + first + at, mask), grad[chunk]),
-                *(only_if(mask, taken), scalars),
-            )
+        # Again, not kept: they would fill registers through the loop.
+        scalars = load_scalars(scalars_ptr)
+        of_weight = weight_ptr + first, of_moments[0], of_moments[1], offsets, stepped
+        adam_tile(*of_weight, grad, moments, scalars, WIDTH, CHUNKS)
         adam_update(
             *(bias_ptr + start, bias_exp_avg_ptr + start, bias_exp_avg_sq_ptr + start, row),
-            *(cached(bias_ptr + start + row, valid), bias_grad, only_if(valid, taken), scalars),
+            *(cached(bias_ptr + start + row, valid), bias_grad, stepped, scalars),
         )
     tl.store(squares_ptr + program, tl.sum(squares, 0))
     parts_ptr += program * (earlier + 1) * WIDTH + (slot[:, None] * WIDTH + column[None, :])

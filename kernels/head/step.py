@@ -7,7 +7,8 @@ or bfloat16, moments float32 or bfloat16, all else float32. Bytes, with 4-byte m
 
 * One pass, for t < 16 and H <= 256: 24 N H + 4 t N + 28 N. Logits and the gradients of A and b are
   float32 multiply-adds, dhidden a product of float32's accuracy. The programs stay and take tiles
-  of rows in turn, so that there are few partial sums; torch adds them in float64, in order.
+  of rows in turn, so that there are few partial sums; torch adds them in float64, in order. While
+  they compute, the next tile comes into L2. Widths of :mod:`.step_runs` are of products there.
 * Two passes of products, for more and H <= 128: ``step_rows_products`` and ``factored_adam``.
   28 N H + 12 t N + 40 N.
 * Else three passes, for [dz_0, dz], dhidden and Adam, of products: 32 N H + 16 t N + 40 N.
@@ -17,6 +18,8 @@ head that did not change are exactly 0.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -29,21 +32,40 @@ from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
 from hypermask_fast.kernels.head.logits import residual_factors, target_logits
-from hypermask_fast.kernels.head.row_tiles import MOST, WIDEST, plan, tiles
+from hypermask_fast.kernels.head.row_tiles import (
+    MOST,
+    WIDEST,
+    adam_tile,
+    first_moments,
+    plan,
+    prefetch_factors,
+    prefetch_weight,
+    tiles,
+)
 from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
+from hypermask_fast.kernels.head.step_runs import plan_runs, step_runs_kernel
+from hypermask_fast.kernels.head.step_runs import takes as takes_runs
 from hypermask_fast.kernels.tuning import Config
 
+# A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are
+# those of the targets bit by bit.
 CONFIGS: tuple[Config, ...] = (
-    tiles(16, 32, 4, 16),
-    tiles(16, 32, 4, 4),
-    tiles(16, 32, 4, 32),
-    tiles(32, 64, 8, 8),
-    tiles(32, 64, 8, 2),
+    tiles(16, 32, 4, 4, 1),
+    tiles(16, 32, 4, 4, 4),
+    tiles(16, 32, 4, 3, 4),
+    tiles(32, 32, 8, 2, 2),
 )
 
 
 @triton.jit
+def load_two(ptr, stride, valid, count):
+    """The elements at ``ptr`` of up to two of ``count`` rows."""
+    first = tl.load(ptr, mask=only_if(valid, count > 0), other=0.0)
+    return first, tl.load(ptr + stride, mask=only_if(valid, count > 1), other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "earlier", "targets_stride"])
 def _step_rows_kernel(
     weight_ptr,
     bias_ptr,
@@ -66,32 +88,41 @@ def _step_rows_kernel(
     WRITE_LOGITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Tiles (BLOCK_N, CHUNKS * BLOCK_H); or only z, to targets, for hidden (t, H)."""
+    WHOLE: tl.constexpr = triton.next_power_of_2(CHUNKS * BLOCK_H)
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_H)
     slot = tl.arange(0, 16)
-    offsets = row[:, None] * WIDTH + column[None, :]
     squares = tl.zeros((BLOCK_N,), tl.float32)
-    sums = ()
-    for _ in tl.static_range(CHUNKS):
-        sums += (tl.zeros((16, BLOCK_H), tl.float32),)
+    whole = tl.arange(0, WHOLE)
+    sums = tl.zeros((16, WHOLE), tl.float32)
     if not WRITE_LOGITS:
         coefficient = tl.load(coefficient_ptr)
         taken = tl.load(scalars_ptr + 8) == 0
     program = tl.program_id(0).to(tl.int64)
-    for start in range(program * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N):
+    step = tl.num_programs(0) * BLOCK_N
+    for start in tl.range(program * BLOCK_N, rows, step, disable_licm=True):
         first = start * WIDTH
+        offsets = row[:, None] * WIDTH + column[None, :]
         valid = row < (rows - start).to(tl.int32)
         a = ()
         for chunk in tl.static_range(CHUNKS):
             mask = valid[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
             a += (cached(weight_ptr + first + (offsets + chunk * BLOCK_H), mask),)
         bias = tl.load(bias_ptr + start + row, mask=valid, other=0.0)
+        later = start + step
+        prefetch_weight(weight_ptr, bias_ptr, later, rows, WIDTH, BLOCK_N)
+        if not WRITE_LOGITS:
+            prefetch_weight(exp_avg_ptr, bias_exp_avg_ptr, later, rows, WIDTH, BLOCK_N)
+            prefetch_weight(exp_avg_sq_ptr, bias_exp_avg_sq_ptr, later, rows, WIDTH, BLOCK_N)
+            of_factors = later, rows, earlier, targets_stride
+            prefetch_factors(dz_ptr, targets_ptr, *of_factors, BLOCK_N)
         h_ptr = hidden_ptr + column
         target_ptr = targets_ptr + start + row
         if not WRITE_LOGITS:
-            target = tl.load(target_ptr, mask=only_if(valid, earlier > 0), other=0.0)
+            targets = load_two(target_ptr, targets_stride, valid, earlier)
             # 0 times NaN would be NaN: a step that is not taken has no gradient.
             bias_grad = tl.load(dz_ptr + start + row, mask=only_if(valid, taken), other=0.0)
             factors = tl.where(slot[None, :] == 0, bias_grad[:, None], 0.0)
@@ -101,64 +132,73 @@ def _step_rows_kernel(
                 h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
                 grad += (bias_grad[:, None] * h[None, :],)
             h_ptr += WIDTH
-        for j in range(earlier):
+        for j in range(0, earlier, 2):
             hidden = ()
-            z = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-            for chunk in tl.static_range(CHUNKS):
-                inside = column < WIDTH - chunk * BLOCK_H
-                h = tl.load(h_ptr + chunk * BLOCK_H, mask=inside, other=0.0)
-                z = tl.fma(a[chunk], h[None, :], z)
-                hidden += (h,)
-            h_ptr += WIDTH
-            z = tl.sum(z, 1) + bias
-            if WRITE_LOGITS:
-                tl.store(target_ptr, cast(z, targets_ptr.dtype.element_ty), mask=valid)
-                target_ptr += targets_stride
-            else:
-                residual = residuals(z, target, valid)
-                target_ptr += targets_stride
-                more = only_if(valid, j + 1 < earlier)
-                target = tl.load(target_ptr, mask=more, other=0.0)
-                squares = tl.fma(residual, residual, squares)
-                dz = coefficient * residual
-                bias_grad += dz
-                factors = tl.where(slot[None, :] == j + 1, dz[:, None], factors)
-                before = grad
-                grad = ()
+            products = ()
+            for k in tl.static_range(2):
+                z = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
                 for chunk in tl.static_range(CHUNKS):
-                    grad += (tl.fma(dz[:, None], hidden[chunk][None, :], before[chunk]),)
+                    inside = only_if(column < WIDTH - chunk * BLOCK_H, j + k < earlier)
+                    h = tl.load(h_ptr + (k * WIDTH + chunk * BLOCK_H), mask=inside, other=0.0)
+                    z = tl.fma(a[chunk], h[None, :], z)
+                    hidden += (h,)
+                products += (z,)
+            h_ptr += 2 * WIDTH
+            for k in tl.static_range(2):
+                live = only_if(valid, j + k < earlier)
+                z = tl.sum(products[k], 1) + bias
+                if WRITE_LOGITS:
+                    tl.store(target_ptr, cast(z, targets_ptr.dtype.element_ty), mask=live)
+                else:
+                    residual = residuals(z, targets[k], live)
+                    squares = tl.fma(residual, residual, squares)
+                    dz = coefficient * residual
+                    bias_grad += dz
+                    factors = tl.where(slot[None, :] == j + k + 1, dz[:, None], factors)
+                    before = grad
+                    grad = ()
+                    for chunk in tl.static_range(CHUNKS):
+                        h = hidden[k * CHUNKS + chunk]
+                        grad += (tl.fma(dz[:, None], h[None, :], before[chunk]),)
+                target_ptr += targets_stride
+            if not WRITE_LOGITS:
+                targets = load_two(target_ptr, targets_stride, valid, earlier - j - 2)
         if not WRITE_LOGITS:
             # Not before the loops: they would fill registers there, as A would, kept since its
             # first load.
+            of_moments = exp_avg_ptr + first, exp_avg_sq_ptr + first
+            stepped = only_if(valid, taken)
+            moments = first_moments(*of_moments, offsets, stepped, WIDTH, AHEAD)
+            at = row[:, None] * WIDTH + whole[None, :]
+            again = cached(weight_ptr + first + at, valid[:, None] & (whole < WIDTH)[None, :])
+            sums = exact_dot(tl.trans(factors), again, sums)
             scalars = load_scalars(scalars_ptr)
-            before = sums
-            sums = ()
-            for chunk in tl.static_range(CHUNKS):
-                at = offsets + chunk * BLOCK_H
-                inside = column < WIDTH - chunk * BLOCK_H
-                mask = valid[:, None] & inside[None, :]
-                again = cached(weight_ptr + first + at, mask)
-                sums += (exact_dot(tl.trans(factors), again, before[chunk]),)
-                adam_update(
-                    *(weight_ptr + first, exp_avg_ptr + first, exp_avg_sq_ptr + first, at),
-                    *(again, grad[chunk], only_if(mask, taken), scalars),
-                )
+            of_weight = weight_ptr + first, of_moments[0], of_moments[1], offsets, stepped
+            adam_tile(*of_weight, grad, moments, scalars, WIDTH, CHUNKS)
             adam_update(
                 *(bias_ptr + start, bias_exp_avg_ptr + start, bias_exp_avg_sq_ptr + start, row),
-                *(bias, bias_grad, only_if(valid, taken), scalars),
+                *(bias, bias_grad, stepped, scalars),
             )
     if not WRITE_LOGITS:
         tl.store(squares_ptr + program, tl.sum(squares, 0))
-        parts_ptr += program * (earlier + 1) * WIDTH + (slot[:, None] * WIDTH + column[None, :])
-        for chunk in tl.static_range(CHUNKS):
-            mask = (slot <= earlier)[:, None] & (column < WIDTH - chunk * BLOCK_H)[None, :]
-            tl.store(parts_ptr + chunk * BLOCK_H, sums[chunk], mask=mask)
+        parts_ptr += program * (earlier + 1) * WIDTH
+        at = slot[:, None] * WIDTH + whole[None, :]
+        tl.store(parts_ptr + at, sums, mask=(slot <= earlier)[:, None] & (whole < WIDTH)[None, :])
 
 
 def _passes(width: int, earlier: int) -> int:
     if earlier <= MOST:
         return 1 if width <= WIDEST else 3
     return 2 if width <= WIDEST_PRODUCTS else 3
+
+
+def _one_pass(
+    weight: Tensor, moments: Tensor, earlier: int, processors: int
+) -> tuple[Any, tuple[int], dict[str, int]]:
+    """Return the kernel of one pass, its grid and its constants."""
+    if takes_runs(weight.shape[1]):
+        return step_runs_kernel, *plan_runs(weight, moments, earlier, processors)
+    return _step_rows_kernel, *plan("step_rows", CONFIGS, weight, earlier, processors)
 
 
 def earlier_logits(
@@ -191,9 +231,9 @@ def earlier_logits(
     processors = processors or multiprocessors(weight.device)
     if passes == 2:
         return product_logits(weight, bias, hidden, out, processors)
-    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, weight, earlier, processors)
     with on_device(weight):
-        _step_rows_kernel[grid](
+        kernel[grid](
             *(weight, bias, None, None, None, None),
             *(None, hidden.contiguous(), out, None, None, None, None),
             *(rows, earlier, out.stride(0)),
@@ -264,11 +304,11 @@ def step_rows(
             bias_exp_avg_sq=bias_exp_avg_sq,
         )
         return grad, total
-    grid, config = plan("step_rows", CONFIGS, weight, earlier, processors)
+    kernel, grid, config = _one_pass(weight, exp_avg, earlier, processors)
     parts = weight.new_empty(grid[0], earlier + 1, width)
     squares = weight.new_empty(grid[0])
     with on_device(weight):
-        _step_rows_kernel[grid](
+        kernel[grid](
             *(weight, bias, exp_avg, exp_avg_sq, bias_exp_avg, bias_exp_avg_sq),
             *(dz_current, hidden, targets, coefficient, scalars, parts, squares),
             *(rows, earlier, targets.stride(0)),

@@ -24,6 +24,8 @@ _WORKER = Path(__file__).with_name("compile_gate.py")
 _LAUNCHES = Path(__file__).parents[2] / "benchmarks" / "launches"
 _ROOMS = sorted({path.parent.name for path in _LAUNCHES.glob("*/[a-z]*.py")})
 _SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+# Bytes that a thread of a default may spill, where fewer programs would cost more.
+_SPILLS = {("sm_100", "step_ahead"): 40}
 # Kernels that multiply matrices.
 _MATMULS = {"masked_linear", "masked_conv2d"}
 
@@ -57,7 +59,8 @@ def check(rows: Sequence[dict[str, Any]], room: str = "*") -> None:
         assert row["shared"] <= _SHARED_LIMIT[row["target"]], f"{where}: {row['shared']} bytes"
         assert not row.get("bare_barriers"), f"{where}: a barrier that waits for no memory"
         if row["default"]:
-            assert row["spills"] == 0, f"{where}: {row['spills']} bytes spilled"
+            allowed = _SPILLS.get((row["target"], row["launch"].partition("/")[0]), 0)
+            assert row["spills"] <= allowed, f"{where}: {row['spills']} bytes spilled"
     if any(row["target"] == "sm_90" for row in rows):
         fast = {row["launch"].partition("/")[0] for row in rows if row.get("wgmma")}
         assert fast >= _MATMULS & launches

@@ -14,6 +14,7 @@ from hypermask_fast.head import passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.kernels.head import step_products as step_rows_products
+from hypermask_fast.kernels.head import step_runs
 from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 
 # The device knows its own; where there is none, those of an H100.
@@ -67,9 +68,13 @@ _MAKES = {
     "permuted-9-bf16": partial(_step, 2_036_010, 100, 9, torch.bfloat16),
     "permuted-9-targets": partial(_logits, 2_036_010, 100, 9),
     "permuted-15": partial(_step, 2_036_010, 100, 15),
+    "wide-9": partial(_step, 500_000, 256, 9),
+}
+_RUNS = {
     "split-0": partial(_step, 477_010, 25, 0),
     "split-4": partial(_step, 477_010, 25, 4),
-    "wide-9": partial(_step, 500_000, 256, 9),
+    "split-4-bf16": partial(_step, 477_010, 25, 4, torch.bfloat16),
+    "split-4-targets": partial(_logits, 477_010, 25, 4),
 }
 _PRODUCTS = {
     "permuted-16": partial(_step, 2_036_010, 100, 16),
@@ -79,9 +84,14 @@ _PRODUCTS = {
     "split-40": partial(_step, 477_010, 25, 40),
     "wide-127": partial(_step, 500_000, 128, 127),
 }
-LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()} | {
-    name: Launch(make, "step_rows_products", step_rows_products.CONFIGS)
-    for name, make in _PRODUCTS.items()
+LAUNCHES = {
+    name: Launch(make, kernel, configs)
+    for makes, kernel, configs in (
+        (_MAKES, "step_rows", CONFIGS),
+        (_RUNS, "step_rows_runs", step_runs.CONFIGS),
+        (_PRODUCTS, "step_rows_products", step_rows_products.CONFIGS),
+    )
+    for name, make in makes.items()
 }
 ROUTES = {
     "permuted": route("head", partial(_whole, 2_036_010, 100, 9)),
