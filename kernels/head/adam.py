@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.device import WGMMA_LEAST, cast, fit, has_wgmma, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.tuning import Config, choose
 
@@ -45,7 +45,7 @@ CONFIGS: dict[str, tuple[Config, ...]] = {
     "sums": (_config(32, 128, 8), _config(16, 128, 8), _config(32, 64, 4), _config(16, 64, 4)),
     "products": (_config(32, 128, 4), _config(64, 128, 8), _config(64, 64, 4)),
 }
-"""By how a gradient is formed: multiply-adds, or products."""
+"""By how a gradient is formed: multiply-adds, or products; ``adam_wgmma`` has its own of these."""
 
 _BUCKETS = (1, 4, 8, 12, 16)
 """Numbers of factors that a kernel of multiply-adds is compiled for."""
@@ -61,23 +61,49 @@ def load_scalars(scalars_ptr):
 
 
 @triton.jit
-def adam_update(
-    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, grad, mask, scalars
-):
-    """torch.optim.Adam of a tile at ``offsets``, of which the parameter (float32) is loaded."""
+def load_moments(exp_avg_ptr, exp_avg_sq_ptr, offsets, mask):
+    """Both moments of a tile, as they are stored."""
+    exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0)
+    return exp_avg, tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def adam_values(parameter, exp_avg, exp_avg_sq, grad, scalars):
+    """What torch.optim.Adam makes of a parameter and its moments, all float32."""
     scale, decay, l2, lerp, beta2, square, eps, step_size = scalars
-    exp_avg = tl.load(exp_avg_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     grad = tl.fma(l2, parameter, grad * scale)
     # As torch.lerp: from the nearer end.
     nearer = tl.where(lerp < 0.5, exp_avg, grad)
     exp_avg = tl.fma(tl.where(lerp < 0.5, lerp, lerp - 1), grad - exp_avg, nearer)
     exp_avg_sq = tl.fma(square * grad, grad, beta2 * exp_avg_sq)
     ratio = exp_avg / (tl.sqrt(exp_avg_sq) + eps)
-    tl.store(parameter_ptr + offsets, tl.fma(-step_size, ratio, parameter * decay), mask=mask)
+    return tl.fma(-step_size, ratio, parameter * decay), exp_avg, exp_avg_sq
+
+
+@triton.jit
+def adam_from(
+    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, moments, grad, mask, scalars
+):
+    """torch.optim.Adam of a tile of which the parameter (float32) and the moments are loaded."""
+    parameter, exp_avg, exp_avg_sq = adam_values(
+        parameter, moments[0].to(tl.float32), moments[1].to(tl.float32), grad, scalars
+    )
+    tl.store(parameter_ptr + offsets, parameter, mask=mask)
     stored: tl.constexpr = exp_avg_ptr.dtype.element_ty
     tl.store(exp_avg_ptr + offsets, cast(exp_avg, stored), mask=mask)
     tl.store(exp_avg_sq_ptr + offsets, cast(exp_avg_sq, stored), mask=mask)
+
+
+@triton.jit
+def adam_update(
+    parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets, parameter, grad, mask, scalars
+):
+    """torch.optim.Adam of a tile at ``offsets``, of which the parameter (float32) is loaded."""
+    moments = load_moments(exp_avg_ptr, exp_avg_sq_ptr, offsets, mask)
+    adam_from(
+        *(parameter_ptr, exp_avg_ptr, exp_avg_sq_ptr, offsets),
+        *(parameter, moments, grad, mask, scalars),
+    )
 
 
 @triton.jit
@@ -115,7 +141,7 @@ def _adam_scalars_kernel(
         tl.store(out_ptr + 8, tl.where(tl.load(finite_ptr) != 0, 0.0, 1.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _factored_adam_kernel(
     dz_ptr,
     hidden_ptr,
@@ -249,26 +275,30 @@ def factored_adam(
     Args:
         weight: A (N, H), contiguous.
         exp_avg, exp_avg_sq: Moments (N, H), float32 or bfloat16, contiguous.
-        dz: (r, N), rows may be apart.
+        dz: (r, N), rows may be apart; columns beyond those are not used.
         hidden: (r, H).
         scalars: Of :func:`adam_scalars`.
         bias, bias_exp_avg, bias_exp_avg_sq: b (N,) and its moments; its gradient is the sum of dz.
     """
+    from hypermask_fast.kernels.head.adam_wgmma import adam_by_wgmma
+
     (rows, width), count = weight.shape, len(hidden)
     if not weight.numel():
         return
     dz = dz if dz.stride(1) == 1 else dz.contiguous()
     bucket = next((size for size in _BUCKETS if size >= count), 0)
     name = "sums" if bucket else "products"
-    sizes = {"rows": rows, "width": width, "count": count}
-    config = choose(f"factored_adam_{name}", CONFIGS[name], weight.device, **sizes)
-    columns = fit(config["BLOCK_H"], width)
-    grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(width, columns))
+    parameters = weight, exp_avg, exp_avg_sq, bias, bias_exp_avg, bias_exp_avg_sq
     with on_device(weight):
+        if min(count, width) > WGMMA_LEAST and has_wgmma(weight):
+            adam_by_wgmma(parameters, dz, hidden, scalars)
+            return
+        sizes = {"rows": rows, "width": width, "count": count}
+        config = choose(f"factored_adam_{name}", CONFIGS[name], weight.device, **sizes)
+        columns = fit(config["BLOCK_H"], width)
+        grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(width, columns))
         _factored_adam_kernel[grid](
-            *(dz, hidden.contiguous(), scalars, weight, exp_avg, exp_avg_sq),
-            *(bias, bias_exp_avg, bias_exp_avg_sq),
-            *(rows, count, dz.stride(0)),
+            *(dz, hidden.contiguous(), scalars, *parameters, rows, count, dz.stride(0)),
             WIDTH=width,
             FACTORS=bucket,
             BLOCK_R=1 if bucket else 32,

@@ -13,7 +13,7 @@ from benchmarks.launches.launch import Launch, Run, floats, route
 from hypermask_fast.head import passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
-from hypermask_fast.kernels.head import step_products as step_rows_products
+from hypermask_fast.kernels.head import step_products, step_products_wgmma
 from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 
 # The device knows its own; where there is none, those of an H100.
@@ -71,18 +71,25 @@ _MAKES = {
     "split-4": partial(_step, 477_010, 25, 4),
     "wide-9": partial(_step, 500_000, 256, 9),
 }
+_FEW = {"permuted-16": partial(_step, 2_036_010, 100, 16)}
 _PRODUCTS = {
-    "permuted-16": partial(_step, 2_036_010, 100, 16),
     "permuted-99": partial(_step, 2_036_010, 100, 99),
     "permuted-99-bf16": partial(_step, 2_036_010, 100, 99, torch.bfloat16),
     "permuted-99-targets": partial(_logits, 2_036_010, 100, 99),
     "split-40": partial(_step, 477_010, 25, 40),
     "wide-127": partial(_step, 500_000, 128, 127),
 }
-LAUNCHES = {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()} | {
-    name: Launch(make, "step_rows_products", step_rows_products.CONFIGS)
-    for name, make in _PRODUCTS.items()
-}
+LAUNCHES = (
+    {name: Launch(make, "step_rows", CONFIGS) for name, make in _MAKES.items()}
+    | {
+        name: Launch(make, "step_rows_wgmma", step_products_wgmma.CONFIGS)
+        for name, make in _PRODUCTS.items()
+    }
+    | {
+        name: Launch(make, "step_rows_products", step_products.CONFIGS)
+        for name, make in _FEW.items()
+    }
+)
 ROUTES = {
     "permuted": route("head", partial(_whole, 2_036_010, 100, 9)),
     "split": route("head", partial(_whole, 477_010, 25, 4)),
