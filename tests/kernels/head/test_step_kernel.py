@@ -307,3 +307,16 @@ def test_fifty_steps_are_as_exact_as_torch(device: torch.device) -> None:
         exact, _, _ = plain_step(exact, dz, hidden, targets, torch.float64, step=step, lr=1e-3)
     for found, single, double in zip(head, plain, exact, strict=True):
         assert error(found, double) <= 2 * error(single, double)
+
+
+@pytest.mark.parametrize("earlier", [17, 40])
+def test_products_are_as_exact_as_a_rounding(device: torch.device, earlier: int) -> None:
+    """Sums of one term show each part of a product: of bfloat16's thirds and of tf32's halves."""
+    head = make_head(20, 35, device)
+    hidden = torch.zeros(earlier, 35, device=device)
+    hidden[:, 3] = torch.randn(earlier, device=device)
+    logits = step_rows.earlier_logits(head[0], torch.zeros_like(head[1]), hidden)
+    exact = hidden.double() @ head[0].double().t()
+    # Thirds leave out 2^-22 of a term and halves 2^-19.7, where the matrix core cuts off the rest.
+    allowed = 2**-22 if earlier > 32 else 2**-19
+    assert ((logits - exact).abs() <= (allowed + 2**-22) * exact.abs()).all()
