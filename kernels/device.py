@@ -19,6 +19,9 @@ from triton.language.target_info import is_hip
 
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
+WGMMA_LEAST = 32
+"""A matrix of no more rows does not fill a product of Hopper's matrix cores, of 64."""
+
 
 @triton.jit
 def cast(x, dtype: tl.constexpr):
@@ -106,6 +109,14 @@ def prefetch(ptr, mask):
 
 
 @triton.jit
+def prefetch_run(ptr, count, MOST: tl.constexpr):
+    """Prefetch ``count`` elements in a row, of MOST at most: an address for each 32 bytes."""
+    EACH: tl.constexpr = 256 // ptr.dtype.element_ty.primitive_bitwidth
+    at = EACH * tl.arange(0, triton.next_power_of_2(triton.cdiv(MOST, EACH)))
+    prefetch(ptr + at, at < tl.minimum(count, MOST))
+
+
+@triton.jit
 def only_if(mask, flag):
     """The mask where a scalar holds; ``&`` of both is no mask to the interpreter of Triton 3.9."""
     return tl.where(flag, mask, False)
@@ -132,6 +143,14 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def has_wgmma(tensor: Tensor) -> bool:
+    """Return whether a tensor is on a GPU of Hopper's kind, the current one, or on none at all."""
+    if not tensor.is_cuda:
+        return True
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch // 10 == 9
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

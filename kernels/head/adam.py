@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, fit, on_device, only_if
+from hypermask_fast.kernels.device import WGMMA_LEAST, cast, fit, has_wgmma, on_device, only_if
 from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.head.numbers import number, step_constants, store_scalars
 from hypermask_fast.kernels.tuning import Config, choose
@@ -44,7 +44,7 @@ CONFIGS: dict[str, tuple[Config, ...]] = {
     "sums": (_config(32, 128, 8), _config(16, 128, 8), _config(32, 64, 4), _config(16, 64, 4)),
     "products": (_config(32, 128, 4), _config(64, 128, 8), _config(64, 64, 4)),
 }
-"""By how a gradient is formed: multiply-adds, or products."""
+"""By how a gradient is formed: multiply-adds, or products; ``adam_wgmma`` has its own of these."""
 
 _BUCKETS = (1, 4, 8, 12, 16)
 """Numbers of factors that a kernel of multiply-adds is compiled for."""
@@ -134,7 +134,7 @@ def _adam_scalars_kernel(
         tl.store(out_ptr + 8, tl.where(tl.load(finite_ptr) != 0, 0.0, 1.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _factored_adam_kernel(
     dz_ptr,
     hidden_ptr,
@@ -253,26 +253,30 @@ def factored_adam(
     Args:
         weight: A (N, H), contiguous.
         exp_avg, exp_avg_sq: Moments (N, H), float32 or bfloat16, contiguous.
-        dz: (r, N), rows may be apart.
+        dz: (r, N), rows may be apart; columns beyond those are not used.
         hidden: (r, H).
         scalars: Of :func:`adam_scalars`.
         bias, bias_exp_avg, bias_exp_avg_sq: b (N,) and its moments; its gradient is the sum of dz.
     """
+    from hypermask_fast.kernels.head.adam_wgmma import adam_by_wgmma
+
     (rows, width), count = weight.shape, len(hidden)
     if not weight.numel():
         return
     dz = dz if dz.stride(1) == 1 else dz.contiguous()
     bucket = next((size for size in _BUCKETS if size >= count), 0)
     name = "sums" if bucket else "products"
-    sizes = {"rows": rows, "width": width, "count": count}
-    config = choose(f"factored_adam_{name}", CONFIGS[name], weight.device, **sizes)
-    columns = fit(config["BLOCK_H"], width)
-    grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(width, columns))
+    parameters = weight, exp_avg, exp_avg_sq, bias, bias_exp_avg, bias_exp_avg_sq
     with on_device(weight):
+        if min(count, width) > WGMMA_LEAST and has_wgmma(weight):
+            adam_by_wgmma(parameters, dz, hidden, scalars)
+            return
+        sizes = {"rows": rows, "width": width, "count": count}
+        config = choose(f"factored_adam_{name}", CONFIGS[name], weight.device, **sizes)
+        columns = fit(config["BLOCK_H"], width)
+        grid = (triton.cdiv(rows, config["BLOCK_N"]), triton.cdiv(width, columns))
         _factored_adam_kernel[grid](
-            *(dz, hidden.contiguous(), scalars, weight, exp_avg, exp_avg_sq),
-            *(bias, bias_exp_avg, bias_exp_avg_sq),
-            *(rows, count, dz.stride(0)),
+            *(dz, hidden.contiguous(), scalars, *parameters, rows, count, dz.stride(0)),
             WIDTH=width,
             FACTORS=bucket,
             BLOCK_R=1 if bucket else 32,

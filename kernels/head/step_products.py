@@ -7,18 +7,26 @@ pass stores [dz_0, dz] (t + 1, N) and sums [dz_0, dz] A and r_j^2; ``factored_ad
 A program keeps the sums of 64 embeddings in registers and takes tiles of rows in turn; those of
 other embeddings run beside it on the same rows, and find A in the cache. All are products of
 float32's accuracy; torch adds the programs' sums in float64, in order. Bytes: 4 N H + 8 t N + 12 N.
+
+Where matrix cores read from shared memory ``step_products_wgmma`` has the kernel, else it is here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import cast, fit, on_device, only_if
-from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
+from hypermask_fast.kernels.device import WGMMA_LEAST, cast, has_wgmma, on_device
+from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.head.finish import finish
-from hypermask_fast.kernels.tuning import Config, choose
+from hypermask_fast.kernels.head.product_tiles import plan, tile_factors
+from hypermask_fast.kernels.head.step_products_wgmma import CONFIGS as WGMMA_CONFIGS
+from hypermask_fast.kernels.head.step_products_wgmma import launch_wgmma
+from hypermask_fast.kernels.tuning import Config
 
 
 def _config(embeddings: int, rows: int, warps: int, stages: int, programs: int) -> Config:
@@ -38,8 +46,11 @@ a time make a tile's row."""
 WIDEST = 128
 """Columns whose sums fit in registers."""
 
+_VECTOR = 32
+"""Rows of dz begin at multiples, so that they are stored and loaded in wide pieces."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["count"])
 def _step_rows_products_kernel(
     weight_ptr,
     bias_ptr,
@@ -91,17 +102,11 @@ def _step_rows_products_kernel(
             z = exact_dot(h, tl.trans(a), z)
         z += tl.load(bias_ptr + start + row, mask=valid, other=0.0)[None, :]
         if SKIPPED == 0:
-            live = (used & (slot >= 1))[:, None] & valid[None, :]
-            at = (slot - 1)[:, None].to(tl.int64) * targets_stride + row[None, :]
-            target = tl.load(targets_ptr + start + at, mask=live, other=0.0)
-            residual = residuals(z, target, live)
-            squares += tl.sum(residual * residual)
-            taken = tl.load(scalars_ptr + 8) == 0
-            # 0 times NaN would be NaN: a step that is not taken has no gradient.
-            current = tl.load(current_ptr + start + row, mask=only_if(valid, taken), other=0.0)
-            z = tl.where(
-                (slot == 0)[:, None], current[None, :], tl.load(coefficient_ptr) * residual
+            z, more = tile_factors(
+                *(z, row, slot, valid, used, start),
+                *(current_ptr, targets_ptr, coefficient_ptr, scalars_ptr, targets_stride),
             )
+            squares += more
         at = (slot - SKIPPED)[:, None].to(tl.int64) * out_stride + row[None, :]
         whole = used[:, None] & valid[None, :]
         tl.store(out_ptr + start + at, cast(z, out_ptr.dtype.element_ty), mask=whole)
@@ -126,19 +131,29 @@ def _step_rows_products_kernel(
             tl.store(parts_ptr + slot[:, None] * WIDTH + part[None, :], sums[chunk], mask=mask)
 
 
-def _plan(weight: Tensor, count: int, processors: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Return the grid and the kernel's constants; the same for targets as for steps."""
-    rows, width = weight.shape
-    sizes = {"rows": rows, "width": width, "count": count}
-    config = dict(choose("step_rows_products", CONFIGS, weight.device, **sizes))
-    block = fit(config["BLOCK_K"], count)
-    blocks = triton.cdiv(count, block)
-    programs = max(1, config.pop("PROGRAMS") * processors // blocks)
-    columns = fit(config["BLOCK_H"], width)
-    last = max(16, triton.next_power_of_2((width - 1) % columns + 1))
-    config |= {"BLOCK_K": block, "BLOCK_H": columns, "WIDTH": width}
-    config |= {"CHUNKS": triton.cdiv(width, columns), "LAST": last}
-    return (blocks, min(programs, triton.cdiv(rows, config["BLOCK_N"]))), config
+def _launch(
+    grid: tuple[int, int],
+    config: dict[str, int],
+    tensors: Sequence[Any],
+    count: int,
+    *,
+    skipped: int,
+) -> None:
+    weight, targets, out = tensors[0], tensors[4], tensors[7]
+    _step_rows_products_kernel[grid](
+        *(*tensors, len(weight), count, 0 if targets is None else targets.stride(0), out.stride(0)),
+        SKIPPED=skipped,
+        enable_fp_fusion=False,
+        **config,
+    )
+
+
+def _plan(
+    weight: Tensor, count: int, processors: int
+) -> tuple[tuple[int, int], dict[str, int], Callable[..., None]]:
+    if count > WGMMA_LEAST and has_wgmma(weight):
+        return *plan("step_rows_wgmma", WGMMA_CONFIGS, weight, count, processors), launch_wgmma
+    return *plan("step_rows_products", CONFIGS, weight, count, processors), _launch
 
 
 def product_logits(
@@ -156,15 +171,10 @@ def product_logits(
     Returns:
         ``out``.
     """
-    grid, config = _plan(weight, len(hidden) + 1, processors)
     with on_device(weight):
-        _step_rows_products_kernel[grid](
-            *(weight, bias, None, hidden.contiguous(), None, None, None, out, None, None),
-            *(len(weight), len(hidden) + 1, 0, out.stride(0)),
-            SKIPPED=1,
-            enable_fp_fusion=False,
-            **config,
-        )
+        grid, config, launch = _plan(weight, len(hidden) + 1, processors)
+        tensors = weight, bias, None, hidden.contiguous(), None, None, None, out, None, None
+        launch(grid, config, tensors, len(hidden) + 1, skipped=1)
     return out
 
 
@@ -192,19 +202,14 @@ def residual_sums(
         processors: Multiprocessors to fill; more or fewer only change the order of sums.
 
     Returns:
-        dz (t + 1, N), dz A (t + 1, H), and the sum of all squared residuals, 0-d float64.
+        dz (t + 1, N) with columns beyond that hold nothing, dz A (t + 1, H), and the sum of all
+        squared residuals, 0-d float64.
     """
     (rows, width), count = weight.shape, len(hidden)
-    grid, config = _plan(weight, count, processors)
-    dz = weight.new_empty(count, rows)
-    parts = weight.new_empty(grid[1], count, width)
-    squares = weight.new_empty(grid)
     with on_device(weight):
-        _step_rows_products_kernel[grid](
-            *(weight, bias, dz_current, hidden, targets, coefficient, scalars),
-            *(dz, parts, squares, rows, count, targets.stride(0), dz.stride(0)),
-            SKIPPED=0,
-            enable_fp_fusion=False,
-            **config,
-        )
+        grid, config, launch = _plan(weight, count, processors)
+        dz = weight.new_empty(count, _VECTOR * triton.cdiv(rows, _VECTOR))
+        parts, squares = weight.new_empty(grid[1], count, width), weight.new_empty(grid)
+        tensors = weight, bias, dz_current, hidden, targets, coefficient, scalars
+        launch(grid, config, (*tensors, dz, parts, squares), count, skipped=0)
     return dz, *finish(parts, squares)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.launches.launch import Launch, Run, floats
+from hypermask_fast.kernels.head import adam_wgmma
 from hypermask_fast.kernels.head.adam import CONFIGS, adam_scalars, factored_adam
 
 _ADAM: dict[str, Any] = {
@@ -47,18 +48,21 @@ def _scalars() -> Run:
 
 
 _SUMS, _PRODUCTS = "factored_adam_sums", "factored_adam_products"
+_WGMMA = "factored_adam_wgmma"
 _SIZES: dict[str, tuple[str, tuple[int, int, int], torch.dtype]] = {
     "permuted": (_SUMS, (2_036_010, 100, 1), torch.float32),
     "permuted-10": (_SUMS, (2_036_010, 100, 10), torch.float32),
     "permuted-16-bf16": (_SUMS, (2_036_010, 100, 16), torch.bfloat16),
-    "permuted-100": (_PRODUCTS, (2_036_010, 100, 100), torch.float32),
-    "permuted-100-bf16": (_PRODUCTS, (2_036_010, 100, 100), torch.bfloat16),
+    "permuted-100": (_WGMMA, (2_036_010, 100, 100), torch.float32),
+    "permuted-100-bf16": (_WGMMA, (2_036_010, 100, 100), torch.bfloat16),
     "split-5": (_SUMS, (477_010, 25, 5), torch.float32),
     "wide-20": (_PRODUCTS, (1_000_000, 1000, 20), torch.float32),
 }
 LAUNCHES = {"scalars": Launch(_scalars, "factored_adam_scalars", ({},))} | {
     name: Launch(
-        partial(_step, *size, moments), kernel, CONFIGS[kernel.removeprefix("factored_adam_")]
+        partial(_step, *size, moments),
+        kernel,
+        {**CONFIGS, "wgmma": adam_wgmma.CONFIGS}[kernel.removeprefix("factored_adam_")],
     )
     for name, (kernel, size, moments) in _SIZES.items()
 }

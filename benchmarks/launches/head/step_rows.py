@@ -13,8 +13,7 @@ from benchmarks.launches.launch import Launch, Run, floats, route
 from hypermask_fast.head import passes
 from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
-from hypermask_fast.kernels.head import step_products as step_rows_products
-from hypermask_fast.kernels.head import step_runs
+from hypermask_fast.kernels.head import step_products, step_products_wgmma, step_runs
 from hypermask_fast.kernels.head.step import CONFIGS, earlier_logits, step_rows
 
 # The device knows its own; where there is none, those of an H100.
@@ -76,8 +75,8 @@ _RUNS = {
     "split-4-bf16": partial(_step, 477_010, 25, 4, torch.bfloat16),
     "split-4-targets": partial(_logits, 477_010, 25, 4),
 }
+_FEW = {"permuted-16": partial(_step, 2_036_010, 100, 16)}
 _PRODUCTS = {
-    "permuted-16": partial(_step, 2_036_010, 100, 16),
     "permuted-99": partial(_step, 2_036_010, 100, 99),
     "permuted-99-bf16": partial(_step, 2_036_010, 100, 99, torch.bfloat16),
     "permuted-99-targets": partial(_logits, 2_036_010, 100, 99),
@@ -89,7 +88,8 @@ LAUNCHES = {
     for makes, kernel, configs in (
         (_MAKES, "step_rows", CONFIGS),
         (_RUNS, "step_rows_runs", step_runs.CONFIGS),
-        (_PRODUCTS, "step_rows_products", step_rows_products.CONFIGS),
+        (_FEW, "step_rows_products", step_products.CONFIGS),
+        (_PRODUCTS, "step_rows_wgmma", step_products_wgmma.CONFIGS),
     )
     for name, make in makes.items()
 }

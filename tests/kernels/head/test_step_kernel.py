@@ -19,6 +19,7 @@ from hypermask_fast.kernels import tuning
 from hypermask_fast.kernels.head import adam as factored_adam
 from hypermask_fast.kernels.head import step as step_rows
 from hypermask_fast.kernels.head import step_products as step_rows_products
+from hypermask_fast.kernels.head import step_products_wgmma
 from hypermask_fast.reference import output_residuals
 
 COEFFICIENT = 0.25
@@ -51,12 +52,13 @@ def first_of_two(
     head: list[Tensor], dz: Tensor, hidden: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[dz_0, dz], the hidden gradient and the sum of squares."""
-    return step_rows_products.residual_sums(
+    factors, grad, squares = step_rows_products.residual_sums(
         *(*head[:2], dz, hidden, targets),
         coefficient=torch.tensor([COEFFICIENT], device=dz.device),
         scalars=factored_adam.adam_scalars(dz.device, **PLAIN),
         processors=1,
     )
+    return factors[:, : len(dz)], grad, squares
 
 
 def plain_step(
@@ -167,13 +169,18 @@ def test_programs_take_several_tiles(device: torch.device, config: dict[str, int
         assert_step(head, *make_inputs(head, 2))
 
 
-@pytest.mark.parametrize("config", step_rows_products.CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "earlier", "config"),
+    [("step_rows_products", 16, config) for config in step_rows_products.CONFIGS]
+    + [("step_rows_wgmma", 33, config) for config in step_products_wgmma.CONFIGS],
+    ids=str,
+)
 def test_programs_of_products_take_several_tiles(
-    device: torch.device, config: dict[str, int]
+    device: torch.device, kernel: str, earlier: int, config: dict[str, int]
 ) -> None:
     head = make_head(3 * config["BLOCK_N"] + 5, 40, device)
-    dz, hidden, targets = make_inputs(head, 16)
-    with tuning.forced("step_rows_products", {**config, "PROGRAMS": 2}):
+    dz, hidden, targets = make_inputs(head, earlier)
+    with tuning.forced(kernel, {**config, "PROGRAMS": 2}):
         found = first_of_two(head, dz, hidden, targets)
     factors, sizes = factors_of(head, dz, hidden, targets)
     assert torch.equal(found[0][0], dz)
@@ -300,3 +307,16 @@ def test_fifty_steps_are_as_exact_as_torch(device: torch.device) -> None:
         exact, _, _ = plain_step(exact, dz, hidden, targets, torch.float64, step=step, lr=1e-3)
     for found, single, double in zip(head, plain, exact, strict=True):
         assert error(found, double) <= 2 * error(single, double)
+
+
+@pytest.mark.parametrize("earlier", [17, 40])
+def test_products_are_as_exact_as_a_rounding(device: torch.device, earlier: int) -> None:
+    """Sums of one term show each part of a product: of bfloat16's thirds and of tf32's halves."""
+    head = make_head(20, 35, device)
+    hidden = torch.zeros(earlier, 35, device=device)
+    hidden[:, 3] = torch.randn(earlier, device=device)
+    logits = step_rows.earlier_logits(head[0], torch.zeros_like(head[1]), hidden)
+    exact = hidden.double() @ head[0].double().t()
+    # Thirds leave out 2^-22 of a term and halves 2^-19.7, where the matrix core cuts off the rest.
+    allowed = 2**-22 if earlier > 32 else 2**-19
+    assert ((logits - exact).abs() <= (allowed + 2**-22) * exact.abs()).all()
