@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_mode, _FAKE = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.FAKE
 _made: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 _MOST = 256
 """Numbers that are kept: a schedule may have another learning rate in each step."""
@@ -22,7 +23,8 @@ def constant(value: float, device: torch.device, dtype: torch.dtype = torch.floa
         device: Where the tensor is.
         dtype: Of the tensor. Default float32.
     """
-    if torch.compiler.is_compiling():
+    # A mode of fake tensors takes no real one.
+    if torch.compiler.is_compiling() or _mode(_FAKE) is not None:
         return torch.full((), value, dtype=dtype, device=device)
     key = value, dtype, device
     found = _made.get(key)

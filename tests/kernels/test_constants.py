@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hypermask_fast.kernels import constants
 
@@ -20,3 +21,10 @@ def test_a_number_is_made_once_and_of_many_some_are_kept(
     assert len(constants._made) == constants._MOST
     assert constants.constant(0.5, device, torch.float64) is first
     assert constants.constant(0.5, device).dtype == torch.float32
+
+
+def test_a_mode_of_fake_tensors_gets_a_fake_one(device: torch.device) -> None:
+    constants.constant(0.25, device)
+    with FakeTensorMode():
+        assert isinstance(constants.constant(0.25, device), FakeTensor)
+    assert type(constants.constant(0.25, device)) is torch.Tensor
