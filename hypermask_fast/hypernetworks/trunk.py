@@ -58,6 +58,8 @@ def takes(trunk: nn.Module, table: Tensor, ids: object) -> bool:
         return False
     if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.device != table.device:
         return False
+    if not len(ids):
+        return False
     layers = list(trunk)
     if any(map(_hooked, (trunk, *layers))) or not table.is_contiguous():
         return False
@@ -74,7 +76,7 @@ def hidden(trunk: nn.Sequential, table: Tensor, ids: Tensor) -> Tensor:
         ids: (k,), rows of it.
     """
     names = tuple(_NAMES[type(module)] for module in list(trunk)[1::2])
-    hidden: Tensor = _Trunk.apply(ids, names, table, *trunk.parameters())
+    hidden: Tensor = _Trunk.apply(ids.contiguous(), names, table, *trunk.parameters())
     return hidden
 
 

@@ -135,11 +135,12 @@ def batch(
     labels = table.new_empty(size)
     pixels = shape[0] * shape[1] * shape[2]
     config = choose("batch", CONFIGS, images.device, samples=size, pixels=pixels)
-    on_gpu = isinstance(number, Tensor)
+    on_gpu = isinstance(number, Tensor) and number.device == images.device
+    places = (None if x is None else x.contiguous() for x in (permutation, source))
     with on_device(images):
         _batch_kernel[(size, triton.cdiv(pixels, config["BLOCK"]))](
-            *(images, table, number if on_gpu else None, permutation, source, mean, std),
-            *(inputs, labels, 0 if on_gpu else number, size, len(table)),
+            *(images, table, number if on_gpu else None, *places, mean, std),
+            *(inputs, labels, 0 if on_gpu else int(number), size, len(table)),
             CHANNELS=channels,
             HEIGHT=height,
             WIDTH=width,

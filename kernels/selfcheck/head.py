@@ -215,9 +215,9 @@ def step_ahead(draw: Draw, rows: int, width: int, earlier: int, dtype: torch.dty
 
 
 _FLOAT, _BRAIN = torch.float32, torch.bfloat16
-# One pass, two of products, and three.
-_ONE, _TWO, _THREE = (37, 21, 2), (37, 21, 17), (19, 261, 2)
-_STEPS = ((_ONE, _FLOAT), (_ONE, _BRAIN), (_TWO, _FLOAT), (_THREE, _FLOAT))
+# One pass, two of products, also of more than half of a product of 64, and three.
+_ONE, _TWO, _MANY, _THREE = (37, 21, 2), (37, 21, 17), (37, 40, 40), (19, 261, 2)
+_STEPS = ((_ONE, _FLOAT), (_ONE, _BRAIN), (_TWO, _FLOAT), (_MANY, _FLOAT), (_THREE, _FLOAT))
 
 
 def _steps(
@@ -233,8 +233,13 @@ CASES: dict[str, list[Callable[[Draw], Case]]] = {
     "mask_logits": [partial(mask_logits, rows=37, width=21, count=n) for n in (1, 3)],
     "hidden_grad": [partial(hidden_grad, rows=37, width=21, count=n) for n in (1, 3)],
     "factored_adam": [
-        partial(factored_adam, rows=37, width=21, count=n, dtype=dtype)
-        for n, dtype in ((1, _FLOAT), (1, _BRAIN), (17, _FLOAT))
+        partial(factored_adam, rows=37, width=width, count=n, dtype=dtype)
+        for width, n, dtype in (
+            (21, 1, _FLOAT),
+            (21, 1, _BRAIN),
+            (21, 17, _FLOAT),
+            (40, 41, _FLOAT),
+        )
     ],
     "earlier_logits": _steps(earlier_logits, _STEPS),
     "step_rows": [

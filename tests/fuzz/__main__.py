@@ -9,10 +9,10 @@ import traceback
 
 import torch
 
-from tests.fuzz import head, layers, masks
+from tests.fuzz import head, layers, masks, steps
 from tests.fuzz.case import DEVICE, Case
 
-KERNELS = {**masks.KERNELS, **head.KERNELS, **layers.KERNELS}
+KERNELS = {**masks.KERNELS, **head.KERNELS, **layers.KERNELS, **steps.KERNELS}
 
 
 def run(kernel: str, number: int, seed: int, verbose: bool) -> bool:

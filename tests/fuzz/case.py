@@ -1,8 +1,9 @@
 """Draws tensors and options of a case, and judges results.
 
 A case is drawn from the seed, its kernel's name and its number alone. Its tensors lie in storages
-of NaN, which shows reads beside them, and writes beside those that a kernel changes. Errors are
-relative to the largest sum of magnitudes of a result, so that no cancellation looks like one.
+of NaN or the largest integer, which shows reads beside them, and writes beside those that a kernel
+changes. Errors are relative to the largest sum of magnitudes of a result, so that no cancellation
+looks like one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ GRADIENTS = (*LAYOUTS, "one row", "one number")
 THRESHOLDS = (None, -torch.inf, 0.0, 0.3, 0.5, 0.8, 1.0, 2.0)
 
 
+def _beside(dtype: torch.dtype) -> float:
+    """What surrounds tensors: NaN, or the largest integer."""
+    return torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
 class Case:
     """The choices of one case, by name, and tensors inside storages of NaN."""
 
@@ -60,8 +66,12 @@ class Case:
             return 0
         return int(self.one(name, [size for size in SIZES if size <= most]))
 
+    def draw(self, low: int, high: int) -> int:
+        """A number from low up to below high, one of too many to tell."""
+        return self._random.randrange(low, high)
+
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._generator)
+        return torch.randn(shape, generator=self._generator)
 
     def place(
         self,
@@ -70,7 +80,10 @@ class Case:
         dtype: torch.dtype = FLOAT,
         layouts: Sequence[str] = LAYOUTS,
     ) -> Tensor:
-        """Put values into a storage of NaN; ``GRADIENTS`` have strides of 0 among their layouts."""
+        """Put values into a storage of NaN, or of the largest integer.
+
+        ``GRADIENTS`` have strides of 0 among their layouts.
+        """
         layout = self.one(f"{name} is", layouts)
         shape = values.shape
         if layout == "one row" and values.dim():
@@ -87,9 +100,12 @@ class Case:
             strides[axis] = reach
             reach = reach * shape[axis] + (3 if layout == "sliced" else 0)
         before = 1 if layout in ("unaligned", "sliced") else 64
-        storage = torch.full((before + reach + 64,), torch.nan, dtype=dtype, device=DEVICE)
+        size = before + reach + 64
+        storage = torch.full((size,), _beside(dtype), dtype=dtype, device=DEVICE)
         view = storage.as_strided(shape, strides, before).copy_(values)
-        self._storages.append((storage, storage.isnan()))
+        beside = torch.ones(size, dtype=torch.bool, device=DEVICE)
+        beside.as_strided(shape, strides, before).fill_(False)
+        self._storages.append((storage, beside))
         return view
 
     def normals(self, name: str, *shape: int, **options: Any) -> Tensor:
@@ -97,7 +113,9 @@ class Case:
 
     def assert_nothing_beside_was_written(self) -> None:
         for storage, beside in self._storages:
-            assert storage[beside].isnan().all(), "a kernel wrote beside a tensor"
+            found, kept = storage[beside], _beside(storage.dtype)
+            same = found.isnan() if storage.is_floating_point() else found == kept
+            assert same.all(), "a kernel wrote beside a tensor"
 
 
 def judge(

@@ -14,7 +14,7 @@ from hypermask_fast.backends import choice, proof
 from hypermask_fast.kernels.selfcheck import run
 from hypermask_fast.kernels.selfcheck.case import Case, Draw, fault
 from hypermask_fast.kernels.selfcheck.rounded import exact, matmul
-from tests.support.planted import launched_by, plant, repeated
+from tests.support.planted import choose_matrix_cores, launched_by, plant, repeated
 
 FOLDER = Path(run.__file__).parents[1]
 _JIT = re.compile(r"@triton\.jit(?:\(.*\))?\ndef (\w+_kernel)\(")
@@ -27,8 +27,10 @@ def kernels() -> list[str]:
 
 
 @cache
-def checks() -> Mapping[str, set[str]]:
-    return {name: launched_by(name) for name in run.KERNELS}
+def checks() -> Mapping[tuple[str, bool], set[str]]:
+    """What is launched, by check and whether matrix cores read shared memory."""
+    cores = (True, False)
+    return {(name, has): launched_by(name, has) for name in run.KERNELS for has in cores}
 
 
 def checked(device: torch.device, name: str, patch: pytest.MonkeyPatch) -> str:
@@ -39,7 +41,11 @@ def checked(device: torch.device, name: str, patch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("name", run.KERNELS)
 def test_kernels_pass(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    differs = checks()[name, True] != checks()[name, False]
     assert checked(device, name, monkeypatch) == ""
+    if device.type == "cpu" and differs:
+        choose_matrix_cores(monkeypatch, False)
+        assert checked(device, name, monkeypatch) == ""
 
 
 def test_every_kernel_is_checked() -> None:
@@ -56,11 +62,14 @@ def test_every_check_decides_on_an_operation() -> None:
 def test_a_planted_fault_is_found(
     kernel: str, kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = min(
-        (n for n, names in checks().items() if kernel in names), key=lambda n: len(checks()[n])
-    )
-    plant(monkeypatch, kernel, kind)
+    launching = [which for which, names in checks().items() if kernel in names]
+    name, has_wgmma = min(launching, key=lambda which: len(checks()[which]))
+    if device.type == "cpu":
+        choose_matrix_cores(monkeypatch, has_wgmma)
+    launches = plant(monkeypatch, kernel, kind)
     wrong = checked(device, name, monkeypatch)
+    if device.type == "cuda" and not launches:
+        pytest.skip("this GPU has another kernel in its place")
     assert (
         f"planted in {kernel}" in wrong
         if kind == "compile"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from hypermask_fast import kernels
 from hypermask_fast.kernels.head import logits
 from hypermask_fast.kernels.selfcheck import run
 from hypermask_fast.kernels.selfcheck.case import Draw
@@ -62,14 +65,33 @@ def plant(patch: pytest.MonkeyPatch, name: str, kind: str) -> list[str]:
     return launches
 
 
-def launched_by(name: str) -> set[str]:
-    """Return the kernels that a check's cases launch; nothing runs."""
+def choose_matrix_cores(patch: pytest.MonkeyPatch, has_wgmma: bool) -> None:
+    """Choose kernels as for a GPU whose matrix cores read shared memory, or as for another one.
+
+    Launchers ask ``has_wgmma`` of a tensor, which says so of one that is on no GPU.
+    """
+    prefix = f"{kernels.__name__}."
+    # Who imports it while it is replaced would keep that.
+    for found in pkgutil.walk_packages(kernels.__path__, prefix):
+        module = importlib.import_module(found.name)
+        if hasattr(module, "has_wgmma"):
+            patch.setattr(module, "has_wgmma", lambda tensor: has_wgmma)
+
+
+def launched_by(name: str, has_wgmma: bool) -> set[str]:
+    """Return the kernels that a check's cases launch; nothing runs.
+
+    Args:
+        name: Of the check.
+        has_wgmma: As in :func:`choose_matrix_cores`.
+    """
     seen: set[str] = set()
 
     def note(kernel: Any, *args: Any, **kwargs: Any) -> None:
         seen.add(kernel.__name__)
 
     with pytest.MonkeyPatch.context() as patch:
+        choose_matrix_cores(patch, has_wgmma)
         patch.setattr(KIND, "run", note)
         for make in run.KERNELS[name]:
             make(Draw(torch.device("cpu"))).launch()

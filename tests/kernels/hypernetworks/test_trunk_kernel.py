@@ -90,6 +90,23 @@ def test_a_row_has_the_same_bits_in_any_batch(device: torch.device) -> None:
         assert torch.equal(made.hidden(torch.tensor([row], device=device))[0], together[row])
 
 
+def test_ids_may_lie_apart(device: torch.device) -> None:
+    made = make((4, 3), "tanh", device)
+    ids = torch.tensor([2, ROWS, 5, ROWS, 0], device=device)[::2]
+    grad = torch.ones(3, 3, device=device)
+    for found, expected in zip(
+        results(made, ids, grad), results(made, ids.clone(), grad), strict=True
+    ):
+        assert found.isfinite().all()
+        assert torch.equal(found, expected)
+
+
+def test_no_ids_are_refused_as_elsewhere(device: torch.device) -> None:
+    made = make((4, 3), "tanh", device)
+    with pytest.raises(ValueError, match=r"ids have shape \(0,\)"):
+        made.hidden(torch.tensor([], dtype=torch.int64, device=device))
+
+
 def test_an_id_without_a_row_gives_no_numbers(device: torch.device) -> None:
     made = make((4, 3), "relu", device)
     ids = torch.tensor([1, ROWS, -1], device=device)

@@ -47,6 +47,13 @@ def stream(batch_size: int, n: int = 7, **options: Any) -> BatchStream:
         pytest.param(lambda: {"source": moved(0)}, id="moved"),
         pytest.param(
             lambda: {
+                name: torch.stack((places, places.flip(0)), 1)[:, 0]
+                for name, places in (("permutation", permutation(0)), ("source", moved(0)))
+            },
+            id="apart",
+        ),
+        pytest.param(
+            lambda: {
                 "pad": 1,
                 "crop": 3,
                 "flip": True,
