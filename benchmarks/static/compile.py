@@ -70,7 +70,12 @@ class _Pointers(TorchFunctionMode):
 
 
 @contextmanager
-def _compile_only(found: list[Compiled]) -> Iterator[None]:
+def compile_only(found: list[Compiled]) -> Iterator[None]:
+    """Compile what is launched in a ``with`` block, where new tensors are fake ones.
+
+    Args:
+        found: Gets the kernels, in order.
+    """
     interface = triton.runtime.jit.KernelInterface
     launch = interface.__getitem__
 
@@ -93,15 +98,15 @@ def _compile_only(found: list[Compiled]) -> Iterator[None]:
         interface.__getitem__ = launch
 
 
-def use_target(target: str) -> None:
-    """Compile for a target from now on.
-
-    Args:
-        target: Of ``TARGETS``.
-    """
+def gpu_of(target: str) -> GPUTarget:
+    """Return what Triton calls one of ``TARGETS``."""
     kind, number = ("cuda", int(target[3:])) if target.startswith("sm_") else ("hip", target)
-    gpu = GPUTarget(kind, number, 32 if kind == "cuda" else 64)
-    driver.set_active(_Driver(gpu, TARGETS.index(target)))
+    return GPUTarget(kind, number, 32 if kind == "cuda" else 64)
+
+
+def use_target(target: str) -> None:
+    """Compile for one of ``TARGETS`` from now on."""
+    driver.set_active(_Driver(gpu_of(target), TARGETS.index(target)))
 
 
 def compile_launch(launch: Launch, config: Config) -> list[Compiled]:
@@ -113,7 +118,7 @@ def compile_launch(launch: Launch, config: Config) -> list[Compiled]:
     """
     found: list[Compiled] = []
     with ExitStack() as stack:
-        stack.enter_context(_compile_only(found))
+        stack.enter_context(compile_only(found))
         stack.enter_context(tuning.forced(launch.kernel, config))
         with torch.device("cuda"):
             run = launch.make()

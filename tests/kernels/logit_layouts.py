@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import compile_gate
 import torch
 import triton
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.runtime import driver
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.launches.head.step_rows import step_inputs
+from benchmarks.launches.launch import floats
+from benchmarks.static.compile import compile_only, use_target
+from hypermask_fast.kernels import tuning
+from hypermask_fast.kernels.head import step, step_runs
 
 _PLACES = {
     "_step_rows_kernel": r'"tt\.reduce"[^\n]*axis = 1.*?\}\) : \((.*?)\) ->',
@@ -59,12 +65,7 @@ def _layout(run: Any, kernel: str) -> str:
 
 
 def _print(widths: list[int], every: bool) -> None:
-    from benchmarks.launches.head.step_rows import step_inputs
-    from benchmarks.launches.launch import floats
-    from hypermask_fast.kernels import tuning
-    from hypermask_fast.kernels.head import step, step_runs
-
-    driver.set_active(compile_gate._Driver(compile_gate.TARGETS["sm_90"], 1))
+    use_target("sm_90")
     triton.knobs.compilation.always_compile = True
     for width in widths:
         runs = step_runs.takes(width)
@@ -75,7 +76,7 @@ def _print(widths: list[int], every: bool) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for config in configs if every else configs[:1]:
                 with ExitStack() as stack:
-                    stack.enter_context(compile_gate._compile_only())
+                    stack.enter_context(compile_only([]))
                     stack.enter_context(tuning.forced(name, config))
                     with torch.device("cuda"):
                         tensors, numbers = step_inputs(100_000, width, 3, dtype)
@@ -97,5 +98,4 @@ if __name__ == "__main__":
     parser.add_argument("widths", nargs="+", type=int)
     parser.add_argument("--all", action="store_true", help="all shipped configurations")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     _print(arguments.widths, arguments.all)

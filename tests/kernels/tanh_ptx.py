@@ -11,13 +11,12 @@ from pathlib import Path
 
 import triton
 import triton.language as tl
-from compile_gate import TARGETS, _Driver
 from triton.compiler import ASTSource
 from triton.language.extra import libdevice
-from triton.runtime import driver
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.static.compile import gpu_of, use_target
 from hypermask_fast.kernels.device import abs_tanh
 
 
@@ -36,10 +35,10 @@ def library(z_ptr, y_ptr):
 
 
 if __name__ == "__main__":
-    driver.set_active(_Driver(TARGETS["sm_90"], 0))
+    use_target("sm_90")
     signature, found = {"z_ptr": "*fp32", "y_ptr": "*fp32"}, {}
     for function in (kernels, library):
         source = ASTSource(fn=function, signature=signature)
-        made = triton.compile(source, target=TARGETS["sm_90"], options={"num_warps": 1})
+        made = triton.compile(source, target=gpu_of("sm_90"), options={"num_warps": 1})
         found[function.__name__] = made.asm["ptx"]
     print(json.dumps(found))
