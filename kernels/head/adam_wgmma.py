@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import fit, only_if, prefetch, prefetch_run
-from hypermask_fast.kernels.head.adam import adam_from, adam_update, load_moments, load_scalars
 from hypermask_fast.kernels.head.thirds import load_thirds, product, split, thirds
+from hypermask_fast.kernels.head.update import adam_from, adam_update, load_moments, load_scalars
 from hypermask_fast.kernels.tuning import Config, choose
 
 

@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cached, on_device, only_if
-from hypermask_fast.kernels.head.adam import adam_update, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.head.row_tiles import (
@@ -34,6 +33,7 @@ from hypermask_fast.kernels.head.row_tiles import (
     prefetch_weight,
     tiles,
 )
+from hypermask_fast.kernels.head.update import adam_update, load_scalars
 from hypermask_fast.kernels.tuning import Config
 
 CONFIGS: tuple[Config, ...] = (

@@ -8,7 +8,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from hypermask_fast.kernels.device import INTERPRET, cached, fit, multiprocessors, prefetch
-from hypermask_fast.kernels.head.adam import adam_from, load_moments
+from hypermask_fast.kernels.head.update import adam_from, load_moments
 from hypermask_fast.kernels.tuning import Config, choose
 
 MOST = 15

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cached, cast, multiprocessors, on_device, only_if
-from hypermask_fast.kernels.head.adam import adam_update, factored_adam, load_scalars
+from hypermask_fast.kernels.head.adam import factored_adam
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.finish import finish
 from hypermask_fast.kernels.head.hidden_grad import hidden_grad
@@ -46,6 +46,7 @@ from hypermask_fast.kernels.head.step_products import WIDEST as WIDEST_PRODUCTS
 from hypermask_fast.kernels.head.step_products import product_logits, residual_sums
 from hypermask_fast.kernels.head.step_runs import plan_runs, step_runs_kernel
 from hypermask_fast.kernels.head.step_runs import takes as takes_runs
+from hypermask_fast.kernels.head.update import adam_update, load_scalars
 from hypermask_fast.kernels.tuning import Config
 
 # A thread has 4 columns of a chunk, also where a load could be wider: the logits of the step are

@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import cached, cast, only_if
-from hypermask_fast.kernels.head.adam import adam_update, adam_values, load_scalars
 from hypermask_fast.kernels.head.arithmetic import exact_dot, residuals
 from hypermask_fast.kernels.head.row_tiles import limits, prefetch_factors, prefetch_weight
+from hypermask_fast.kernels.head.update import adam_update, adam_values, load_scalars
 from hypermask_fast.kernels.tuning import Config, choose
 
 _COLUMNS = tl.constexpr(32)

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hypermask_fast.kernels.device import on_device
-from hypermask_fast.kernels.head.adam import adam_update
 from hypermask_fast.kernels.head.numbers import number, step_constants, step_numbers
+from hypermask_fast.kernels.head.update import adam_update
 
 
 @triton.jit(do_not_specialize=["width"])
