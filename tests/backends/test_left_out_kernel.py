@@ -24,7 +24,7 @@ from hypermask_fast.masks.weights import mask_weights
 from tests.support.head_cases import head_of, make_head, options_of, tensors
 from tests.support.planted import plant
 
-ROWS, WIDTH = 37, 9
+ROWS, WIDTH = 37, 21
 
 
 class StandIn(proof.Machine):
@@ -125,7 +125,7 @@ def largest(device: torch.device) -> list[Tensor]:
 
 
 CALLS: dict[str, tuple[str, Callable[[torch.device], list[Tensor]]]] = {
-    "head": ("_step_rows_kernel", step),
+    "head": ("step_runs_kernel", step),
     "step_ahead": ("_step_ahead_kernel", lambda device: step(device, looks_ahead=True)),
     "mask_threshold": (
         "_select_end_kernel",
