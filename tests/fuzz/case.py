@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from hypermask_fast.kernels import tuning
 from tests.support.kernel_checks import assert_as_exact, poisoned, rounding_bound
+from tests.support.planted import choose_matrix_cores
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -179,6 +181,9 @@ def any_config(case: Case, kernels: Mapping[str, Sequence[Any]]) -> Iterator[Non
     with ExitStack() as stack:
         for name, configs in kernels.items() if DEVICE.type == "cpu" else ():
             stack.enter_context(tuning.forced(name, case.one(f"{name} has", configs)))
+        if DEVICE.type == "cpu":
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            choose_matrix_cores(patch, case.one("matrix cores read shared memory", (False, True)))
         stack.enter_context(poisoned())
         yield
 

@@ -14,12 +14,15 @@ from hypermask_fast.head.adam import AdamOptions
 from hypermask_fast.head.types import Head, HeadStep, Moments
 from hypermask_fast.kernels import plain
 from hypermask_fast.kernels.head import adam as factored_adam
+from hypermask_fast.kernels.head import adam_wgmma as factored_adam_wgmma
 from hypermask_fast.kernels.head import ahead as step_ahead
 from hypermask_fast.kernels.head import hidden_grad as gradients
 from hypermask_fast.kernels.head import logits as mask_logits
 from hypermask_fast.kernels.head import row_tiles
 from hypermask_fast.kernels.head import step as step_rows
 from hypermask_fast.kernels.head import step_products as step_rows_products
+from hypermask_fast.kernels.head import step_products_wgmma as step_rows_wgmma
+from hypermask_fast.kernels.head import step_runs as step_rows_runs
 from tests.fuzz.case import (
     BRAIN,
     DEVICE,
@@ -95,7 +98,8 @@ def some_scalars(case: Case, options: dict[str, Any], taken: bool) -> Tensor:
 
 
 def adam_configs() -> dict[str, Sequence[Any]]:
-    return {f"factored_adam_{kind}": configs for kind, configs in factored_adam.CONFIGS.items()}
+    kinds = factored_adam.CONFIGS | {"wgmma": factored_adam_wgmma.CONFIGS}
+    return {f"factored_adam_{kind}": configs for kind, configs in kinds.items()}
 
 
 def some_state(
@@ -210,7 +214,9 @@ def fuzz_step_rows(case: Case) -> None:
         dz[:1] = torch.nan
     configs = adam_configs() | LOGITS | GRADS
     configs["step_rows"] = step_rows.CONFIGS
+    configs["step_rows_runs"] = step_rows_runs.CONFIGS
     configs["step_rows_products"] = step_rows_products.CONFIGS
+    configs["step_rows_wgmma"] = step_rows_wgmma.CONFIGS
     with any_config(case, configs):
         if unchanged:
             targets = step_rows.earlier_logits(
