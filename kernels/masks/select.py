@@ -184,8 +184,10 @@ def _select_refine_kernel(
     bins = (bits >> SHIFT) & (BINS - 1)
     row_ptr = histogram_ptr + 2 * tensor * BINS
     _add_each(row_ptr, bins, valid & (leading == low))
-    if low != high:
-        _add_each(row_ptr + BINS, bins, valid & (leading == high))
+    # With ranks they are one, which Triton 3.6 must not be left to find out.
+    if rank_ptr is None:  # noqa: SIM102 - decides what is compiled
+        if low != high:
+            _add_each(row_ptr + BINS, bins, valid & (leading == high))
 
 
 @triton.jit(do_not_specialize=["tensors"])
