@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermask_fast.backends import choice
+from hypermask_fast.backends import choice, proof
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.functional import backend
 from hypermask_fast.masks import cpu, cuda, plain
@@ -58,6 +58,7 @@ def test_the_engine_on_a_cpu(
 
 def test_the_kernels_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "_why_no_kernel", lambda op, tensor: None)
+    monkeypatch.setattr(proof, "why_left_out", lambda op, device, *, forced: None)
     monkeypatch.setattr(cuda, "mask_weights", lambda request: "kernels")
     assert mask_weights(request()) == "kernels"
 

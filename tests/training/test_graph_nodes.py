@@ -58,5 +58,5 @@ def nodes(preset: str, task: int, **options: object) -> Counter[str]:
 def test_a_captured_step_of_split_mnist_is_few_launches(task: int) -> None:
     found = nodes("split-mnist", task)
     assert found["addmm"] == 3
-    assert found["_step_rows_kernel"] == 1
+    assert found["step_runs_kernel"] == 1
     assert found.total() <= MOST, dict(found)
