@@ -74,19 +74,20 @@ def _subtract_kept(
 
     Where a logit to keep is NaN, nothing is kept.
     """
-    blocks, entries = _blocks(residuals, kept, rows, height), residuals.view(-1)
+    blocks = _blocks(residuals, kept, rows, height)
     for z, target in blocks:
         if target.dtype == z.dtype:
             z -= target
         else:
             z.copy_(output_residuals(z, target))
-    squares = torch.dot(entries, entries)
+    # Of each embedding: BLAS would add more of them in float32.
+    squares = torch.linalg.vecdot(residuals, residuals).sum(dtype=torch.float64)
     # On a CPU asking costs less than to look for NaN; a GPU would have to be waited for.
     if residuals.device.type != "cpu" or squares.isnan():
         for z, target in blocks:
             z.masked_fill_(target.isnan(), 0)
-        squares = torch.dot(entries, entries)
-    return squares.double()
+        squares = torch.linalg.vecdot(residuals, residuals).sum(dtype=torch.float64)
+    return squares
 
 
 def step_rows(step: HeadStep) -> HeadGrads:
