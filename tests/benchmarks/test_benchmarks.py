@@ -61,6 +61,21 @@ def test_the_page_on_benchmarks_has_the_recorded_table() -> None:
     assert render(rows) in (root / "docs" / "benchmarks.md").read_text()
 
 
+def test_the_page_on_benchmarks_has_the_ratios_of_one_thread() -> None:
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benchmarks" / "results" / "cpu_one_thread.json").read_text())
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        assert row["clock"] == "processor"
+        if row["variant"] != "published":
+            ratios.setdefault(row["case"], []).append(row["ratio"])
+    page = (root / "docs" / "benchmarks.md").read_text()
+    for case, found in ratios.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{case}` "))
+        cells = [float(cell.replace(",", "")) for cell in line.split("|")[3:5]]
+        assert cells == pytest.approx(found, abs=0.5 if found[0] > 1000 else 0.05)
+
+
 @pytest.mark.parametrize("p", [0.0, 12.5, 30.0, 100.0])
 def test_published_percentile_is_linear_interpolation(p: float) -> None:
     values = torch.rand(401, dtype=torch.float64)
