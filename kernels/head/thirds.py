@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import INTERPRET, cast, on_device
+from hypermask_fast.kernels.device import INTERPRET, cast, on_device, only_if
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _split_kernel(
     """The parts of a row of ``hidden``, with zeros around it."""
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    known = (column < WIDTH) & (row >= first) & (row < first + count)
+    known = only_if(column < WIDTH, (row >= first) & (row < first + count))
     parts = thirds(tl.load(hidden_ptr + (row - first) * WIDTH + column, mask=known, other=0.0))
     out_ptr += row * row_stride + column * column_stride
     for part in tl.static_range(3):

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermask_fast.kernels.device import abs_tanh, on_device, sign
+from hypermask_fast.kernels.device import abs_tanh, on_device, only_if, sign
 
 ACTIVATIONS = ("elu", "relu", "tanh")
 _BLOCK_H, _BLOCK_D = 32, 64
@@ -84,7 +84,9 @@ def _trunk_forward_kernel(
     sums = tl.zeros((BLOCK_H, BLOCK_D), tl.float32)
     for first in range(0, WIDTH_IN, BLOCK_D):
         inside = first + column < WIDTH_IN
-        x = tl.load(x_ptr + source * WIDTH_IN + first + column, mask=inside & there, other=0.0)
+        x = tl.load(
+            x_ptr + source * WIDTH_IN + first + column, mask=only_if(inside, there), other=0.0
+        )
         mask = (out < WIDTH_OUT)[:, None] & inside[None, :]
         at = out[:, None] * WIDTH_IN + first + column[None, :]
         sums = tl.fma(tl.load(weight_ptr + at, mask=mask, other=0.0), x[None, :], sums)
@@ -149,7 +151,7 @@ def _trunk_backward_kernel(
         bias_sums = tl.zeros((BLOCK_H,), tl.float32)
         for row in range(0, rows):
             source, there = _row_of(ids_ptr, row, capacity)
-            x = tl.load(x_ptr + source * WIDTH_IN + column, mask=inside & there, other=0.0)
+            x = tl.load(x_ptr + source * WIDTH_IN + column, mask=only_if(inside, there), other=0.0)
             a = _of_preactivation(grad_ptr, y_ptr, row, at, mask, WIDTH_OUT, ACTIVATION)
             sums = tl.fma(a[:, None], x[None, :], sums)
             bias_sums += a
