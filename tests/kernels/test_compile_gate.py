@@ -116,7 +116,8 @@ def test_replayed_figures(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, env=environment())
     rows = json.loads(path.read_text())["rows"]
     not_worse(rows)
-    times = {row["launch"]: row for row in rows if "model_us" in row}
+    # Of a launch of several kernels the first.
+    times = {row["launch"]: row for row in reversed(rows) if "model_us" in row}
     rows_, width, earlier, copied = 2_036_010, 100, 9, 4.2e12
     whole = (24 * rows_ * width + 4 * earlier * rows_ + 28 * rows_) / copied
     assert times["step_rows/permuted-9"]["copy_us"] == pytest.approx(1e6 * whole, rel=0.01)
