@@ -39,6 +39,30 @@ def tile_factors(
     return tl.where((slot == 0)[:, None], current[None, :], dz), squares
 
 
+@triton.jit
+def store_sums(
+    parts_ptr,
+    squares_ptr,
+    sums,
+    squares,
+    slot,
+    used,
+    count,
+    WIDTH: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Write what a program (blocks of embeddings, tiles of rows) summed over its tiles."""
+    program = tl.program_id(1).to(tl.int64)
+    tl.store(squares_ptr + program * tl.num_programs(0) + tl.program_id(0), squares)
+    parts_ptr += program * count * WIDTH
+    for chunk in tl.static_range(CHUNKS):
+        part = chunk * BLOCK_H + tl.arange(0, BLOCK_H if chunk + 1 < CHUNKS else LAST)
+        mask = used[:, None] & (part < WIDTH)[None, :]
+        tl.store(parts_ptr + slot[:, None] * WIDTH + part[None, :], sums[chunk], mask=mask)
+
+
 def plan(
     operation: str, configs: tuple[Config, ...], weight: Tensor, count: int, processors: int
 ) -> tuple[tuple[int, int], dict[str, int]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hypermask_fast.kernels.device import WGMMA_LEAST, cast, has_wgmma, on_device
 from hypermask_fast.kernels.head.arithmetic import exact_dot
 from hypermask_fast.kernels.head.finish import finish
-from hypermask_fast.kernels.head.product_tiles import plan, tile_factors
+from hypermask_fast.kernels.head.product_tiles import plan, store_sums, tile_factors
 from hypermask_fast.kernels.head.step_products_wgmma import CONFIGS as WGMMA_CONFIGS
 from hypermask_fast.kernels.head.step_products_wgmma import launch_wgmma
 from hypermask_fast.kernels.tuning import Config
@@ -123,12 +123,10 @@ def _step_rows_products_kernel(
                 )
                 sums += (exact_dot(z, again, before[chunk]),)
     if SKIPPED == 0:
-        tl.store(squares_ptr + program * tl.num_programs(0) + tl.program_id(0), squares)
-        parts_ptr += program * count * WIDTH
-        for chunk in tl.static_range(CHUNKS):
-            part = chunk * BLOCK_H + tl.arange(0, BLOCK_H if chunk + 1 < CHUNKS else LAST)
-            mask = used[:, None] & (part < WIDTH)[None, :]
-            tl.store(parts_ptr + slot[:, None] * WIDTH + part[None, :], sums[chunk], mask=mask)
+        store_sums(
+            *(parts_ptr, squares_ptr, sums, squares, slot, used, count),
+            *(WIDTH, CHUNKS, LAST, BLOCK_H),
+        )
 
 
 def _launch(

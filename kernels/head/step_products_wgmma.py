@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from hypermask_fast.kernels.device import cast, prefetch, prefetch_run
-from hypermask_fast.kernels.head.product_tiles import tile_factors
+from hypermask_fast.kernels.head.product_tiles import store_sums, tile_factors
 from hypermask_fast.kernels.head.thirds import load_thirds, product, split, thirds, transposed
 from hypermask_fast.kernels.tuning import Config
 
@@ -120,19 +120,16 @@ def _step_rows_wgmma_kernel(
             at = slot[:, None].to(tl.int64) * targets_stride + run[None, :]
             known = (used & (slot >= 1))[:, None] & (run < left)[None, :]
             prefetch(targets_ptr + (after - targets_stride) + at, known)
-        if SKIPPED == 0:
             before = sums
             sums = ()
             factors = thirds(z)
             for chunk in tl.static_range(CHUNKS):
                 sums += (before[chunk] + product(factors, tile[chunk]),)
     if SKIPPED == 0:
-        tl.store(squares_ptr + program * tl.num_programs(0) + tl.program_id(0), squares)
-        parts_ptr += program * count * WIDTH
-        for chunk in tl.static_range(CHUNKS):
-            part = chunk * BLOCK_H + tl.arange(0, BLOCK_H if chunk + 1 < CHUNKS else LAST)
-            mask = used[:, None] & (part < WIDTH)[None, :]
-            tl.store(parts_ptr + slot[:, None] * WIDTH + part[None, :], sums[chunk], mask=mask)
+        store_sums(
+            *(parts_ptr, squares_ptr, sums, squares, slot, used, count),
+            *(WIDTH, CHUNKS, LAST, BLOCK_H),
+        )
 
 
 def launch_wgmma(
