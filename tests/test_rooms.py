@@ -35,9 +35,7 @@ FACE = (
     "__init__",
     "__main__",
     "cli",
-    "cli_eval",
-    "cli_export",
-    "cli_verify",
+    "commands",
     "doctor",
     "functional",
 )

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+HELP = "the plain network of a task, in a file"
+
 
 def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """Add the options of the command."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.inference.registry import make_scores, option_lines, scores
 
+HELP = "test accuracy of a run's newest checkpoint"
+
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Add the options of the command, given the words after it."""

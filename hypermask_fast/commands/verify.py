@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+HELP = "whether learned tasks are what they were"
+
 
 def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """Add the options of the command."""

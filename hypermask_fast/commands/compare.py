@@ -1,0 +1,43 @@
+"""The command ``hypermask compare``: train several methods, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypermask_fast.commands.options import DEFAULT_PRESET, add_memory, memory_bytes
+from hypermask_fast.commands.printing import new_folder, show_comparison
+from hypermask_fast.settings import comparison_line
+
+HELP = "train several methods, and compare them"
+
+
+def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the options of the command, given the words after it."""
+    parser.description = (
+        "Train each method with each seed, and make tables and a picture of what they reach. A "
+        "method takes the settings of the preset METHOD-PRESET where there is one, else PRESET's "
+        "if that is of the method, else PRESET's scenario, network and training with its own "
+        "defaults. --steps 9 changes the runs of all methods that have the setting, --hnet.steps 9 "
+        "those of one. The same command again goes on with a comparison that was stopped."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the comparison, with runs in METHOD/seed-S [runs/compare-PRESET-TIME-"
+        "LETTERS]",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_memory(parser)
+    comparison_line.add_arguments(parser, words, preset=DEFAULT_PRESET)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, print, and return the exit status: 2 where a run failed."""
+    from hypermask_fast.runs import comparison
+
+    config, memory = comparison_line.from_arguments(options), memory_bytes(options)
+    out = options.out or new_folder(f"compare-{options.preset}")
+    return show_comparison(comparison.compare(config, out, memory=memory), out, options.json)

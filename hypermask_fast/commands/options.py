@@ -1,0 +1,41 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.settings.command_line import add_arguments
+
+DEFAULT_PRESET = "split-digits"
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add ``--memory-gib``."""
+    parser.add_argument(
+        "--memory-gib",
+        type=float,
+        metavar="GIB",
+        help="memory of the device to count on [what it has left]",
+    )
+
+
+def memory_bytes(options: argparse.Namespace) -> int | None:
+    """Return what ``--memory-gib`` gives, in bytes.
+
+    Raises:
+        ConfigError: It is out of range.
+    """
+    gib = options.memory_gib
+    if gib is None:
+        return None
+    if not 0 < gib <= 2**53:
+        raise ConfigError(f"memory-gib={gib} is out of range; give more than 0, at most {2**53}")
+    return int(gib * 2**30)
+
+
+def add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the settings of a run, given the words after the command."""
+    add_memory(parser)
+    add_arguments(parser, words, preset=DEFAULT_PRESET)

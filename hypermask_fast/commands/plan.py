@@ -1,0 +1,33 @@
+"""The command ``hypermask plan``: the memory of a run, before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from hypermask_fast.commands.options import add_settings, memory_bytes
+from hypermask_fast.settings.command_line import from_arguments
+
+HELP = "the memory of a run, before it starts"
+
+
+def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the options of the command, given the words after it."""
+    parser.description = (
+        "Tell what memory `hypermask train` takes with the same options, and on a disk its "
+        "checkpoints, without making or reading anything but what functions of your own make. The "
+        "status is 2 where it does not fit."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    add_settings(parser, words)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan, print, and return the exit status."""
+    from hypermask_fast.planning.plan import plan
+
+    found = plan(from_arguments(options), memory=memory_bytes(options))
+    print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+    found.require()
+    return 0

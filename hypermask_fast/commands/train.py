@@ -1,0 +1,53 @@
+"""The command ``hypermask train``: train a sequence of tasks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypermask_fast.commands.options import DEFAULT_PRESET, add_settings, memory_bytes
+from hypermask_fast.commands.printing import new_folder, show, show_all
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.settings.command_line import from_arguments
+
+HELP = "train a sequence of tasks"
+
+
+def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the options of the command, given the words after it."""
+    parser.description = (
+        f"Train a sequence of tasks. Without options: --preset {DEFAULT_PRESET}. The settings are "
+        "those of the chosen method and network; in brackets: their values where none is given. "
+        "--network and --scenario take MODULE:FUNCTION too, of a module in the current folder or "
+        "on Python's path: FUNCTION(input_shape, num_outputs) returns an nn.Module, and "
+        "FUNCTION() a Scenario, a list of Tasks, or a dict of (train, test) by task name; "
+        "parameters of these names, and data_dir and seed of the latter, get the run's values, "
+        "others those of --network-options and --scenario-options."
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME-LETTERS]"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
+    )
+    add_settings(parser, words)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, print, and return the exit status."""
+    from hypermask_fast.runs import run, seeds
+
+    config, memory = from_arguments(options), memory_bytes(options)
+    out = options.out or new_folder(config.preset or config.scenario.name)
+    if options.seeds < 1:
+        raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
+    if options.seeds == 1:
+        show(run.train(config, out, memory=memory))
+    else:
+        show_all(seeds.train(config, out, options.seeds, memory=memory))
+    return 0
