@@ -28,6 +28,8 @@ from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.stages import stage
+from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
@@ -84,17 +86,19 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
         DataError: A data file is missing or damaged.
     """
     device = _device(config.run.device)
-    scenario = (make_scenario(config) if scenario is None else scenario).to(device)
+    with stage("reading the data"):
+        scenario = (make_scenario(config) if scenario is None else scenario).to(device)
     if config.scenario.is_own:
         config = config.replace(tasks=len(scenario))
         for task in scenario:
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
     sizes = scenario.input_shape, scenario.num_classes
-    learner = make_learner(config, *sizes, _examples(scenario)).to(device)
-    trainer = make_trainer(config, learner)
-    for task in scenario:
-        trainer.add(task)
+    with stage("building the learner"):
+        learner = make_learner(config, *sizes, _examples(scenario)).to(device)
+        trainer = make_trainer(config, learner)
+        for task in scenario:
+            trainer.add(task)
     return scenario, trainer
 
 
@@ -112,9 +116,12 @@ def _built(
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts
             memory = available_memory(str(_device(config.run.device)))
-        scenario = make_scenario(config)
+        with stage("reading the data"):
+            scenario = make_scenario(config)
     try:
-        plan(config, memory=memory, scenario=scenario).require(resuming=resuming)
+        with stage("planning the memory"):
+            found = plan(config, memory=memory, scenario=scenario)
+        found.require(resuming=resuming)
     except PlanError as error:
         made = build(config, scenario)  # which may tell more
         warnings.warn(f"the run starts without a plan: {error}", RuntimeWarning, stacklevel=3)
@@ -140,6 +147,7 @@ def _run(
             task_names=session.names,
             task_steps=session.steps,
             initial=session.done,
+            accuracy=session.mean_accuracy,
             enabled=show_progress,
         )
         stack.enter_context(progress)
@@ -168,7 +176,8 @@ def train(
     """
     check_value("out", str, out, path=True)
     # The folder comes second: a run that cannot start leaves none behind.
-    scenario, trainer = _built(config, memory)
+    with showing_stages(show_progress):
+        scenario, trainer = _built(config, memory)
     with RunFolder.create(out, config.to_toml()) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {})
 
@@ -201,7 +210,8 @@ def resume(
     with RunFolder.open(path) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
-        made = _built(config, memory, resuming=True)
+        with showing_stages(show_progress):
+            made = _built(config, memory, resuming=True)
         return _run(config, folder, *made, show_progress, changes)
 
 
