@@ -30,4 +30,5 @@ def run(options: argparse.Namespace) -> int:
     found = plan(from_arguments(options), memory=memory_bytes(options))
     print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
     found.require()
+    found.require_resumable()
     return 0

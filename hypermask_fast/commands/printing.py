@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hypermask_fast.terminal import width_of
+
 if TYPE_CHECKING:
     from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
@@ -19,7 +21,7 @@ def show(result: RunResult) -> None:
     """Print the accuracies of a run, what was changed on its way, and its folder."""
     from hypermask_fast.runs.report import format_changes, format_matrix
 
-    print(format_matrix(result.accuracy, result.task_names))
+    print(format_matrix(result.accuracy, result.task_names, width=width_of(sys.stdout)))
     for line in format_changes(result.changes):
         print(line)
     print(f"results: {result.folder}")

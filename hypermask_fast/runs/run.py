@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError, PlanError
+from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession
+from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
@@ -53,16 +54,6 @@ class RunResult:
     changes: list[dict[str, Any]]
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
-
-
 def _examples(scenario: Scenario) -> Iterator[Tensor]:
     """Yield two inputs of each shape that the tasks' evaluation has."""
     seen: set[tuple[int, ...]] = set()
@@ -85,7 +76,7 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
         ConfigError: A setting does not fit.
         DataError: A data file is missing or damaged.
     """
-    device = _device(config.run.device)
+    device = device_named(config.run.device)
     with stage("reading the data"):
         scenario = (make_scenario(config) if scenario is None else scenario).to(device)
     if config.scenario.is_own:
@@ -115,13 +106,15 @@ def _built(
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts
-            memory = available_memory(str(_device(config.run.device)))
+            memory = available_memory(str(device_named(config.run.device)))
         with stage("reading the data"):
             scenario = make_scenario(config)
     try:
         with stage("planning the memory"):
             found = plan(config, memory=memory, scenario=scenario)
         found.require(resuming=resuming)
+        if not resuming:
+            found.require_resumable()
     except PlanError as error:
         made = build(config, scenario)  # which may tell more
         warnings.warn(f"the run starts without a plan: {error}", RuntimeWarning, stacklevel=3)
