@@ -99,7 +99,9 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--version", action="store_true", help="versions of the package, Python, torch and triton"
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=Parser, title="commands", metavar="COMMAND"
+    )
     for name, command in _COMMANDS.items():
         made = commands.add_parser(name, help=command.HELP)
         made.set_defaults(parser=made)

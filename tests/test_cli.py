@@ -85,7 +85,7 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param([], "arguments are required: command", id="none"),
+        pytest.param(["--quiet"], "arguments are required: COMMAND", id="none"),
         pytest.param(["trian"], "'trian'", id="command"),
         pytest.param(["eval", "x", "--devise", "cpu"], "did you mean '--device'", id="eval"),
         pytest.param(["resume"], "required: run", id="resume"),

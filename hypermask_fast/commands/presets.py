@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 def _found(name: str) -> _Preset:
     config = RunConfig.from_preset(name)
     training = config.training
-    length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
+    number, unit = (training.steps, "step") if training.steps else (training.epochs, "epoch")
+    length = f"{number} {unit}{'' if number == 1 else 's'}"
     return _Preset(
         name,
         config.method_name,

@@ -32,11 +32,11 @@ def device_named(name: str) -> torch.device:
             if count == 0
             else f"there {'is 1' if count == 1 else f'are {count}'}, which are counted from 0"
         )
-        raise ConfigError(f"device={name!r}: {why}; give auto or one of {', '.join(present)}")
+        raise ConfigError(f"device={name!r}: {why}; give one of auto, {', '.join(present)}")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device={name!r} cannot be used ({reason}); give auto or one of {', '.join(present)}"
+            f"device={name!r} cannot be used ({reason}); give one of auto, {', '.join(present)}"
         ) from error

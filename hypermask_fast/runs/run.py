@@ -103,6 +103,7 @@ def _built(
         DataError: A data file is missing or damaged.
     """
     check_config(config)
+    device_named(config.run.device)  # before a plan for one that is not there
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts

@@ -24,6 +24,7 @@ from hypermask_fast.settings.presets import load_preset
 _CHOOSING = ("preset", "scenario", "method", "network", "config")
 
 
+USAGE = "%(prog)s [OPTION ...]"  # the options are too many for a usage line
 CONFIG_HELP = (
     "settings: the config.toml of a run, or some of its tables; options on the line change them"
 )
@@ -66,6 +67,7 @@ def add_arguments(
     parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     file = config_file.read(given.pop("config")) if "config" in given else None
     preset, base = _base_of(given, file, preset)
+    parser.usage = USAGE
     parser.set_defaults(preset=preset, config_file=file)  # a pipe is read once
     given.pop("preset", None)
     tables = merged(base, nested(given, base))

@@ -10,7 +10,7 @@ from hypermask_fast.fields import text_of
 from hypermask_fast.inference.registry import scores
 from hypermask_fast.methods import registry
 from hypermask_fast.settings import config_file
-from hypermask_fast.settings.command_line import CONFIG_HELP, Parser, default_text
+from hypermask_fast.settings.command_line import CONFIG_HELP, USAGE, Parser, default_text
 from hypermask_fast.settings.comparison import ComparisonConfig, known_options
 from hypermask_fast.settings.config_file import ConfigFile
 from hypermask_fast.settings.options import chosen_names, options_of
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
         ConfigError: The preset or a network is unknown.
     """
     chosen, methods, networks, file = _chosen(parser.prog, words, preset)
+    parser.usage = USAGE
     parser.set_defaults(config_file=file)
     add = parser.add_argument
     add("--config", metavar="FILE", help=CONFIG_HELP)
