@@ -64,11 +64,14 @@ def add_arguments(
     for name in _CHOOSING:
         first.add_argument(f"--{name}")
     given = vars(first.parse_known_args(words)[0])
-    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
+    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE", help=CONFIG_HELP)
     file = config_file.read(given.pop("config")) if "config" in given else None
     preset, base = _base_of(given, file, preset)
     parser.usage = USAGE
-    parser.set_defaults(preset=preset, config_file=file)  # a pipe is read once
+    if preset:
+        parser.set_defaults(preset=preset)
+    if file is not None:
+        parser.set_defaults(config_file=file)  # a pipe is read once
     given.pop("preset", None)
     tables = merged(base, nested(given, base))
     groups: dict[str, argparse._ArgumentGroup] = {}
