@@ -24,7 +24,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     if name not in (names := presets()):
         raise ConfigError(
-            f"preset {name!r} is unknown{nearest(name, names)}; choose one of {', '.join(names)}"
+            f"preset {name!r} is unknown{nearest(name, names)}; `hypermask presets` lists all"
         )
     return tomllib.loads(_text(name))
 
