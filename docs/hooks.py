@@ -31,31 +31,58 @@ def _markdown(docstring: str) -> str:
     return "\n".join(lines)
 
 
+class _Annotation:
+    """An annotation that shows as it is written."""
+
+    def __init__(self, text: Any) -> None:
+        self._text = text if isinstance(text, str) else inspect.formatannotation(text)
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _signature(name: str, found: Any) -> str:
+    signature = inspect.signature(found)
+    empty = inspect.Parameter.empty
+    parameters = [
+        each if each.annotation is empty else each.replace(annotation=_Annotation(each.annotation))
+        for each in signature.parameters.values()
+    ]
+    words = str(signature.replace(parameters=parameters, return_annotation=empty))[1:-1]
+    if len(words) > 70:
+        shown = re.split(r", (?=\*|\w+:)", words)
+        words = "".join(f"\n    {each}," for each in shown) + "\n"
+    return f"hmf.{name}({words})"
+
+
+def _methods(found: type) -> list[str]:
+    lines = []
+    for method, function in inspect.getmembers(found, inspect.isfunction):
+        own = function.__module__.startswith("hypermask_fast") and function.__doc__
+        if own and not method.startswith("_"):
+            summary = _markdown(inspect.getdoc(function) or "").partition("\n\n")[0]
+            lines.append(f"- `{method}`: {' '.join(summary.split())}")
+    return ["", "**Methods**", "", *lines] if lines else []
+
+
 def _entry(name: str) -> str:
     found = getattr(hypermask_fast, name)
     lines = [f"## {name}", ""]
     if callable(found):
-        try:
-            signature = str(inspect.signature(found))
-        except ValueError:
-            signature = "(...)"
-        lines += ["```python", f"hypermask_fast.{name}{signature}", "```", ""]
-    if isinstance(found, str):
-        return "\n".join([*lines, f"`{found!r}`", ""])
+        lines += ["```python", _signature(name, found), "```", ""]
     lines += [_markdown(inspect.getdoc(found) or ""), ""]
     if inspect.isclass(found):
-        for method, function in inspect.getmembers(found, inspect.isfunction):
-            own = function.__module__.startswith("hypermask_fast") and function.__doc__
-            if own and not method.startswith("_"):
-                summary = _markdown(inspect.getdoc(function) or "").partition("\n\n")[0]
-                lines.append(f"- `.{method}()`: {' '.join(summary.split())}")
+        lines += _methods(found)
     return "\n".join([*lines, ""])
 
 
 def page() -> str:
     """The page, with an entry for each public name."""
-    names = sorted(hypermask_fast.__all__, key=str.lower)
-    head = "# API\n\nThe public names: `import hypermask_fast as hmf`.\n"
+    names = sorted({*hypermask_fast.__all__} - {"__version__"}, key=str.lower)
+    head = (
+        f"# API\n\nThe public names of version {hypermask_fast.__version__}: "
+        "`import hypermask_fast as hmf`.\n"
+    )
     return "\n".join([head, *map(_entry, names)])
 
 
