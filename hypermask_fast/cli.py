@@ -9,7 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from hypermask_fast.commands import compare, doctor, eval, export, plan, resume, train, verify
+from hypermask_fast.commands import (
+    compare,
+    compare_runs,
+    doctor,
+    eval,
+    export,
+    metrics,
+    plan,
+    resume,
+    train,
+    verify,
+)
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
@@ -36,6 +47,8 @@ _COMMANDS: dict[str, _Command] = {
     "eval": eval,
     "export": export,
     "verify": verify,
+    "metrics": metrics,
+    "compare-runs": compare_runs,
     "doctor": doctor,
 }
 

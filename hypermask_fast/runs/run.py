@@ -18,7 +18,7 @@ from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs import checkpoint, confusion, report
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
@@ -144,8 +144,9 @@ def _run(
         )
         stack.enter_context(progress)
         session.run(metrics, progress)
-    report.write_accuracy(folder.path, trainer.accuracy, session.names)
+    session.write_results()
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
+    confusion.write(folder.path, trainer)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 

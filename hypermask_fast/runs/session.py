@@ -14,12 +14,15 @@ import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.runs import checkpoint, learned, report
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.environment import differences
 from hypermask_fast.runs.folder import RunFolder
+from hypermask_fast.runs.machine import machine, peak_memory
 from hypermask_fast.runs.metrics_log import MetricsLog, Position
 from hypermask_fast.runs.restoring import as_json, require_same
+from hypermask_fast.runs.summary import is_recorded, summary
 from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
@@ -70,7 +73,8 @@ class Session:
         device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
-        self._step_clock = StepClock(folder.timing_path, wait)
+        self.clock = StepClock(folder.timing_path, wait, memory=partial(peak_memory, device))
+        self._machine = machine(device)
 
     def kept(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the run's settings, by name, for JSON."""
@@ -177,16 +181,7 @@ class Session:
             assert losses is not None
             index = trainer.tasks_done
             if trainer.step % self.log_every == 0 or trainer.step == self.steps[index]:
-                metrics.write(
-                    {
-                        "task": index,
-                        "step": trainer.step,
-                        "loss": float(losses.total),
-                        "task_loss": float(losses.task),
-                        **{name: float(value) for name, value in losses.terms.items()},
-                    }
-                )
-                self._step_clock.lap(index, trainer.step)
+                metrics.write(self._row(index, losses))
             read = trainer.losses_read
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
@@ -206,19 +201,62 @@ class Session:
         metrics.write(
             {
                 "after_task": index,
+                "task_name": task.name,
                 "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
+                "time": round(self.clock.seconds, 3),
             }
         )
         # Before the checkpoint: a run that goes on from it does not come back here.
         self._keep_logits()
         self.save(metrics)
-        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        self.write_results()
         seen = row[: index + 1]
         progress.message(
             f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
             f"{np.nanmean(seen):.2f} %"
         )
         return row
+
+    def _row(self, index: int, losses: Losses) -> dict[str, Any]:
+        """Return the row of the log after a step, whose losses are read here."""
+        trainer = self.trainer
+        read = {
+            "loss": float(losses.total),
+            "task_loss": float(losses.task),
+            **{name: float(value) for name, value in losses.terms.items()},
+        }
+        ms = self.clock.lap(index, trainer.step)
+        return {
+            "task": index,
+            "task_name": self.names[index],
+            "step": trainer.step,
+            **read,
+            "lr": trainer.learning_rate,
+            "time": round(self.clock.seconds, 3),
+            "steps_per_second": round(1e3 / ms, 2) if ms else None,
+        }
+
+    def write_results(self) -> None:
+        """Write what tells how far the run is: accuracies, summary and manifest.
+
+        The last two stay where they tell it already, with the times and the machine of then.
+        """
+        trainer = self.trainer
+        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        written = summary(trainer, self.all_names, self.clock, self.done, sum(self.steps))
+        if not is_recorded(self.folder.summary_path, written):
+            write_text_atomic(self.folder.summary_path, json.dumps(written, indent=1) + "\n")
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        made_with = {
+            "environment": self._environment,
+            "changes": self.changes,
+            "machine": self._machine,
+            "seconds": round(self.clock.seconds, 3),
+        }
+        write_text_atomic(self.folder.manifest_path, json.dumps(made_with, indent=1) + "\n")
+        self._has_manifest = True
 
     @property
     def all_names(self) -> list[str]:
@@ -234,14 +272,13 @@ class Session:
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest."""
-        with self._step_clock.paused():
+        with self.clock.paused():
             self._save(metrics)
-            self._step_clock.write()
+            self.clock.write()
 
     def _save(self, metrics: MetricsLog) -> None:
         tensors, state = self.trainer.state()
         position = metrics.position()
-        made_with = {"environment": self._environment, "changes": self.changes}
         checkpoint.save(
             self.folder.checkpoints,
             self.done,
@@ -252,10 +289,10 @@ class Session:
                 "metrics_sha256": position.sha256,
                 "steps_taken": self.steps[: self.trainer.tasks_done],
                 **self.kept(),
-                **made_with,
+                "environment": self._environment,
+                "changes": self.changes,
             },
         )
         if not self._has_manifest:
-            write_text_atomic(self.folder.manifest_path, json.dumps(made_with, indent=1) + "\n")
-            self._has_manifest = True
+            self._write_manifest()
         self._saved_at = time.monotonic()
