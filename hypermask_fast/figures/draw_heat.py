@@ -11,9 +11,10 @@ from hypermask_fast.figures.charts import Heat
 from hypermask_fast.figures.colors import contrast, hexadecimal
 from hypermask_fast.figures.scales import number as tick_number
 from hypermask_fast.figures.scales import text_width, ticks
-from hypermask_fast.figures.svg import Drawing, number
+from hypermask_fast.figures.svg import WIDE, WIDTH, Drawing, number
 
 _SIZE = 12.0
+_MOST_BESIDE = 10
 _BAR = 74.0
 _MOST_TITLES = 900
 _COLORS = 48
@@ -25,12 +26,12 @@ def _share(value: float, heat: Heat) -> float:
 
 def heat_map(heat: Heat) -> Drawing:
     """Return the drawing of a heat map."""
-    drawing = Drawing(heat.title)
     rows, columns = heat.values.shape
+    drawing = Drawing(heat.title, WIDE if columns > _MOST_BESIDE else WIDTH)
     left = max((text_width(label, _SIZE) for label in heat.row_labels), default=0.0) + 30
     room = drawing.width - left - _BAR
     width = min(58.0, room / columns)
-    height = min(30.0, max(width, 20.0)) if rows <= 24 else max(3.0, min(width, 560 / rows))
+    height = min(30.0, max(width, 20.0)) if rows <= 24 else max(3.0, min(width, 620 / rows))
     across, down = width * columns, height * rows
     top = 6.0
 
@@ -80,9 +81,7 @@ def _cells(
         drawing.path("".join(corners), fill=hexadecimal(place / _COLORS))
 
 
-def _column_labels(
-    drawing: Drawing, heat: Heat, left: float, bottom: float, width: float
-) -> float:
+def _column_labels(drawing: Drawing, heat: Heat, left: float, bottom: float, width: float) -> float:
     """Write the labels below a map; return where they end."""
     labels = heat.column_labels
     longest = max((text_width(label, _SIZE) for label in labels), default=0.0)
@@ -91,7 +90,7 @@ def _column_labels(
         for j in range(0, len(labels), every):
             drawing.text(left + (j + 0.5) * width, bottom + 16, labels[j], anchor="middle")
         return bottom + 18
-    every = max(1, math.ceil(14 / width))
+    every = max(1, math.ceil(19 / width))
     for j in range(0, len(labels), every):
         x = left + (j + 0.5) * width + 4
         drawing.text(x, bottom + 12, labels[j], anchor="end", turn=-40)

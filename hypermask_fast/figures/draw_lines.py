@@ -11,10 +11,11 @@ from hypermask_fast.figures.charts import Array, Lines, Series
 from hypermask_fast.figures.colors import LIGHT, shade
 from hypermask_fast.figures.scales import log_ticks, padded, text_width, ticks
 from hypermask_fast.figures.scales import number as tick_number
-from hypermask_fast.figures.svg import Drawing, number
+from hypermask_fast.figures.svg import WIDE, WIDTH, Drawing, number
 
-_LEFT, _RIGHT, _HEIGHT = 62.0, 18.0, 290.0
+_LEFT, _RIGHT, _HEIGHT = 62.0, 18.0, 250.0
 _MOST_NAMES = 7
+_MOST_BESIDE = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 Place = Callable[[float], float]
@@ -27,8 +28,8 @@ def style_of(place: int) -> tuple[int, str]:
 
 def lines(chart: Lines) -> Drawing:
     """Return the drawing of lines."""
-    drawing = Drawing(chart.title)
-    top = _legend(drawing, chart.series) + 10
+    drawing = Drawing(chart.title, WIDE if len(chart.marks) > _MOST_BESIDE else WIDTH)
+    top = _legend(drawing, chart.series) + (22 if chart.marks else 10)
     bottom = top + _HEIGHT
     right = drawing.width - _RIGHT
     y_low, y_high = y_range(chart)
@@ -97,7 +98,9 @@ def _x_axis(
         step = x_of(2) - x_of(1) if count > 1 else drawing.width
         if widest + 8 <= step:
             for place, label in enumerate(chart.x_labels, start=1):
-                anchor = "end" if place == count > 1 else "start" if place == 1 < count else "middle"
+                anchor = (
+                    "end" if place == count > 1 else "start" if place == 1 < count else "middle"
+                )
                 x = x_of(place) + (14 if anchor == "end" else -14 if anchor == "start" else 0)
                 drawing.text(x, bottom + 18, label, anchor=anchor, muted=True)
             drawing.text(_center(drawing), bottom + 38, chart.x_title, anchor="middle", muted=True)
@@ -124,10 +127,10 @@ def _marks(drawing: Drawing, chart: Lines, x_of: Place, top: float, bottom: floa
     for (_, label), x, following in zip(chart.marks, places, places[1:], strict=False):
         drawing.line(x, top, x, bottom)
         wide = text_width(label, 11)
-        if x >= free and (wide + 6 <= following - x or len(chart.marks) <= 12):
-            if x + 4 + wide <= drawing.width:
-                drawing.text(x + 4, top + 11, label, size=11, muted=True)
-                free = x + wide + 10
+        has_room = wide + 6 <= following - x or len(chart.marks) <= 12
+        if x >= free and has_room and x + 4 + wide <= drawing.width:
+            drawing.text(x + 2, top - 4, label, size=11, muted=True)
+            free = x + wide + 10
 
 
 def _one(
@@ -172,7 +175,9 @@ def _band(
     kept = np.isfinite(low) & np.isfinite(high) & ((low > 0) | (not log_y))
     if kept.sum() < 2:
         return
-    there = [f"{number(x_of(a))} {number(y_of(b))}" for a, b in zip(x[kept], high[kept], strict=True)]
+    there = [
+        f"{number(x_of(a))} {number(y_of(b))}" for a, b in zip(x[kept], high[kept], strict=True)
+    ]
     back = [f"{number(x_of(a))} {number(y_of(b))}" for a, b in zip(x[kept], low[kept], strict=True)]
     drawing.path("M" + "L".join(there + back[::-1]) + "z", kind="band", fill=fill)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,12 @@ def _begins(name: str) -> list[int]:
 
 def _common_prefix(names: Sequence[str]) -> str:
     """Return what all names begin with, in whole words and numbers."""
-    common = os.path.commonprefix(list(names))
+    first, last = min(names), max(names)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    length = sum(1 for _ in same)
     # Where a piece of every name ends; a number of one may go on in another.
     ends = set.intersection(*(set(_begins(name)) for name in names))
-    return common[: max((end for end in ends if end <= len(common)), default=0)]
+    return first[: max((end for end in ends if end <= length), default=0)]
 
 
 def _hint(prefix: str) -> str:
@@ -41,7 +43,7 @@ def _cut(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     left = (width - 1) // 3
-    return f"{name[:left]}{_CUT}{name[len(name) - (width - 1 - left):]}"
+    return f"{name[:left]}{_CUT}{name[len(name) - (width - 1 - left) :]}"
 
 
 def shortened(names: Sequence[str], width: int = WIDTH) -> list[str]:

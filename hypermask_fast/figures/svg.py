@@ -7,7 +7,8 @@ from html import escape
 
 from hypermask_fast.figures.colors import DARK, LIGHT
 
-WIDTH = 720.0
+WIDTH, WIDE = 520.0, 1076.0
+"""Of a drawing that stands beside another one, and of one that does not."""
 
 
 def _rules(colors: Sequence[str], text: str, muted: str, grid: str) -> str:
@@ -87,7 +88,13 @@ class Drawing:
         )
 
     def path(
-        self, data: str, *, kind: str = "", stroke: str = "", fill: str = "", title: str = "",
+        self,
+        data: str,
+        *,
+        kind: str = "",
+        stroke: str = "",
+        fill: str = "",
+        title: str = "",
         dash: str = "",
     ) -> None:
         """Add a path of a class, with its colours and a text that a pointer shows."""

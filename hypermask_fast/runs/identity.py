@@ -96,7 +96,9 @@ class Identity:
         else:
             same = [part for part in PARTS if part not in self.differing]
             lines = [f"different: {', '.join(self.differing)}"]
-            lines += [f"  {part}: {text}" for part, texts in self.differing.items() for text in texts]
+            lines += [
+                f"  {part}: {text}" for part, texts in self.differing.items() for text in texts
+            ]
             if self.tensors:
                 rows = [["  tensor", "entries that differ", "largest difference"]]
                 for each in self.tensors[:_SHOWN]:

@@ -15,7 +15,6 @@ from hypermask_fast.runs import metrics
 from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.training.trainer import Trainer
 
-
 _LASTING = ("tasks", "tasks_learned", "steps", "total_steps", "metrics", "accuracy")
 
 
