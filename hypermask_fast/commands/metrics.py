@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.runs.metrics_like import LIBRARIES
-
 HELP = "metrics of a run, by the definitions of several libraries"
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """Add the options of the command."""
+    from hypermask_fast.runs.metrics_like import LIBRARIES
+
     parser.description = (
         "Print the metrics of a run by their definitions: in percent by the names of this package, "
         "or by the names, formulas and units of another library. Nothing is evaluated."

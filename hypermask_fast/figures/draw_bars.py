@@ -83,7 +83,7 @@ def points(chart: Points) -> Drawing:
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     last = max(len(places) - 1, 1)
     for i, (x, y) in enumerate(places):
-        drawing.circle(x, y, 5, shade(i / last), chart.names[i])
+        drawing.circle(x, y, 5, shade(i / last), chart.names[i], "shade")
     for i, (x, y) in enumerate(places):
         wide = text_width(chart.labels[i], 12)
         beside = (x + 8, y + 4, "start"), (x - 8, y + 4, "end"), (x, y - 9, "middle")

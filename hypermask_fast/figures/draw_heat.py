@@ -30,8 +30,8 @@ def heat_map(heat: Heat) -> Drawing:
     drawing = Drawing(heat.title, WIDE if columns > _MOST_BESIDE else WIDTH)
     left = max((text_width(label, _SIZE) for label in heat.row_labels), default=0.0) + 30
     room = drawing.width - left - _BAR
-    width = min(58.0, room / columns)
-    height = min(30.0, max(width, 20.0)) if rows <= 24 else max(3.0, min(width, 620 / rows))
+    width = min(72.0, room / columns)
+    height = min(34.0, max(width, 20.0)) if rows <= 24 else max(3.0, min(width, 620 / rows))
     across, down = width * columns, height * rows
     top = 6.0
 

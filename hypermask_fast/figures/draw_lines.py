@@ -9,6 +9,7 @@ import numpy as np
 
 from hypermask_fast.figures.charts import Array, Lines, Series
 from hypermask_fast.figures.colors import LIGHT, shade
+from hypermask_fast.figures.labels import shortened
 from hypermask_fast.figures.scales import log_ticks, padded, text_width, ticks
 from hypermask_fast.figures.scales import number as tick_number
 from hypermask_fast.figures.svg import WIDE, WIDTH, Drawing, number
@@ -55,7 +56,8 @@ def lines(chart: Lines) -> Drawing:
     middle = top + _HEIGHT / 2
     drawing.text(12, middle, chart.y_title, anchor="middle", turn=-90, muted=True)
     for place, series in enumerate(chart.series):
-        _one(drawing, series, place, x_of, y_of, chart.log_y)
+        ink = _ink(series, place, has_few(chart.series))
+        _one(drawing, series, ink, x_of, y_of, chart.log_y)
     drawing.height = end + 8
     return drawing
 
@@ -133,11 +135,30 @@ def _marks(drawing: Drawing, chart: Lines, x_of: Place, top: float, bottom: floa
             free = x + wide + 10
 
 
-def _one(
-    drawing: Drawing, series: Series, place: int, x_of: Place, y_of: Place, log_y: bool
-) -> None:
+def has_few(series: Sequence[Series]) -> bool:
+    """Return whether lines in an order are so few that each gets a colour and a name."""
+    return sum(each.shade is not None for each in series) <= _MOST_NAMES
+
+
+def _ink(series: Series, place: int, few: bool) -> tuple[str, str, str]:
+    """Return the classes, the colour and the dashes of a line."""
+    if series.strong:
+        return "line strong", "", ""
+    if series.shade is not None and not few:
+        return "line shade", shade(series.shade), ""
     color, dash = style_of(place)
-    stroke = f"var(--s{color})" if series.shade is None else shade(series.shade)
+    return "line", f"var(--s{color})", dash
+
+
+def _one(
+    drawing: Drawing,
+    series: Series,
+    ink: tuple[str, str, str],
+    x_of: Place,
+    y_of: Place,
+    log_y: bool,
+) -> None:
+    kind, stroke, dash = ink
     if series.low is not None and series.high is not None:
         _band(drawing, series.x, series.low, series.high, stroke, x_of, y_of, log_y)
     pieces, pen = [], "M"
@@ -147,19 +168,13 @@ def _one(
             continue
         pieces.append(f"{pen}{number(x_of(x))} {number(y_of(y))}")
         pen = "L"
-    kind = "line strong" if series.strong else "line"
     if pieces:
-        drawing.path(
-            "".join(pieces),
-            kind=kind,
-            stroke="" if series.strong else stroke,
-            title=series.name,
-            dash=dash if series.shade is None else "",
-        )
+        drawing.path("".join(pieces), kind=kind, stroke=stroke, title=series.name, dash=dash)
     if len(series.x) <= 30 and not series.strong:
         for x, y in zip(series.x, series.y, strict=True):
             if math.isfinite(y) and not (log_y and y <= 0):
-                drawing.circle(x_of(x), y_of(y), 2.6, stroke, f"{series.name}: {y:.2f}")
+                title = f"{series.name}: {y:.4g}"
+                drawing.circle(x_of(x), y_of(y), 2.6, stroke, title, kind.removeprefix("line "))
 
 
 def _band(
@@ -186,7 +201,8 @@ def _legend(drawing: Drawing, series: Sequence[Series]) -> float:
     """Write the legend from the top on; return where it ends."""
     shades = [each for each in series if each.shade is not None]
     entries = [(place, each) for place, each in enumerate(series) if each.shade is None]
-    if len(shades) <= _MOST_NAMES:
+    few = has_few(series)
+    if few:
         entries = list(enumerate(series))
         shades = []
     if len(entries) == 1 and not shades:
@@ -198,16 +214,13 @@ def _legend(drawing: Drawing, series: Sequence[Series]) -> float:
         label = f"first to last of {len(shades)} tasks"
         drawing.text(x + 86, y, label)
         x += 86 + text_width(label, 12) + 24
-    for place, each in entries:
-        wide = 30 + text_width(each.name, 12) + 20
+    names = shortened([each.name for _, each in entries], 34)
+    for (place, each), name in zip(entries, names, strict=True):
+        wide = 30 + text_width(name, 12) + 20
         if x + wide > drawing.width and x > _LEFT:
             x, y = _LEFT, y + 18
-        color, dash = style_of(place)
-        stroke = f"var(--s{color})" if each.shade is None else shade(each.shade)
-        kind = "line strong" if each.strong else "line"
-        how = {"dash": dash} if each.shade is None and not each.strong else {}
-        stroke = "" if each.strong else stroke
-        drawing.path(f"M{number(x)} {number(y - 4)}h22", kind=kind, stroke=stroke, **how)
-        drawing.text(x + 28, y, each.name)
+        kind, stroke, dash = _ink(each, place, few)
+        drawing.path(f"M{number(x)} {number(y - 4)}h22", kind=kind, stroke=stroke, dash=dash)
+        drawing.text(x + 28, y, name)
         x += wide
     return y + 6

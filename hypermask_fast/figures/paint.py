@@ -10,9 +10,7 @@ import numpy as np
 
 from hypermask_fast.figures.charts import Bars, Chart, Heat, Lines, Points
 from hypermask_fast.figures.colors import LIGHT, contrast, hexadecimal, shade
-from hypermask_fast.figures.draw_lines import style_of, y_range
-
-_SHADES = 7
+from hypermask_fast.figures.draw_lines import has_few, style_of, y_range
 
 
 def paint(chart: Chart, kind: str) -> bytes:
@@ -86,13 +84,15 @@ def _heat(figure: Any, axes: Any, chart: Heat) -> None:
 
 
 def _lines(axes: Any, chart: Lines) -> None:
-    named = sum(each.shade is not None for each in chart.series) <= _SHADES
+    named = has_few(chart.series)
     for place, each in enumerate(chart.series):
         color, dash = style_of(place)
-        how: dict[str, Any] = {"color": LIGHT[color] if each.shade is None else shade(each.shade)}
+        how: dict[str, Any] = {
+            "color": LIGHT[color] if each.shade is None or named else shade(each.shade)
+        }
         if each.strong:
             how = {"color": "black", "linewidth": 2.4, "zorder": 3}
-        elif each.shade is None and dash:
+        elif dash and (each.shade is None or named):
             how["linestyle"] = (0, tuple(map(float, dash.split())))
         y = np.where(each.y > 0, each.y, np.nan) if chart.log_y else each.y
         marker = {"marker": "o", "markersize": 3} if len(each.x) <= 30 and not each.strong else {}

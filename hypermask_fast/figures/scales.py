@@ -13,13 +13,13 @@ def text_width(text: str, size: float) -> float:
     ems = 0.0
     for letter in text:
         if letter in _NARROW:
-            ems += 0.33
+            ems += 0.35
         elif unicodedata.east_asian_width(letter) in "WF":
             ems += 1.0
-        elif letter.isupper() or letter in "mwMW%":
-            ems += 0.74
+        elif letter.isupper() or letter in "mw%<>=+&~":
+            ems += 0.8
         else:
-            ems += 0.57
+            ems += 0.6
     return ems * size
 
 

@@ -29,6 +29,7 @@ STYLE = (
     "svg.figure .line{fill:none;stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}"
     "svg.figure .strong{stroke-width:2.6;stroke:var(--text)}"
     "svg.figure .band{stroke:none;opacity:.18}"
+    "@media screen and (prefers-color-scheme:dark){svg.figure .shade{filter:brightness(1.55)}}"
 )
 """Of all drawings."""
 
@@ -106,10 +107,13 @@ class Drawing:
         attributes += f' style="{style}"' if style else ""
         self._parts.append(f'<path{attributes} d="{data}">{inner}</path>')
 
-    def circle(self, x: float, y: float, radius: float, color: str, title: str = "") -> None:
+    def circle(
+        self, x: float, y: float, radius: float, color: str, title: str = "", kind: str = ""
+    ) -> None:
         """Add a filled circle, with a text that a pointer shows."""
         inner = f"<title>{escape(title)}</title>" if title else ""
         places = f'cx="{number(x)}" cy="{number(y)}" r="{number(radius)}"'
+        places += f' class="{kind}"' if kind else ""
         self._parts.append(f'<circle {places} style="fill:{color}">{inner}</circle>')
 
     def markup(self, *, alone: bool = False) -> str:

@@ -25,7 +25,8 @@ from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.runs import checkpoint, run, seeds
 from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.records import Records, groups
+from hypermask_fast.runs.record_groups import groups
+from hypermask_fast.runs.records import Records
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.run_page import duration, recorded_charts, run_page
 from hypermask_fast.settings.build import make_learner

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hypermask_fast.errors import ConfigError, DataError
-from hypermask_fast.runs import confusion, metrics, seeds, summary
+from hypermask_fast.errors import DataError
+from hypermask_fast.runs import confusion, metrics, summary
 from hypermask_fast.runs.confusion import Confusion
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import read
@@ -82,24 +82,3 @@ def _or_nothing(reads: Any, nothing: Any) -> Any:
         return reads()
     except (DataError, OSError, ValueError):
         return nothing
-
-
-def groups(paths: Sequence[Path]) -> list[list[Records]]:
-    """Return the records of runs; those of a folder of several seeds are one group.
-
-    Raises:
-        ConfigError, DataError: As :func:`records`; of several seeds, where none has learned a task.
-    """
-    found = []
-    for path in paths:
-        if not seeds.holds_seeds(path):
-            found.append([records(path)])
-            continue
-        begun = [each for each in seeds.folders(path) if RunFolder(each).accuracy_npz.exists()]
-        if not begun:
-            raise ConfigError(
-                f"no run in {path} has learned a task yet; continue them with `hypermask resume "
-                f"{path}`"
-            )
-        found.append([records(each) for each in begun])
-    return found

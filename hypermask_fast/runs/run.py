@@ -18,7 +18,7 @@ from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.runs import checkpoint, confusion, report
+from hypermask_fast.runs import checkpoint, confusion, report, run_page
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
@@ -143,10 +143,13 @@ def _run(
             enabled=show_progress,
         )
         stack.enter_context(progress)
+        begun = session.done
         session.run(metrics, progress)
     session.write_results()
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
     confusion.write(folder.path, trainer)
+    if session.done > begun or not folder.report_path.exists():
+        run_page.write_page(folder.path)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 

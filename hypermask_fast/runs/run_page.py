@@ -152,7 +152,7 @@ def _task_rows(found: Records) -> list[Sequence[str]]:
     ]
     for j in range(t):
         first, last = float(matrix[j + 1, j]), float(matrix[t, j])
-        change = "-" if math.isnan(last - first) else f"{last - first + 0.0:+.2f}"
+        change = "-" if math.isnan(last - first) else f"{round(last - first, 2) + 0.0:+.2f}"
         before = _percent(float(matrix[0, j]))
         count = "-" if counts[j] is None else f"{counts[j]:,}"
         row = (str(j + 1), found.names[j], count, before, _percent(first), _percent(last), change)
