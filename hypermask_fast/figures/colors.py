@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 # Viridis, at tenths.
-_STOPS = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c")
-_STOPS += ("22a884", "44bf70", "7ad151", "bddf26", "fde725")
+_LOWER = ("440154", "482475", "414487", "355f8d", "2a788e", "21918c")
+_UPPER = ("22a884", "44bf70", "7ad151", "bddf26", "fde725")
+_STOPS = (*_LOWER, *_UPPER)
 LIGHT = ("#0072b2", "#d55e00", "#008c66", "#b8578c", "#8a6d00", "#3a8fc7", "#555555")
 DARK = ("#62b8f0", "#ff9950", "#35cf9f", "#eaa3cb", "#e6c84f", "#a9b8ff", "#c8c8c8")
 """Of series, by place, from the palette of Okabe and Ito."""

@@ -84,9 +84,9 @@ def page(report: Report) -> str:
     """Return a report as HTML, which refers to nothing outside of itself."""
     sections = [
         ("Expected figures", "expected", _expected(report.expected)),
+        ("Figures", "figures", "".join(map(_figure, report.charts))),
         ("Tasks", "tasks", _tasks(report.tasks)),
         ("Metrics", "metrics", _metrics(report.metrics)),
-        ("Figures", "figures", "".join(map(_figure, report.charts))),
         ("Settings", "settings", _settings(report.settings)),
         ("Machine and versions", "machine", _machine(report)),
     ]

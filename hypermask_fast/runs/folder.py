@@ -25,6 +25,7 @@ _CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.js
 _TIMING = "timing.json"
 _LEARNED = "learned"
 # All of them are written after a checkpoint only.
+_SINKS = ("tensorboard", "wandb")  # folders of what else a run logs to
 _SUMMARY, _REPORT = "summary.json", "report.html"
 _CONFUSION = ("confusion.npz", "confusion.csv", "classes.csv")
 _ACCURACY = ("accuracy.npz", "accuracy.csv", "accuracy.png")
@@ -48,7 +49,7 @@ def _never_began(path: Path, names: Sequence[str]) -> bool:
     if _LOCK not in names or not (path / _LOCK).read_bytes().isdigit():
         return False  # no run made it
     others = {name for name in names if not name.startswith(TEMPORARY)}
-    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS, _LEARNED}:
+    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS, _LEARNED, *_SINKS}:
         return False
     saved = (path / _CHECKPOINTS).iterdir() if _CHECKPOINTS in others else ()
     return all(entry.name.startswith(TEMPORARY) for entry in saved)

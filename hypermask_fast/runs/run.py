@@ -24,6 +24,7 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.signals import caught_signal
+from hypermask_fast.runs.sinks import Sinks, require
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
@@ -108,6 +109,7 @@ def _built(
         DataError: A data file is missing or damaged.
     """
     check_config(config)
+    require(config.run.log)
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts
@@ -144,6 +146,8 @@ def _run(
         )
         stack.enter_context(progress)
         begun = session.done
+        sinks = Sinks(config.run.log, folder.path, config.options(), begun)
+        session.sinks = stack.enter_context(sinks)
         session.run(metrics, progress)
     session.write_results()
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)

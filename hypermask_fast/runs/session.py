@@ -22,6 +22,7 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.machine import machine, peak_memory
 from hypermask_fast.runs.metrics_log import MetricsLog, Position
 from hypermask_fast.runs.restoring import as_json, require_same
+from hypermask_fast.runs.sinks import Sinks
 from hypermask_fast.runs.summary import is_recorded, summary
 from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Task
@@ -47,6 +48,7 @@ class Session:
         steps: Of each task; of those that are learned, what they took.
         changes: What was changed on the way: for each time the step and, by name, the values before
             and after of ``settings`` or of the ``environment``.
+        sinks: Where copies of the log go.
     """
 
     continues_with: str | None = None
@@ -67,6 +69,7 @@ class Session:
         self.names: list[str] = []
         self.steps: list[int] = []
         self.changes: list[dict[str, Any]] = []
+        self.sinks = Sinks()
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
@@ -181,7 +184,10 @@ class Session:
             assert losses is not None
             index = trainer.tasks_done
             if trainer.step % self.log_every == 0 or trainer.step == self.steps[index]:
-                metrics.write(self._row(index, losses))
+                row = self._row(index, losses)
+                metrics.write(row)
+                told = {k: v for k, v in row.items() if k not in ("step", "time")}
+                self.sinks.add(told, self.done)
             read = trainer.losses_read
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
@@ -206,6 +212,7 @@ class Session:
                 "time": round(self.clock.seconds, 3),
             }
         )
+        self.sinks.accuracies(self.all_names, row, self.done)
         # Before the checkpoint: a run that goes on from it does not come back here.
         self._keep_logits()
         self.save(metrics)
