@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,10 @@ _KINDS: dict[str, Callable[[Any, Path, Mapping[str, Any], int], _Sink]] = {
 }
 
 
+def _opened(name: str, folder: Path, config: Mapping[str, Any], step: int) -> _Sink:
+    return _KINDS[name](importlib.import_module(_MODULES[name]), folder, config, step)
+
+
 def require(log: str) -> None:
     """Raise ConfigError where a library that a run is to log to is missing.
 
@@ -102,12 +107,7 @@ class Sinks(Closing):
     ) -> None:
         self._open: dict[str, _Sink] = {}
         for name in sink_names(log):
-            made = self._guarded(
-                name,
-                lambda name=name: _KINDS[name](
-                    importlib.import_module(_MODULES[name]), folder, config or {}, step
-                ),
-            )
+            made = self._guarded(name, partial(_opened, name, folder, config or {}, step))
             if made is not None:
                 self._open[name] = made
 
@@ -139,9 +139,9 @@ class Sinks(Closing):
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
         for name, sink in list(self._open.items()):
-            self._guarded(name, lambda sink=sink: sink.add(numbers, step))
+            self._guarded(name, partial(sink.add, numbers, step))
 
-    def accuracies(self, names: Sequence[str], row: Sequence[float], step: int) -> None:
+    def accuracies(self, names: Sequence[str], row: Iterable[float], step: int) -> None:
         """Send the accuracies after a task: of each task, and their mean over those given."""
         known = {n: float(a) for n, a in zip(names, row, strict=True) if not math.isnan(a)}
         if known:

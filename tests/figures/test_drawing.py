@@ -113,7 +113,8 @@ def test_seeds_are_a_mean_with_a_band() -> None:
 def test_losses_count_steps_over_tasks() -> None:
     chart = losses.losses(ROWS)
     rows = table(chart)[1:]
-    assert [r[1] for r in rows if r[0] == "loss"] == ["2", "4", "5", "7", "9", "10", "12", "14", "15"]
+    steps = [int(r[1]) for r in rows if r[0] == "loss"]
+    assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert {r[0] for r in rows} == {"loss", "task loss", "output reg"}
     assert [at for at, _ in chart.marks] == [0.0, 5.0, 10.0]
     compared = losses.compared({"x": [ROWS, ROWS[:-1]]})

@@ -36,13 +36,11 @@ def test_labels_differ_as_names_do_and_fit() -> None:
         width = generator.choice([8, 14, 22])
         common = [generator.choice(words) for _ in range(generator.randrange(4))]
         end = [generator.choice(words) for _ in range(generator.randrange(2))]
-        names = [
-            generator.choice(["", " ", "_"]).join(
-                [*common, *(generator.choice(words) for _ in range(generator.randrange(1, 4))), *end]
-            )
-            + str(generator.randrange(30))
-            for _ in range(generator.randrange(1, 40))
-        ]
+        names = []
+        for _ in range(generator.randrange(1, 40)):
+            own = [generator.choice(words) for _ in range(generator.randrange(1, 4))]
+            joined = generator.choice(["", " ", "_"]).join([*common, *own, *end])
+            names.append(f"{joined}{generator.randrange(30)}")
         labels = shortened(names, width)
         assert len(labels) == len(names)
         assert all(0 < len(label) <= width for label in labels), (names, labels)
