@@ -214,7 +214,7 @@ def _legend(drawing: Drawing, series: Sequence[Series]) -> float:
         label = f"first to last of {len(shades)} tasks"
         drawing.text(x + 86, y, label)
         x += 86 + text_width(label, 12) + 24
-    names = shortened([each.name for _, each in entries], 34)
+    names = shortened([each.name for _, each in entries], 60)
     for (place, each), name in zip(entries, names, strict=True):
         wide = 30 + text_width(name, 12) + 20
         if x + wide > drawing.width and x > _LEFT:

@@ -66,12 +66,12 @@ def shortened(names: Sequence[str], width: int = WIDTH) -> list[str]:
     prefix = _common_prefix(distinct)
     rests = [name[len(prefix) :] for name in distinct]
     suffix = _common_prefix([rest[::-1] for rest in rests])[::-1]
-    hint = _hint(prefix)
-    found = {}
-    for name, rest in zip(distinct, rests, strict=True):
-        kept = (rest[: len(rest) - len(suffix)] if suffix else rest).strip()
-        with_hint = f"{hint} {kept}".strip()
-        found[name] = _cut(with_hint if len(with_hint) <= width else kept or with_hint, width)
+    kept = [rest[: len(rest) - len(suffix)].strip() for rest in rests]
+    hinted = [f"{_hint(prefix)} {each}".strip() for each in kept]
+    # Of all labels or of none.
+    has_room = all(len(each) <= width for each in hinted) or not all(kept)
+    labels_of = hinted if has_room else kept
+    found = {name: _cut(label, width) for name, label in zip(distinct, labels_of, strict=True)}
     counts = Counter(found.values())
     labels = []
     for name in names:
@@ -115,4 +115,6 @@ def told_apart(
 def _told(key: str, value: Any) -> str:
     if key in ("method", "preset", "network", "scenario"):
         return str(value) or f"no {key}"
+    if isinstance(value, (list, tuple)):
+        return f"{key} {' '.join(map(str, value)) or 'none'}"
     return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"

@@ -59,6 +59,7 @@ class Report:
         notes: What was left out, or changed on the way.
         expected: Figures of the preset.
         tasks: Rows of the table of tasks; the first one has the names of its columns.
+        tasks_title: What they are.
         metrics: Names, values and definitions.
         charts: The figures.
         settings: The settings.
@@ -72,6 +73,7 @@ class Report:
     notes: Sequence[str] = ()
     expected: Sequence[Expected] = ()
     tasks: Sequence[Sequence[str]] = ()
+    tasks_title: str = "Tasks"
     metrics: Sequence[tuple[str, str, str]] = ()
     charts: Sequence[Chart] = ()
     settings: Sequence[Setting] = ()
@@ -85,7 +87,7 @@ def page(report: Report) -> str:
     sections = [
         ("Expected figures", "expected", _expected(report.expected)),
         ("Figures", "figures", "".join(map(_figure, report.charts))),
-        ("Tasks", "tasks", _tasks(report.tasks)),
+        (report.tasks_title, "tasks", _tasks(report.tasks)),
         ("Metrics", "metrics", _metrics(report.metrics)),
         ("Settings", "settings", _settings(report.settings)),
         ("Machine and versions", "machine", _machine(report)),

@@ -223,5 +223,6 @@ def _overview(
         subtitle=", ".join(shortened([_group_name(group) for group in found], 40)),
         notes=notes,
         tasks=rows,
+        tasks_title="Runs",
         charts=charts,
     )
