@@ -149,12 +149,18 @@ def _run(
         sinks = Sinks(config.run.log, folder.path, config.options(), begun)
         session.sinks = stack.enter_context(sinks)
         session.run(metrics, progress)
+    _write_end(session, anew=session.done > begun)
+    return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
+
+
+def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
+    """Write what tells how a run ended; the report stays where there is one, unless ``anew``."""
+    folder, trainer = session.folder, session.trainer
     session.write_results()
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
     confusion.write(folder.path, trainer)
-    if session.done > begun or not folder.report_path.exists():
+    if anew or not folder.report_path.exists():
         run_page.write_page(folder.path)
-    return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 
 def train(
