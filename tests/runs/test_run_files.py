@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.machinery
 import json
 import platform
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, DataError
-from hypermask_fast.runs import confusion, metrics, metrics_log, run, seeds, summary
+from hypermask_fast.runs import confusion, metrics, metrics_log, run, run_page, seeds, summary
 from hypermask_fast.runs.plotting import learner_of, plot
 from hypermask_fast.runs.records import records
 from tests.figures.test_page import Parsed
@@ -191,3 +194,23 @@ def test_records_of_an_earlier_version_are_read(whole: Path, tmp_path: Path) -> 
     made = plot([path], tmp_path / "out", "svg")
     assert {path.stem for path in made.files} == {"accuracy-matrix", "forgetting"}
     assert "holds no checkpoint" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("acc", "others", "mark"),
+    [(0.0, [], "✓"), (100.0, [], "✗"), (50.0, ["lr"], "of these settings")],
+)
+def test_the_report_marks_what_its_preset_is_known_to_reach(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, acc: float, others: list[str], mark: str
+) -> None:
+    known = types.SimpleNamespace(
+        acc=acc, std=0.1, seeds=3, source="a table", tolerance=lambda seeds: 0.3
+    )
+    module = types.ModuleType("expected_figures")
+    module.__spec__ = importlib.machinery.ModuleSpec("expected_figures", None)
+    module.expected_of = lambda config: (known, others)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "expected_figures", module)
+    monkeypatch.setattr(run_page, "_EXPECTED", "expected_figures")
+    text = run_page.run_page(records(whole))
+    assert f"{acc:.2f} ± 0.10 (3 seeds)" in text
+    assert mark in text
