@@ -62,11 +62,16 @@ def _places(count: int) -> list[str]:
 def confusions(tasks: Sequence[Counts]) -> Heat | None:
     """Return the figure of the shares of each class's examples that were taken for others.
 
-    Where tasks have classes in common, of all of them together; blank where no task has both.
+    Where tasks have classes in common, of all of them together; blank where no task has both. More
+    than 60 classes are those of all tasks by their place in the task.
 
     Returns:
-        None where there are more than 60 classes.
+        None where these are more than 60 too, or tasks have more classes than others.
     """
+    if len({label for each in tasks for label in each.classes}) > MOST_CLASSES:
+        if len({len(each.classes) for each in tasks}) > 1:
+            return None
+        tasks = [each._replace(classes=range(1, len(each.classes) + 1)) for each in tasks]
     labels = sorted({label for each in tasks for label in each.classes})
     if len(labels) > MOST_CLASSES:
         return None

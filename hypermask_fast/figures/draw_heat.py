@@ -15,7 +15,7 @@ from hypermask_fast.figures.svg import WIDE, WIDTH, Drawing, number
 
 _SIZE = 12.0
 _MOST_BESIDE = 10
-_BAR = 74.0
+_BAR = 86.0
 _MOST_TITLES = 900
 _COLORS = 48
 
@@ -46,7 +46,7 @@ def heat_map(heat: Heat) -> Drawing:
     drawing.text(left + across / 2, bottom + 14, heat.column_title, anchor="middle", muted=True)
     _color_bar(drawing, heat, left + across + 20, top, min(max(down, 70.0), 260.0))
     drawing.height = max(bottom + 22, top + max(down, 70.0) + 20)
-    drawing.width = min(drawing.width, left + across + _BAR + 12)
+    drawing.width = min(drawing.width, left + across + _BAR)
     return drawing
 
 

@@ -33,9 +33,8 @@ def _common_prefix(names: Sequence[str]) -> str:
 
 
 def _hint(prefix: str) -> str:
-    """Return the first word of a prefix, short."""
-    found = re.search(r"\w+", prefix)
-    return found[0][:_HINT] if found else ""
+    """Return the longest word of a prefix, short."""
+    return max(re.findall(r"[^\W_]+", prefix), key=len, default="")[:_HINT]
 
 
 def _cut(name: str, width: int) -> str:

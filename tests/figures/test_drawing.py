@@ -135,6 +135,11 @@ def test_classes_and_confusions() -> None:
     np.testing.assert_array_equal(chart.values, expected)
     many = by_class.Counts("c", range(100), np.eye(100, dtype=np.int64))
     assert by_class.confusions([many]) is None
+    apart = [by_class.Counts("d", (2 * i, 2 * i + 1), counts) for i in range(40)]
+    chart = by_class.confusions(apart)
+    assert chart is not None
+    assert chart.values.tolist() == [[80.0, 20.0], [0.0, 100.0]]
+    assert by_class.confusions([*apart, many]) is None
 
 
 def inside_of(masks: np.ndarray, binary: bool) -> Inside:

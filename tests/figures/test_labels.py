@@ -17,6 +17,7 @@ from hypermask_fast.figures.labels import shortened, told_apart
         (["digits 0/1", "digits 2/3"], ["digits 0/1", "digits 2/3"]),
         (["rotated by 10 degrees", "rotated by 20 degrees"], ["rota 10", "rota 20"]),
         (["permutation1", "permutation20000"], ["perm 1", "perm 20000"]),
+        (["digits permutation 1", "digits permutation 22"], ["perm 1", "perm 22"]),
         (["one name that is very long"], ["one … very long"]),
         (["hidden.0.weight of it", "hidden.0.bias of it all"], ["hidd weight of it", ""]),
         ([], []),
