@@ -17,6 +17,11 @@ _TELLING = ("method", "preset", "scenario", "network", "tasks", "lr", "beta", "l
 _MOST_SETTINGS = 3
 
 
+def well_formed(text: str) -> str:
+    """Return a text that every encoding of Unicode takes: a name of a file need be none."""
+    return text.encode(errors="replace").decode()
+
+
 def _begins(name: str) -> list[int]:
     """Return the places in a name at which a word, a number or what is between them begins."""
     return [match.start() for match in _PIECES.finditer(name)] + [len(name)]
@@ -56,7 +61,7 @@ def shortened(names: Sequence[str], width: int = WIDTH) -> list[str]:
         names: The names, none of which need differ from the others.
         width: At least 8.
     """
-    names = [" ".join(name.split()) for name in names]
+    names = [" ".join(well_formed(name).split()) for name in names]
     if all(len(name) <= width for name in names):
         return names
     distinct = list(dict.fromkeys(names))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hypermask_fast.figures.charts import Chart
 from hypermask_fast.figures.draw import drawing
+from hypermask_fast.figures.labels import well_formed
 from hypermask_fast.figures.page_style import PAGE_STYLE
 from hypermask_fast.figures.svg import WIDTH
 
@@ -103,7 +104,7 @@ def page(report: Report) -> str:
         for name, value in report.tiles
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    return (
+    return well_formed(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'

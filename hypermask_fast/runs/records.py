@@ -51,8 +51,12 @@ class Records:
         return metrics.summary(self.accuracy, counts)
 
 
-def records(path: Path) -> Records:
+def records(path: Path, config: RunConfig | None = None) -> Records:
     """Read a run's records.
+
+    Args:
+        path: Its folder.
+        config: Its settings. Default: they are read too.
 
     Raises:
         ConfigError: There is no run, or a script made it.
@@ -67,7 +71,7 @@ def records(path: Path) -> Records:
     rows = read(folder.metrics_path) if folder.metrics_path.exists() else []
     return Records(
         path=folder.path,
-        config=settings_of(folder),
+        config=settings_of(folder) if config is None else config,
         accuracy=accuracy,
         names=names,
         rows=[row for row in rows if "step" in row],

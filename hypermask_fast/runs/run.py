@@ -160,7 +160,7 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
     report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
     confusion.write(folder.path, trainer)
     if anew or not folder.report_path.exists():
-        run_page.write_page(folder.path)
+        run_page.write_page(folder.path, session.config)
 
 
 def train(

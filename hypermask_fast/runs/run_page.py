@@ -78,9 +78,9 @@ def run_page(found: Records, more: Sequence[Chart] = (), notes: Sequence[str] = 
     return page(report)
 
 
-def write_page(path: Path) -> None:
+def write_page(path: Path, config: RunConfig) -> None:
     """Write ``report.html`` of a run from its records, in its folder."""
-    write_text_atomic(RunFolder(path).report_path, run_page(records(path)))
+    write_text_atomic(RunFolder(path).report_path, run_page(records(path, config)))
 
 
 def _version(found: Records) -> str:
