@@ -46,8 +46,9 @@ def outcome(run: Path) -> dict[str, Any]:
         "state": _untimed(json.loads((newest / "state.json").read_bytes())),
         "learned": {path.name: path.read_bytes() for path in (run / "learned").iterdir()},
     }
-    with np.load(run / "accuracy.npz") as arrays:
-        found["accuracy.npz"] = {name: arrays[name].tobytes() for name in arrays.files}
+    for file in ("accuracy.npz", "confusion.npz"):
+        with np.load(run / file) as arrays:
+            found[file] = {name: arrays[name].tobytes() for name in arrays.files}
     if not (run / "accuracy.png").read_bytes().startswith(b"\x89PNG"):
         found["accuracy.png"] = "no picture"
     return found
