@@ -30,6 +30,14 @@ def test_examples(names: list[str], expected: list[str]) -> None:
         assert not wanted or label == wanted or len(wanted) > 14
 
 
+def test_labels_that_would_be_one_are_numbered() -> None:
+    names = ["alpha one of the same ending", "alpha two of the same ending", "beta"]
+    first, second, third = shortened(names)
+    assert (first[:3], first[-3:]) == ("alp", " #1")
+    assert second == first[:-1] + "2"
+    assert third == "beta"
+
+
 def test_labels_differ_as_names_do_and_fit() -> None:
     generator = random.Random(0)
     words = ["permuted", "digits", "task", "a", "größe", "10", "1", "1.5", "<b>", "classes", "中文"]
