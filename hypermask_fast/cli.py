@@ -11,11 +11,14 @@ from typing import Protocol
 
 from hypermask_fast.commands import (
     compare,
+    compare_runs,
     demo,
     doctor,
     eval,
     export,
+    metrics,
     plan,
+    plot,
     presets,
     resume,
     train,
@@ -51,6 +54,9 @@ _COMMANDS: dict[str, _Command] = {
     "eval": eval,
     "export": export,
     "verify": verify,
+    "plot": plot,
+    "metrics": metrics,
+    "compare-runs": compare_runs,
     "doctor": doctor,
 }
 

@@ -16,7 +16,7 @@ FLOORS = (
     ("benchmarks",),
     ("face",),
     ("runs", "integrations"),
-    ("planning",),
+    ("figures", "planning"),
     ("settings",),
     ("training",),
     ("inference",),

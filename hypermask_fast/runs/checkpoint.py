@@ -196,6 +196,11 @@ def save(
     return final
 
 
+def by_step(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in ``folder`` by step, the newest first."""
+    return dict(_found(folder))
+
+
 def latest(folder: str | os.PathLike[str]) -> Path | None:
     """Return the newest checkpoint in ``folder``, or None where there is none."""
     return next((path for _, path in _found(Path(folder))), None)

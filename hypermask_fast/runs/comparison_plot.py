@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from hypermask_fast.figures.labels import shortened
 from hypermask_fast.runs.comparison_result import Comparison
 
 _MOST_NAMES = 20
@@ -53,7 +54,7 @@ def picture(found: Comparison) -> bytes:
             how = {"fmt": "o", "markersize": 4, "capsize": 3, "color": color}
             right.errorbar(places, values, halves, label=_escaped(method), **how)
     every = math.ceil(len(tasks) / _MOST_NAMES)
-    names = [_escaped(name) for name in tasks[::every]]
+    names = [_escaped(name) for name in shortened(tasks)[::every]]
     right.set_xticks(range(0, len(tasks), every), names, rotation=45, ha="right")
     right.set_ylabel("accuracy at the end (%)")
     right.set_xlabel("task")

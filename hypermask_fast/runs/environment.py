@@ -29,7 +29,7 @@ _VARIABLES = (
 )
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the model of the CPU, which libraries of linear algebra choose their code by."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -39,7 +39,7 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def _of_cpu() -> dict[str, Any]:
     passes = library.load()
     return {
         "device": "cpu",
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         # The name holds a digest of the source, the compiler and the processor.
@@ -63,7 +63,7 @@ def _of_cuda(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device),
         "cuda": torch.version.cuda,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,

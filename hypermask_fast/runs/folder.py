@@ -25,7 +25,11 @@ _CHECKPOINTS, _METRICS, _MANIFEST = "checkpoints", "metrics.jsonl", "manifest.js
 _TIMING = "timing.json"
 _LEARNED = "learned"
 # All of them are written after a checkpoint only.
-_AFTER_CHECKPOINT = (_MANIFEST, _TIMING, "accuracy.npz", "accuracy.csv", "accuracy.png")
+_SINKS = ("tensorboard", "wandb")  # folders of what else a run logs to
+_SUMMARY, _REPORT = "summary.json", "report.html"
+_CONFUSION = ("confusion.npz", "confusion.csv", "classes.csv")
+_ACCURACY = ("accuracy.npz", "accuracy.csv", "accuracy.png")
+_AFTER_CHECKPOINT = (_MANIFEST, _TIMING, _SUMMARY, _REPORT, *_ACCURACY, *_CONFUSION)
 _held_locks: set[int] = set()
 
 
@@ -45,7 +49,7 @@ def _never_began(path: Path, names: Sequence[str]) -> bool:
     if _LOCK not in names or not (path / _LOCK).read_bytes().isdigit():
         return False  # no run made it
     others = {name for name in names if not name.startswith(TEMPORARY)}
-    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS, _LEARNED}:
+    if others - {_CONFIG, _SCRIPT, _LOCK, _METRICS, _CHECKPOINTS, _LEARNED, *_SINKS}:
         return False
     saved = (path / _CHECKPOINTS).iterdir() if _CHECKPOINTS in others else ()
     return all(entry.name.startswith(TEMPORARY) for entry in saved)
@@ -284,6 +288,16 @@ class RunFolder(Closing):
     def learned(self) -> Path:
         """The folder of what is kept of each learned task; see `hypermask_fast.runs.learned`."""
         return self.path / _LEARNED
+
+    @property
+    def summary_path(self) -> Path:
+        """The metrics, times and memory of the run; see `hypermask_fast.runs.summary`."""
+        return self.path / _SUMMARY
+
+    @property
+    def report_path(self) -> Path:
+        """The report of the run, a page for a browser."""
+        return self.path / _REPORT
 
     @property
     def accuracy_npz(self) -> Path:

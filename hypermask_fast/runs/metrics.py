@@ -18,8 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 _Array = NDArray[np.float64]
 
 
-def _matrix(accuracy: ArrayLike) -> tuple[_Array, int]:
-    """Return R as float64 and the number of tasks learned so far."""
+def learned(accuracy: ArrayLike) -> tuple[_Array, int]:
+    """Return R as float64 and t, the number of tasks learned so far.
+
+    Raises:
+        ValueError: R is not (T + 1, T).
+    """
     matrix = np.asarray(accuracy, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1 or matrix.shape[1] == 0:
         raise ValueError(
@@ -39,7 +43,7 @@ def acc_final(accuracy: ArrayLike) -> float:
 
     Average accuracy (ACC) of GEM, Mammoth, continuum, ExSSNeT and HyperMask.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean(matrix[t, :t])
 
 
@@ -55,7 +59,7 @@ def acc_final_weighted(accuracy: ArrayLike, counts: Sequence[int] | ArrayLike) -
     Raises:
         ValueError: ``counts`` has another length, or its sum is not positive.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     weights = np.asarray(counts, dtype=np.float64)
     if weights.shape != matrix.shape[1:] or (weights < 0).any() or not weights[: t or 1].any():
         raise ValueError(
@@ -71,7 +75,7 @@ def aia(accuracy: ArrayLike) -> float:
     AIA of continuum; AAA elsewhere. PyCIL and PILOT call it the average accuracy, and weight each
     inner mean by the number of test examples.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean(np.array([matrix[i, :i].mean() for i in range(1, t + 1)]))
 
 
@@ -80,7 +84,7 @@ def learning_acc(accuracy: ArrayLike) -> float:
 
     Learning accuracy (LA) of MER; the mean of the matrix's diagonal.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean(np.diagonal(matrix[1:])[:t])
 
 
@@ -89,7 +93,7 @@ def bwt_gem(accuracy: ArrayLike) -> float:
 
     BWT of GEM, Mammoth and HyperMask. Avalanche's BWT is the same difference task by task.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean((matrix[t] - np.diagonal(matrix[1:]))[: max(t - 1, 0)])
 
 
@@ -99,7 +103,7 @@ def fwt_gem(accuracy: ArrayLike) -> float:
     FWT of GEM, Mammoth and HyperMask; Avalanche's is the same difference task by task. It needs
     R[0], and the accuracy on each task just before it is learned.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean((np.diagonal(matrix) - matrix[0])[1:t])
 
 
@@ -108,7 +112,7 @@ def fwt_nobaseline(accuracy: ArrayLike) -> float:
 
     GEM's FWT without the random baseline. Continuum's FWT also leaves the baseline out.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean(np.diagonal(matrix)[1:t])
 
 
@@ -117,7 +121,7 @@ def forgetting_diag(accuracy: ArrayLike) -> float:
 
     Forgetting of Avalanche. It is the negative of ``bwt_gem``.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     return _mean((np.diagonal(matrix[1:]) - matrix[t])[: max(t - 1, 0)])
 
 
@@ -128,26 +132,46 @@ def forgetting_max(accuracy: ArrayLike, *, include_last: bool = True) -> float:
     is over i < t only: forgetting of Chaudhry et al. (2018, equation 3) and continuum, which is
     negative where a task is at its best at the end.
     """
-    matrix, t = _matrix(accuracy)
+    matrix, t = learned(accuracy)
     last = t + 1 if include_last else t
     losses = [matrix[j + 1 : last, j].max() - matrix[t, j] for j in range(t - 1)]
     return _mean(np.array(losses))
 
 
-def summary(accuracy: ArrayLike) -> dict[str, float]:
-    """Return every metric that needs nothing but R (T + 1, T), by its name, in percent.
+_OF_MATRIX = (
+    acc_final,
+    aia,
+    learning_acc,
+    bwt_gem,
+    fwt_gem,
+    fwt_nobaseline,
+    forgetting_diag,
+    forgetting_max,
+)
+NAMES = tuple(metric.__name__ for metric in (*_OF_MATRIX, acc_final_weighted))
+"""Of all metrics; the last one needs the number of test examples of each task."""
+
+
+def summary(
+    accuracy: ArrayLike, counts: Sequence[int] | ArrayLike | None = None
+) -> dict[str, float]:
+    """Return every metric that there is data for, by its name, in percent.
+
+    Args:
+        accuracy: R, (T + 1, T).
+        counts: The number of test examples of each task, (T,), for ``acc_final_weighted``. Default:
+            without it.
 
     Raises:
-        ValueError: R has another shape.
+        ValueError: R or ``counts`` has another shape.
     """
-    metrics = (
-        acc_final,
-        aia,
-        learning_acc,
-        bwt_gem,
-        fwt_gem,
-        fwt_nobaseline,
-        forgetting_diag,
-        forgetting_max,
-    )
-    return {metric.__name__: metric(accuracy) for metric in metrics}
+    found = {metric.__name__: metric(accuracy) for metric in _OF_MATRIX}
+    if counts is not None:
+        found[acc_final_weighted.__name__] = acc_final_weighted(accuracy, counts)
+    return found
+
+
+def definitions() -> dict[str, str]:
+    """Return the definition of each metric in one sentence with its formula, by name."""
+    texts = {each.__name__: each.__doc__ or "" for each in (*_OF_MATRIX, acc_final_weighted)}
+    return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}

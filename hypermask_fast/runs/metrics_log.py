@@ -32,6 +32,14 @@ class Position(NamedTuple):
 START = Position(0, None)
 """That of a log without a line."""
 
+TIMED = ("time", "steps_per_second")
+"""Fields that tell a time: what is not the same in two runs of the same bits."""
+
+
+def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what tells a time."""
+    return {name: value for name, value in record.items() if name not in TIMED}
+
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the records of a metrics file; ``"nan"``, ``"inf"``, ``"-inf"`` become floats again.

@@ -8,6 +8,7 @@ import math
 import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hypermask_fast.errors import DataError
+from hypermask_fast.figures.accuracy import matrix_of
+from hypermask_fast.figures.labels import shortened
+from hypermask_fast.figures.paint import paint
 from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.metrics import summary
 from hypermask_fast.settings.changes import described
-from hypermask_fast.terminal import shortened
+from hypermask_fast.terminal import shortened as cut
 
 _Array = NDArray[np.float64]
 _BEFORE = "before training"
@@ -52,10 +56,6 @@ def _measured_rows(matrix: _Array) -> list[int]:
 
 def _cell(value: float, digits: int = 2) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _shortened(names: Sequence[str]) -> list[str]:
-    return [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 3] + "..." for name in names]
 
 
 def _csv_text(matrix: _Array, rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -102,7 +102,8 @@ def format_matrix(
 
     Args:
         accuracy: R, (T + 1, T), percent; rows without a value are left out.
-        task_names: Names of the T tasks; long ones are cut.
+        task_names: Names of the T tasks; long ones are shortened to what tells them
+            apart.
         width: Columns that there are. A table that takes more has a row for each task, as that of
             more than 20 tasks. Default None: as many as it takes.
 
@@ -110,7 +111,7 @@ def format_matrix(
         ValueError: The shape and the names do not fit.
     """
     matrix, _, columns = _table(accuracy, task_names)
-    names = [f"{i} {name}" for i, name in enumerate(_shortened(columns), start=1)]
+    names = [f"{i} {name}" for i, name in enumerate(shortened(columns, _MAX_NAME), start=1)]
     measured = _measured_rows(matrix)
     needed = max(map(len, [_BEFORE, *names])) + 8 * len(columns)
     if len(columns) <= _MAX_CELLS_WITH_VALUES and (width is None or needed <= width):
@@ -122,7 +123,7 @@ def format_matrix(
         table = [["task", "before", "learned", "now"]]
         for j in range(last):
             values = matrix[j, j], matrix[j + 1, j], matrix[last, j]
-            name = names[j] if width is None else shortened(names[j], max(6, width - 26))
+            name = names[j] if width is None else cut(names[j], max(6, width - 26))
             table.append([name, *(_cell(value) or "-" for value in values)])
     metrics = summary(matrix)
     parts = [
@@ -153,6 +154,8 @@ def format_changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[str]) -> None:
     """Draw R as a PNG: a row after each task, a column for each task, blank where not measured.
 
+    Rows without a value are left out.
+
     Args:
         path: The PNG file.
         accuracy: R, (T + 1, T), percent.
@@ -161,45 +164,12 @@ def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[st
     Raises:
         ValueError: The shape and the names do not fit.
     """
-    from matplotlib.figure import Figure
-
-    matrix, rows, columns = _table(accuracy, task_names)
-    # A dollar sign would start a formula.
-    rows, columns = ([name.replace("$", r"\$") for name in _shortened(x)] for x in (rows, columns))
-    count = len(columns)
-    side = min(max(0.62 * count, 2.4), 11.0)
-    figure = Figure(figsize=(side + 3.2, side * (count + 1) / count + 1.6), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(matrix), cmap="viridis", vmin=0, vmax=100)
-
-    every = math.ceil(count / 40)
-    axes.set_xticks(range(0, count, every), columns[::every], rotation=45, ha="right")
-    axes.set_yticks(range(0, count + 1, every), rows[::every])
-    axes.set_xlabel("accuracy on task")
-    axes.set_ylabel("after training on task")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(count) + 0.5, minor=True)
-    axes.tick_params(which="minor", length=0)
-    axes.grid(which="minor", color="white", linewidth=min(1.5, 30 / count))
-    if count <= _MAX_CELLS_WITH_VALUES:
-        for (i, j), value in np.ndenumerate(matrix):
-            # Viridis is dark below about two thirds of its range.
-            color = "black" if value > 65 else "white"
-            axes.text(j, i, _cell(value, 1), ha="center", va="center", fontsize=8, color=color)
-    bar = figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8)
-    bar.outline.set_visible(False)
+    matrix, _, columns = _table(accuracy, task_names)
+    chart = matrix_of(matrix, columns)
     final = summary(matrix)
     shown = [("ACC", final["acc_final"]), ("BWT", final["bwt_gem"])]
-    axes.set_title(
-        "   ".join(f"{name} {value:.2f} %" for name, value in shown if not math.isnan(value)),
-        fontsize=10,
-    )
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-    write_bytes_atomic(Path(path), buffer.getvalue())
+    title = "   ".join(f"{name} {value:.2f} %" for name, value in shown if not math.isnan(value))
+    write_bytes_atomic(Path(path), paint(replace(chart, title=title), "png"))
 
 
 def write_accuracy(

@@ -18,13 +18,14 @@ from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.runs import checkpoint, report
+from hypermask_fast.runs import checkpoint, confusion, report, run_page
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.signals import caught_signal
+from hypermask_fast.runs.sinks import Sinks, require
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
@@ -104,6 +105,7 @@ def _built(
     """
     check_config(config)
     device_named(config.run.device)  # before a plan for one that is not there
+    require(config.run.log)
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts
@@ -145,10 +147,22 @@ def _run(
             enabled=show_progress,
         )
         stack.enter_context(progress)
+        begun = session.done
+        sinks = Sinks(config.run.log, folder.path, config.options(), begun)
+        session.sinks = stack.enter_context(sinks)
         session.run(metrics, progress)
-    report.write_accuracy(folder.path, trainer.accuracy, session.names)
-    report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
+    _write_end(session, anew=session.done > begun)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
+
+
+def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
+    """Write what tells how a run ended; the report stays where there is one, unless ``anew``."""
+    folder, trainer = session.folder, session.trainer
+    session.write_results()
+    report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
+    confusion.write(folder.path, trainer)
+    if anew or not folder.report_path.exists():
+        run_page.write_page(folder.path, session.config)
 
 
 def train(

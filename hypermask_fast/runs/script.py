@@ -319,8 +319,8 @@ class Run(Closing):
         return row
 
     def _write_results(self) -> None:
+        self._session.write_results()
         accuracy, names = self.trainer.accuracy, self._session.all_names
-        report.write_accuracy(self.path, accuracy, names)
         report.write_heatmap(self._folder.accuracy_png, accuracy, names)
 
     def close(self) -> None:

@@ -14,12 +14,16 @@ import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
+from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.runs import checkpoint, learned, report
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.environment import differences
 from hypermask_fast.runs.folder import RunFolder
+from hypermask_fast.runs.machine import machine, peak_memory
 from hypermask_fast.runs.metrics_log import MetricsLog, Position
 from hypermask_fast.runs.restoring import as_json, require_same
+from hypermask_fast.runs.sinks import Sinks
+from hypermask_fast.runs.summary import is_recorded, summary
 from hypermask_fast.runs.timing import StepClock
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
@@ -44,6 +48,7 @@ class Session:
         steps: Of each task; of those that are learned, what they took.
         changes: What was changed on the way: for each time the step and, by name, the values before
             and after of ``settings`` or of the ``environment``.
+        sinks: Where copies of the log go.
     """
 
     continues_with: str | None = None
@@ -64,13 +69,15 @@ class Session:
         self.names: list[str] = []
         self.steps: list[int] = []
         self.changes: list[dict[str, Any]] = []
+        self.sinks = Sinks()
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
         device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
-        self._step_clock = StepClock(folder.timing_path, wait)
+        self.clock = StepClock(folder.timing_path, wait, memory=partial(peak_memory, device))
+        self._machine = machine(device)
 
     def kept(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the run's settings, by name, for JSON."""
@@ -184,16 +191,10 @@ class Session:
             assert losses is not None
             index = trainer.tasks_done
             if trainer.step % self.log_every == 0 or trainer.step == self.steps[index]:
-                metrics.write(
-                    {
-                        "task": index,
-                        "step": trainer.step,
-                        "loss": float(losses.total),
-                        "task_loss": float(losses.task),
-                        **{name: float(value) for name, value in losses.terms.items()},
-                    }
-                )
-                self._step_clock.lap(index, trainer.step)
+                row = self._row(index, losses)
+                metrics.write(row)
+                told = {k: v for k, v in row.items() if k not in ("step", "time")}
+                self.sinks.add(told, self.done)
             read = trainer.losses_read
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
@@ -213,15 +214,59 @@ class Session:
         metrics.write(
             {
                 "after_task": index,
+                "task_name": task.name,
                 "accuracy": [None if np.isnan(a) else round(float(a), 4) for a in row],
+                "time": round(self.clock.seconds, 3),
             }
         )
+        self.sinks.accuracies(self.all_names, row, self.done)
         # Before the checkpoint: a run that goes on from it does not come back here.
         self._keep_logits()
         self.save(metrics)
-        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        self.write_results()
         progress.learned(task.name, row[: index + 1])
         return row
+
+    def _row(self, index: int, losses: Losses) -> dict[str, Any]:
+        """Return the row of the log after a step, whose losses are read here."""
+        trainer = self.trainer
+        read = {
+            "loss": float(losses.total),
+            "task_loss": float(losses.task),
+            **{name: float(value) for name, value in losses.terms.items()},
+        }
+        ms = self.clock.lap(index, trainer.step)
+        return {
+            "task": index,
+            "task_name": self.names[index],
+            "step": trainer.step,
+            **read,
+            "lr": trainer.learning_rate,
+            "time": round(self.clock.seconds, 3),
+            "steps_per_second": round(1e3 / ms, 2) if ms else None,
+        }
+
+    def write_results(self) -> None:
+        """Write what tells how far the run is: accuracies, summary and manifest.
+
+        The last two stay where they tell it already, with the times and the machine of then.
+        """
+        trainer = self.trainer
+        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        written = summary(trainer, self.all_names, self.clock, self.done, sum(self.steps))
+        if not is_recorded(self.folder.summary_path, written):
+            write_text_atomic(self.folder.summary_path, json.dumps(written, indent=1) + "\n")
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        made_with = {
+            "environment": self._environment,
+            "changes": self.changes,
+            "machine": self._machine,
+            "seconds": round(self.clock.seconds, 3),
+        }
+        write_text_atomic(self.folder.manifest_path, json.dumps(made_with, indent=1) + "\n")
+        self._has_manifest = True
 
     @property
     def all_names(self) -> list[str]:
@@ -237,14 +282,13 @@ class Session:
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest."""
-        with self._step_clock.paused():
+        with self.clock.paused():
             self._save(metrics)
-            self._step_clock.write()
+            self.clock.write()
 
     def _save(self, metrics: MetricsLog) -> None:
         tensors, state = self.trainer.state()
         position = metrics.position()
-        made_with = {"environment": self._environment, "changes": self.changes}
         checkpoint.save(
             self.folder.checkpoints,
             self.done,
@@ -255,10 +299,10 @@ class Session:
                 "metrics_sha256": position.sha256,
                 "steps_taken": self.steps[: self.trainer.tasks_done],
                 **self.kept(),
-                **made_with,
+                "environment": self._environment,
+                "changes": self.changes,
             },
         )
         if not self._has_manifest:
-            write_text_atomic(self.folder.manifest_path, json.dumps(made_with, indent=1) + "\n")
-            self._has_manifest = True
+            self._write_manifest()
         self._saved_at = time.monotonic()

@@ -30,12 +30,29 @@ _CHOICES = {
     "method": "continual-learning method",
     "network": "target network",
 }
+_SINKS = ("tensorboard", "wandb")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 _CALLED = {
     **dict.fromkeys(("gpu", "nvidia", "rocm", "hip", "amd"), "cuda"),
     **dict.fromkeys(("metal", "apple"), "mps"),
     "intel": "xpu",
 }
+
+
+def sink_names(log: str) -> list[str]:
+    """Return the names in the setting ``log``.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    names = [name.strip() for name in log.split(",") if name.strip()]
+    for name in names:
+        if name not in _SINKS:
+            raise ConfigError(
+                f"log={log!r} names {name!r}, which is unknown{nearest(name, _SINKS)}; give "
+                f"{' or '.join(_SINKS)}, or both with a comma"
+            )
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +67,12 @@ class RunSettings(Settings):
     )
     log_every: int = setting(50, "steps between rows of the log", low=1)
     checkpoint_every: float = setting(300.0, "seconds between checkpoints inside a task", low=0.0)
+    log: str = setting(
+        "", "where the log goes beside metrics.jsonl: tensorboard, wandb, or tensorboard,wandb"
+    )
 
     def check(self) -> None:
+        sink_names(self.log)
         kind, _, index = self.device.partition(":")
         has_bad_index = ":" in self.device and (kind == "auto" or not index.isdecimal())
         if kind not in _DEVICES or has_bad_index:

@@ -75,6 +75,13 @@ def make_optimizers(
     }
 
 
+def first_rate(optimizers: Mapping[str, Optimizer]) -> float:
+    """Return the learning rate of the first group of the first optimizer."""
+    rate = next(iter(optimizers.values())).param_groups[0]["lr"]
+    # A tensor holds it in float32, whose digits these are.
+    return float(f"{float(rate):.7g}") if isinstance(rate, Tensor) else float(rate)
+
+
 def _prefix(name: str) -> str:
     return "optimizer" if name == MAIN else f"optimizer.{name}"
 

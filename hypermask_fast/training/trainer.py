@@ -225,6 +225,11 @@ class Trainer:
     def losses_read(self) -> Mapping[str, float | Tensor]:
         return {} if self._watch is None else self._watch.latest
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the last step, that of the first optimizer's first group; None outside of a task."""
+        return None if self._step_fn is None else optimizers.first_rate(self._step_fn.optimizers)
+
     def status(self) -> dict[str, str]:
         """Return whether steps are compiled and replayed as a CUDA graph, and if not, why."""
         return {"graph": self._graphed.status, "compile": self._compiler.status}

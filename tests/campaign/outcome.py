@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-_TIMING = ("seconds", "time", "elapsed", "wall")
+_TIMING = ("seconds", "second", "time", "elapsed", "wall")
+# Of the log, whose rows hold times.
+_OF_LOG = ("metrics_position", "metrics_sha256")
 
 
 def _untimed(value: Any) -> Any:
@@ -18,7 +20,7 @@ def _untimed(value: Any) -> Any:
         return {
             name: _untimed(entry)
             for name, entry in value.items()
-            if not any(word in name.split("_") for word in _TIMING)
+            if name not in _OF_LOG and not any(word in name.split("_") for word in _TIMING)
         }
     return [_untimed(entry) for entry in value] if isinstance(value, list) else value
 
@@ -35,14 +37,18 @@ def outcome(run: Path) -> dict[str, Any]:
             _untimed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()
         ],
         "accuracy.csv": (run / "accuracy.csv").read_bytes(),
+        "confusion.csv": (run / "confusion.csv").read_bytes(),
+        "classes.csv": (run / "classes.csv").read_bytes(),
+        "metrics": json.loads((run / "summary.json").read_bytes())["metrics"],
         "config.toml": (run / "config.toml").read_bytes(),
         "the newest checkpoint": newest.name,
         "tensors": (newest / "tensors.safetensors").read_bytes(),
         "state": _untimed(json.loads((newest / "state.json").read_bytes())),
         "learned": {path.name: path.read_bytes() for path in (run / "learned").iterdir()},
     }
-    with np.load(run / "accuracy.npz") as arrays:
-        found["accuracy.npz"] = {name: arrays[name].tobytes() for name in arrays.files}
+    for file in ("accuracy.npz", "confusion.npz"):
+        with np.load(run / file) as arrays:
+            found[file] = {name: arrays[name].tobytes() for name in arrays.files}
     if not (run / "accuracy.png").read_bytes().startswith(b"\x89PNG"):
         found["accuracy.png"] = "no picture"
     return found

@@ -116,7 +116,9 @@ def test_a_run_in_a_folder(tmp_path: Path) -> None:
     assert result.accuracy[3, 2] > 80
     assert RunConfig.from_toml(tmp_path / "run" / "config.toml") == chosen
     rows = [row for row in read(tmp_path / "run" / "metrics.jsonl") if "step" in row]
-    assert list(rows[-1]) == ["task", "step", "loss", "task_loss", "drift"]
+    losses = ["loss", "task_loss", "drift"]
+    names = ["task", "task_name", "step", *losses, "lr", "time", "steps_per_second"]
+    assert list(rows[-1]) == names
     assert rows[-1]["drift"] > 0
     again = run.resume(tmp_path / "run", show_progress=False)
     assert str(again.accuracy) == str(result.accuracy)

@@ -46,4 +46,5 @@ def test_a_run_without_tables_resumes_and_ends_as_it_did(tmp_path: Path) -> None
     for record, expected in zip(now, then, strict=True):
         # Another split of a sum may round differently: 13 steps of Adam, in float32.
         loss = "loss" in expected
-        assert record == (pytest.approx(expected, rel=1e-4) if loss else expected)
+        kept = {name: record[name] for name in expected}
+        assert kept == (pytest.approx(expected, rel=1e-4) if loss else expected)

@@ -78,6 +78,7 @@ SAID: dict[str, tuple[str | None, ...]] = {
     # They are written anew from the checkpoint.
     "manifest.json": (NO_HARM,) * 5,
     "timing.json": (NO_HARM,) * 5,
+    "summary.json": (NO_HARM,) * 5,
     "accuracy.csv": (NO_HARM,) * 5,
     "accuracy.npz": (NO_HARM,) * 5,
     # `verify` names it.
