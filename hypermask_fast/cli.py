@@ -9,7 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from hypermask_fast.commands import compare, doctor, eval, export, plan, resume, train, verify
+from hypermask_fast.commands import (
+    compare,
+    doctor,
+    eval,
+    export,
+    plan,
+    resume,
+    sweep,
+    train,
+    verify,
+)
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
@@ -31,6 +41,7 @@ class _Command(Protocol):
 _COMMANDS: dict[str, _Command] = {
     "train": train,
     "compare": compare,
+    "sweep": sweep,
     "plan": plan,
     "resume": resume,
     "eval": eval,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from hypermask_fast.commands.options import add_memory, memory_bytes
+from hypermask_fast.commands.options import CORES, add_jobs, add_memory, memory_bytes
 from hypermask_fast.commands.printing import show, show_all, show_comparison
 from hypermask_fast.errors import ConfigError
 
@@ -23,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         action="store_true",
         help="go on with settings in config.toml that were changed, and record them",
     )
+    add_jobs(parser, f"of several seeds: {CORES}; of a comparison: 1")
     add_memory(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Continue, print, and return the exit status: 2 where a run of a comparison failed."""
+    """Continue, print, and return the exit status: 2 where one of several runs failed."""
     from hypermask_fast.runs import comparison, run, seeds
 
     memory = memory_bytes(options)
@@ -37,10 +39,13 @@ def run(options: argparse.Namespace) -> int:
                 f"--allow-changes is for runs, and {options.run} holds a comparison, whose runs "
                 "have the same settings; leave it out"
             )
-        return show_comparison(comparison.resume(options.run, memory=memory), options.run)
+        found = comparison.resume(options.run, memory=memory, jobs=options.jobs or 1)
+        return show_comparison(found, options.run)
     how = {"memory": memory, "allow_changes": options.allow_changes}
     if seeds.holds_seeds(options.run):
-        show_all(seeds.resume(options.run, **how))
-    else:
-        show(run.resume(options.run, **how))
+        make = partial(seeds.resume, options.run)
+        return show_all(make, options.run, jobs=options.jobs, **how)
+    if options.jobs is not None:
+        raise ConfigError(f"--jobs {options.jobs} is for several runs, and {options.run} is one")
+    show(run.resume(options.run, **how))
     return 0

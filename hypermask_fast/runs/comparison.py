@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, HypermaskError, Stopped, shown
+from hypermask_fast.errors import ConfigError, Stopped, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.inference.evaluation import evaluate
 from hypermask_fast.inference.registry import make_score
@@ -44,6 +44,7 @@ def compare(
     *,
     show_progress: bool = True,
     memory: int | None = None,
+    jobs: int = 1,
 ) -> Comparison:
     """Train each method with each seed, and write the tables and the picture of what they reach.
 
@@ -61,6 +62,7 @@ def compare(
         out: The folder.
         show_progress: Print progress to standard error. Default True.
         memory: Bytes that the device has for a run. Default: what it has left.
+        jobs: Runs of a method at once, as in :func:`hypermask_fast.runs.seeds.train`. Default 1.
 
     Raises:
         ConfigError: A setting is wrong, does not fit a method, or is not that of the runs there
@@ -75,12 +77,13 @@ def compare(
     folder = Path(check_value("out", str, out, path=True))
     check_value("show_progress", bool, show_progress)
     check_value("memory", int, memory, None, low=0)
+    check_value("jobs", int, jobs, low=1)
     _require_fitting(config, folder)
     sizes = {method: _sizes(config, method, memory) for method in config.runs}
     with _opened(config, folder):
         _require_fitting(config, folder)  # another process may have come first
         write_text_atomic(folder / _CONFIG, config.to_toml())
-        made = _Maker(config, folder, sizes, show_progress, memory).run()
+        made = _Maker(config, folder, sizes, show_progress, memory, jobs).run()
         comparison_files.write(folder, made)
     return made
 
@@ -204,9 +207,10 @@ class _Maker:
         sizes: dict[str, dict[str, float]],
         show_progress: bool,
         memory: int | None,
+        jobs: int,
     ) -> None:
         self._config, self._folder, self._sizes = config, folder, sizes
-        self._show_progress, self._memory = show_progress, memory
+        self._show_progress, self._memory, self._jobs = show_progress, memory, jobs
         self._runs: list[RunFigures] = []
         self._names: list[str] = []
 
@@ -231,9 +235,7 @@ class _Maker:
             self._say(f"{method}, seed {seed}: run {len(self._runs) + 1} of {count}")
 
         def failed(seed: int, error: Exception) -> None:
-            text = " ".join(str(error).split())
-            is_told = isinstance(error, HypermaskError)
-            reason = text if is_told else f"{type(error).__name__}: {text}"
+            reason = seeds.failure_text(error)
             self._runs.append(RunFigures(method, seed, failure=reason))
             self._say(f"failed: {reason}")
 
@@ -247,6 +249,7 @@ class _Maker:
         how: dict[str, Any] = {
             "show_progress": self._show_progress,
             "memory": self._memory,
+            "jobs": self._jobs,
             "begins": begins,
             "failed": failed,
         }

@@ -44,6 +44,7 @@ class Session:
         steps: Of each task; of those that are learned, what they took.
         changes: What was changed on the way: for each time the step and, by name, the values before
             and after of ``settings`` or of the ``environment``.
+        after_task: Called after each task, before the checkpoint that ends it.
     """
 
     continues_with: str | None = None
@@ -64,6 +65,7 @@ class Session:
         self.names: list[str] = []
         self.steps: list[int] = []
         self.changes: list[dict[str, Any]] = []
+        self.after_task: Callable[[Trainer], None] | None = None
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
@@ -211,6 +213,8 @@ class Session:
         )
         # Before the checkpoint: a run that goes on from it does not come back here.
         self._keep_logits()
+        if self.after_task is not None:
+            self.after_task(trainer)
         self.save(metrics)
         report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
         seen = row[: index + 1]

@@ -25,7 +25,7 @@ RUNS = ("seed-4", "seed-5")
 
 
 def arguments(out: Path, **changes: object) -> list[str]:
-    words = ["train", "--preset", "split-digits", "--seeds", "2", "--out", str(out)]
+    words = ["train", "--seeds", "2", "--jobs", "1", "--out", str(out)]
     for name, value in {**SHORT, "seed": 4, **changes}.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{name.replace('_', '-')}", text]
