@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
+    from hypermask_fast.runs.sweep_files import SweepResult
 
 
 def show(result: RunResult) -> None:
@@ -42,7 +43,7 @@ def show_all(make: Callable[..., Iterable[RunResult]], folder: Path, **options: 
 
     for result in make(failed=failed, **options):
         show(result)
-    print(f"\n{seeds.summary(folder).table(marks())}\nresults: {folder}")
+    print(f"\n{seeds.summary(folder, failures).table(marks())}\nresults: {folder}")
     for seed, reason in failures.items():
         print(f"hypermask: seed {seed}: {reason}", file=sys.stderr)
     return 2 if failures else 0
@@ -68,6 +69,18 @@ def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> i
     for failed in found.failed:
         print(f"hypermask: {failed.method}, seed {failed.seed}: {failed.failure}", file=sys.stderr)
     return 2 if found.failed else 0
+
+
+def show_sweep(found: SweepResult, folder: Path) -> int:
+    """Print what a search has reached; the status is 2 where no trial ended."""
+    from hypermask_fast.runs.sweep_files import BEST
+
+    print(found.table())
+    command = found.command()
+    if command is not None:
+        print(f"best settings: {folder / BEST}, or\n  {command}")
+    print(f"results: {folder}")
+    return 2 if command is None else 0
 
 
 def new_folder(name: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hypermask_fast.commands.options import CORES, add_jobs, add_settings, memory_bytes
-from hypermask_fast.commands.printing import new_folder
+from hypermask_fast.commands.printing import new_folder, show_sweep
 from hypermask_fast.settings.command_line import from_arguments
 from hypermask_fast.settings.sweep import SAMPLERS, SweepConfig, grid_of
 
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         "Train with each combination of --grid, or with --trials of them that a sampler chooses, "
         "and compare them by the mean validation accuracy of the learned tasks. A trial that is "
         "below the median of those that ended, after the same task, is ended early. The same "
-        "command again goes on with a search that was stopped. It needs Optuna: pip install "
-        "'hypermask_fast[sweep]'."
+        "command again, or `hypermask resume`, goes on with one that was stopped. It needs Optuna: "
+        "pip install 'hypermask_fast[sweep]'."
     )
     parser.add_argument(
         "--out",
@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 def run(options: argparse.Namespace) -> int:
     """Search, print, and return the exit status: 2 where no trial ended."""
     from hypermask_fast.runs.sweep import sweep
-    from hypermask_fast.runs.sweep_files import BEST
 
     base, memory = from_arguments(options), memory_bytes(options)
     config = SweepConfig(
@@ -66,10 +65,4 @@ def run(options: argparse.Namespace) -> int:
         trials=options.trials,
     )
     out = options.out or new_folder(f"sweep-{base.preset or base.scenario.name}")
-    found = sweep(config, out, jobs=options.jobs, memory=memory)
-    print(found.table())
-    command = found.command()
-    if command is not None:
-        print(f"best settings: {out / BEST}, or\n  {command}")
-    print(f"results: {out}")
-    return 2 if command is None else 0
+    return show_sweep(sweep(config, out, jobs=options.jobs, memory=memory), out)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,14 +277,18 @@ def failure_text(error: Exception) -> str:
     return text if isinstance(error, HypermaskError) else f"{type(error).__name__}: {text}"
 
 
-def summary(path: Path) -> SeedsSummary:
+def summary(path: Path, failures: Mapping[int, str] | None = None) -> SeedsSummary:
     """Return what the runs of a folder have ended with.
+
+    Args:
+        path: The folder.
+        failures: Why runs failed, by seed. Default: none did.
 
     Raises:
         ConfigError: As :func:`read`.
     """
     config, seeds = read(path)
-    return seeds_summary.summarize(path, config, _by_seed(path, config, seeds), {})
+    return seeds_summary.summarize(path, config, _by_seed(path, config, seeds), failures or {})
 
 
 def _by_seed(path: Path, config: RunConfig, seeds: int) -> dict[int, Path]:

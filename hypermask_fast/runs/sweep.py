@@ -47,12 +47,12 @@ def sweep(
     memory: int | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] | None = None,
-    study: Callable[[Path, SweepConfig], Study] = open_study,
+    study: Callable[[Path, SweepConfig], Study] | None = None,
 ) -> SweepResult:
     """Try settings, and write the table of what they reach.
 
-    The same call goes on with a search that was stopped: trials that ended are kept, those that
-    were running go on.
+    The same call, or :func:`resume`, goes on with a search that was stopped: trials that ended are
+    kept, those that were running go on.
 
     Args:
         config: What to try.
@@ -85,7 +85,7 @@ def sweep(
     with FolderLock(out):
         try:
             threads = _require_fitting(config, out)  # another process may have come first
-            made = study(out, config)
+            made = (study or open_study)(out, config)
             part = share(config.base, config.count, jobs, memory)
             record = {**config.to_json(), "threads": threads or part.threads}
             write_text_atomic(out / _FILE, json.dumps(record, indent=1) + "\n")
@@ -98,6 +98,36 @@ def sweep(
         part = Share(part.jobs, record["threads"], part.memory)
         shown = print_line if say is None else say
         return _Sweep(config, out, made, part, show_progress, shown).run()
+
+
+def holds_sweep(path: Path) -> bool:
+    """Return whether ``path`` is the folder of a search."""
+    return (path / _FILE).is_file()
+
+
+def resume(path: Path, **options: Any) -> SweepResult:
+    """Go on with the search in a folder.
+
+    Args:
+        path: The folder.
+        **options: As in :func:`sweep`.
+
+    Raises:
+        ConfigError: Its settings were altered.
+        ConfigError, DataError, Stopped: As in :func:`sweep`.
+    """
+    try:
+        config = SweepConfig.from_json(json.loads((path / _FILE).read_bytes()))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise _altered(path, error) from error
+    return sweep(config, path, **options)
+
+
+def _altered(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path / _FILE} was altered ({' '.join(str(error).split())}); restore it, or choose "
+        "another --out"
+    )
 
 
 def _require_validation(config: SweepConfig) -> None:
@@ -129,9 +159,7 @@ def _require_fitting(config: SweepConfig, path: Path) -> int | None:
         found = json.loads((path / _FILE).read_bytes())
         threads = int(found["threads"])
     except (KeyError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path / _FILE} was altered ({error}); restore it, or choose another --out"
-        ) from error
+        raise _altered(path, error) from error
     # More trials of a sampler may be wanted later.
     wanted = json.loads(json.dumps(config.to_json()))
     others = [name for name in wanted if name != "trials" and found.get(name) != wanted[name]]

@@ -70,7 +70,8 @@ class OptunaStudy:
         file = path / _FILE
         if file.exists():
             _cut_to_lines(file)
-        backend = JournalFileBackend(str(file), lock_obj=_FolderIsLocked())
+        lock: Any = _FolderIsLocked()
+        backend = JournalFileBackend(str(file), lock_obj=lock)
         self._config = config
         self._study = optuna.create_study(
             storage=JournalStorage(backend),

@@ -116,6 +116,21 @@ class SweepConfig:
         """
         return self.base.replace(**values)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SweepConfig:
+        """Return what :meth:`to_json` made JSON of; other values are left out.
+
+        Raises:
+            KeyError, TypeError: It is something else.
+            ConfigError: A setting is wrong.
+        """
+        grid = {
+            name: tuple(tuple(v) if isinstance(v, list) else v for v in given)
+            for name, given in values["grid"].items()
+        }
+        others = {name: values[name] for name in ("seeds", "sampler", "trials")}
+        return cls(base=RunConfig.from_toml(values["base"]), grid=grid, **others)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         grid = {name: list(values) for name, values in self.grid.items()}
