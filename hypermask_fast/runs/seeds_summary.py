@@ -100,10 +100,11 @@ class SeedsSummary:
         Args:
             marks: What stands before a mean that is as expected, and before one that is not.
         """
-        lines = [
-            f"{len(self.ended)} seeds, mean +/- standard deviation, 95 % interval of the mean:"
-        ]
-        for name, figure in self.figures.items():
+        count = len(self.ended)
+        title = "1 seed" if count == 1 else f"{count} seeds"
+        lines = [f"{title}, mean +/- standard deviation, 95 % interval of the mean:"]
+        known = {name: f for name, f in self.figures.items() if not math.isnan(f.mean)}
+        for name, figure in known.items():
             line = f"  {name:<20} {figure.mean:8.2f}"
             if not math.isnan(figure.std):
                 low, high = figure.mean - figure.half, figure.mean + figure.half

@@ -31,7 +31,6 @@ from hypermask_fast.runs.sweep_study import (
     Study,
     Trial,
     is_behind,
-    open_study,
 )
 from hypermask_fast.settings.build import make_scenario
 from hypermask_fast.settings.sweep import SweepConfig
@@ -169,6 +168,24 @@ def _require_fitting(config: SweepConfig, path: Path) -> int | None:
             "another --out"
         )
     return threads
+
+
+def open_study(path: Path, config: SweepConfig) -> Study:
+    """Return Optuna's study in the folder of a search, a new one where there is none.
+
+    Raises:
+        ConfigError: Optuna is not installed.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "a search needs Optuna, which is not installed; run `pip install "
+            "'hypermask_fast[sweep]'`, or `pip install optuna`"
+        ) from error
+    from hypermask_fast.runs.sweep_optuna import OptunaStudy
+
+    return OptunaStudy(path, config)
 
 
 class _Sweep:

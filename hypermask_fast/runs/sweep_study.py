@@ -5,11 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
-
-from hypermask_fast.errors import ConfigError
-from hypermask_fast.settings.sweep import SweepConfig
 
 RUNNING, ENDED, PRUNED, FAILED = "running", "ended", "pruned", "failed"
 LEAST_ENDED = 3
@@ -65,21 +61,3 @@ def is_behind(trial: Trial, others: Sequence[Trial]) -> bool:
     step = max(trial.reported)
     found = [o.reported[step] for o in others if o.state == ENDED and step in o.reported]
     return len(found) >= LEAST_ENDED and trial.reported[step] < statistics.median(found)
-
-
-def open_study(path: Path, config: SweepConfig) -> Study:
-    """Return Optuna's study in the folder of a search, a new one where there is none.
-
-    Raises:
-        ConfigError: Optuna is not installed.
-    """
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "a search needs Optuna, which is not installed; run `pip install "
-            "'hypermask_fast[sweep]'`, or `pip install optuna`"
-        ) from error
-    from hypermask_fast.runs.sweep_optuna import OptunaStudy
-
-    return OptunaStudy(path, config)
