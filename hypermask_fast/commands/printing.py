@@ -43,7 +43,8 @@ def show_all(make: Callable[..., Iterable[RunResult]], folder: Path, **options: 
 
     for result in make(failed=failed, **options):
         show(result)
-    print(f"\n{seeds.summary(folder, failures).table(marks())}\nresults: {folder}")
+    if seeds.holds_seeds(folder):  # not where none could start
+        print(f"\n{seeds.summary(folder, failures).table(marks())}\nresults: {folder}")
     for seed, reason in failures.items():
         print(f"hypermask: seed {seed}: {reason}", file=sys.stderr)
     return 2 if failures else 0

@@ -22,7 +22,7 @@ from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import comparison_files, metrics, run, seeds, timing
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 from hypermask_fast.runs.comparison_result import Comparison, RunFigures
-from hypermask_fast.runs.folder import FolderLock, RunFolder
+from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder
 from hypermask_fast.runs.restoring import changes_since, settings_of
 from hypermask_fast.runs.run import RunResult
 from hypermask_fast.settings.changes import described
@@ -106,14 +106,7 @@ def resume(path: str | Path, **options: Any) -> Comparison:
 @contextmanager
 def _opened(config: ComparisonConfig, folder: Path) -> Iterator[None]:
     """Make the folder and lock it; where no run could begin, leave nothing of it."""
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {folder}: {error.strerror}; correct the permissions or choose "
-            "another --out"
-        ) from error
+    is_new = make_folder(folder)
     with FolderLock(folder):
         try:
             yield

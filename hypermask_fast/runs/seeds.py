@@ -27,7 +27,7 @@ from hypermask_fast.errors import (
 from hypermask_fast.runs import seeds_summary, seeds_times
 from hypermask_fast.runs.apart import Job, alone, at_once, in_turn, stopping
 from hypermask_fast.runs.atomic import write_text_atomic
-from hypermask_fast.runs.folder import FolderLock, RunFolder, require_vacant
+from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder, require_vacant
 from hypermask_fast.runs.jobs import Share, share
 from hypermask_fast.runs.run import RunResult
 from hypermask_fast.runs.seeds_summary import SeedsSummary
@@ -146,14 +146,7 @@ def train(
     config.replace(seed=config.run.seed + seeds - 1)
     require_vacant_seeds(out)
     part = share(config, seeds, jobs, memory)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {out}: {error.strerror}; correct the permissions or choose "
-            "another --out"
-        ) from error
+    is_new = make_folder(out)
     with FolderLock(out):
         require_vacant_seeds(out)  # another process may have come first
         for entry in out.glob(f"{_RUN}*"):

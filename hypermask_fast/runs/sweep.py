@@ -19,7 +19,7 @@ from hypermask_fast.errors import ConfigError, DataError, Stopped
 from hypermask_fast.runs import sweep_files, validated
 from hypermask_fast.runs.apart import Job, Make, Pruned, Unit, at_once, in_turn, stopping
 from hypermask_fast.runs.atomic import write_text_atomic
-from hypermask_fast.runs.folder import FolderLock
+from hypermask_fast.runs.folder import FolderLock, make_folder
 from hypermask_fast.runs.jobs import Share, share
 from hypermask_fast.runs.seeds import failure_text, print_line
 from hypermask_fast.runs.sweep_files import SweepResult
@@ -73,14 +73,7 @@ def sweep(
     if config.base.scenario.is_own:
         _require_validation(config)
     _require_fitting(config, out)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {out}: {error.strerror}; correct the permissions or choose "
-            "another --out"
-        ) from error
+    is_new = make_folder(out)
     with FolderLock(out):
         try:
             threads = _require_fitting(config, out)  # another process may have come first
