@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_jobs, add_memory, memory_bytes
+from hypermask_fast.commands.options import (
+    DEFAULT_PRESET,
+    add_console,
+    add_jobs,
+    add_memory,
+    memory_bytes,
+)
 from hypermask_fast.commands.printing import new_folder, show_comparison
 from hypermask_fast.settings import comparison_line
 
@@ -31,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_jobs(parser, "1")
+    add_console(parser)
     add_memory(parser)
     comparison_line.add_arguments(parser, words, preset=DEFAULT_PRESET)
 

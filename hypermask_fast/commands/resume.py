@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from hypermask_fast.commands.options import CORES, add_jobs, add_memory, memory_bytes
+from hypermask_fast.commands.options import CORES, add_console, add_jobs, add_memory, memory_bytes
 from hypermask_fast.commands.printing import show, show_all, show_comparison, show_sweep
 from hypermask_fast.errors import ConfigError
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         help="go on with settings in config.toml that were changed, and record them",
     )
     add_jobs(parser, f"of several seeds or a search: {CORES}; of a comparison: 1")
+    add_console(parser)
     add_memory(parser)
 
 

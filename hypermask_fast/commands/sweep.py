@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import CORES, add_jobs, add_settings, memory_bytes
+from hypermask_fast.commands.options import CORES, add_console, add_jobs, add_settings, memory_bytes
 from hypermask_fast.commands.printing import new_folder, show_sweep
 from hypermask_fast.settings.command_line import from_arguments
 from hypermask_fast.settings.sweep import SAMPLERS, SweepConfig, grid_of
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         help=f"what chooses them ({', '.join(SAMPLERS)}) [grid; with --trials: tpe]",
     )
     add_jobs(parser, CORES)
+    add_console(parser)
     add_settings(parser, words)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,8 @@ from hypermask_fast.runs.jobs import Share, share
 from hypermask_fast.runs.run import RunResult
 from hypermask_fast.runs.seeds_summary import SeedsSummary
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.terminal import is_quiet
+from hypermask_fast.terminal import say as say_line
 
 _SEEDS, _RUN = "seeds.json", "seed-"
 
@@ -199,12 +200,9 @@ def resume(
         yield from _continued(path, config, seeds, part, allow_changes=allow_changes, **options)
 
 
-def print_line(text: str) -> None:
-    """Print a line to standard error, where there is one."""
-    # Standard error may be closed, or have been so before Python started.
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(text, file=sys.stderr, flush=True)
+def say_unless_quiet() -> Callable[[str], None]:
+    """Return what shows a line in other threads too, which do not know how much is to be said."""
+    return (lambda text: None) if is_quiet() else say_line
 
 
 def _continued(
@@ -217,8 +215,10 @@ def _continued(
     show_progress: bool = True,
     begins: Callable[[int], None] | None = None,
     failed: Failed | None = None,
-    say: Callable[[str], None] = print_line,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[RunResult]:
+    shows = say_unless_quiet() if say is None else say
+    show_progress = show_progress and not is_quiet()
     jobs = [
         Job(
             name=f"seed {seed}",
@@ -241,7 +241,7 @@ def _continued(
     outcomes = (
         in_turn(units, begins=start)
         if part.jobs == 1
-        else at_once(units, part.jobs, say=say, begins=start)
+        else at_once(units, part.jobs, say=shows, begins=start)
     )
     failures: dict[int, str] = {}
     with contextlib.ExitStack() as stack:

@@ -21,7 +21,7 @@ from hypermask_fast.runs.apart import Job, Make, Pruned, Unit, at_once, in_turn,
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.folder import FolderLock, make_folder
 from hypermask_fast.runs.jobs import Share, share
-from hypermask_fast.runs.seeds import failure_text, print_line
+from hypermask_fast.runs.seeds import failure_text, say_unless_quiet
 from hypermask_fast.runs.sweep_files import SweepResult
 from hypermask_fast.runs.sweep_study import (
     ENDED,
@@ -34,6 +34,7 @@ from hypermask_fast.runs.sweep_study import (
 )
 from hypermask_fast.settings.build import make_scenario
 from hypermask_fast.settings.sweep import SweepConfig
+from hypermask_fast.terminal import is_quiet
 
 _FILE = "sweep.json"
 
@@ -88,8 +89,9 @@ def sweep(
                     out.rmdir()
             raise
         part = Share(part.jobs, record["threads"], part.memory)
-        shown = print_line if say is None else say
-        return _Sweep(config, out, made, part, show_progress, shown).run()
+        shows = say_unless_quiet() if say is None else say
+        show_progress = show_progress and not is_quiet()
+        return _Sweep(config, out, made, part, show_progress, shows).run()
 
 
 def holds_sweep(path: Path) -> bool:

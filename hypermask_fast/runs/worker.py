@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 import traceback
-import warnings
 from typing import Any
 
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.runs.apart import Job
 from hypermask_fast.runs.plain_json import plain_json
+from hypermask_fast.runs.warned import plain_warnings
 
 
 def _stop_with_parent() -> None:
@@ -52,7 +51,6 @@ def main() -> None:
     def answer(values: dict[str, Any]) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -61,7 +59,8 @@ def main() -> None:
         line += byte
     job = Job.from_json(json.loads(line))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    answer(_ended(job, answer))
+    with plain_warnings("warning"):
+        answer(_ended(job, answer))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +20,10 @@ import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, HypermaskError, TrainingError
-from hypermask_fast.runs import checkpoint, report, run, seeds, seeds_summary
+from hypermask_fast.runs import checkpoint, report, seeds, seeds_summary
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.settings.expected import LEAST_TOLERANCE, Expected
-from tests.support.run_cases import SHORT, assert_same_run, contents, short, stopped
+from tests.support.run_cases import SHORT, assert_same_run, contents, quicken, short, stopped
 
 RUNS = ("seed-4", "seed-5")
 
@@ -39,10 +38,8 @@ def arguments(out: Path, **changes: object) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Plans and pictures, half of the time of such a run, are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "plan", lambda *_, **__: SimpleNamespace(require=lambda **_: None))
-        patch.setattr(report, "write_heatmap", lambda path, *_: path.write_bytes(b""))
+        quicken(patch)
         yield
 
 
@@ -266,14 +263,14 @@ def test_names_of_runs_without_out_are_unique(
 _SUPERVISOR = """
 import json, os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
+import pytest
 import torch
-from hypermask_fast.runs import report, run, seeds
+from hypermask_fast.runs import seeds
 from hypermask_fast.settings.config import RunConfig
+from tests.support.run_cases import quicken
 
 torch.set_num_threads(1)
-run.plan = lambda *_, **__: SimpleNamespace(require=lambda **_: None)
-report.write_heatmap = lambda path, *_: path.write_bytes(b"")
+quicken(pytest.MonkeyPatch())
 root, config = Path(sys.argv[1]), RunConfig.from_toml(sys.argv[2])
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -312,6 +309,7 @@ def test_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -
     config = short(seed=4, steps=2, log_every=1)
     done = subprocess.run(
         [sys.executable, "-c", _SUPERVISOR, str(tmp_path), config.to_toml()],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pytest
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, Stopped, TrainingError
-from hypermask_fast.runs import report, run, validated
+from hypermask_fast.runs import run, validated
 from hypermask_fast.runs import sweep as sweep_module
 from hypermask_fast.runs.apart import Job, Pruned
 from hypermask_fast.runs.atomic import write_text_atomic
@@ -27,7 +26,7 @@ from hypermask_fast.runs.sweep import open_study, resume, sweep
 from hypermask_fast.runs.sweep_study import Trial, is_behind
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.sweep import SweepConfig, grid_of
-from tests.support.run_cases import assert_same_run, short
+from tests.support.run_cases import assert_same_run, quicken, short
 
 GRID = {"lr": (1e-2, 1e-3), "beta": (0.1, 0.2)}
 
@@ -211,8 +210,7 @@ def test_validation_data_alone_decide_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real runs: the value is the validation accuracy, and the runs are those without a search."""
-    monkeypatch.setattr(run, "plan", lambda *_, **__: SimpleNamespace(require=lambda **_: None))
-    monkeypatch.setattr(report, "write_heatmap", lambda path, *_: path.write_bytes(b""))
+    quicken(monkeypatch)
     settings = SweepConfig(base=short(seed=4), grid={"lr": (1e-2,)})
     found = made(settings, tmp_path / "s", Plain(settings))
     folder = tmp_path / "s/trial-0/seed-4"
