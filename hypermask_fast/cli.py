@@ -21,6 +21,7 @@ from hypermask_fast.commands import (
     plot,
     presets,
     resume,
+    sweep,
     train,
     verify,
 )
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, _Command] = {
     "train": train,
     "presets": presets,
     "compare": compare,
+    "sweep": sweep,
     "plan": plan,
     "resume": resume,
     "eval": eval,

@@ -46,7 +46,8 @@ def test_train_writes_a_whole_run_and_eval_repeats_its_last_row(
 def test_seeds_run_in_folders_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["train", *QUICK, "--seeds", "2", "--seed", "4", "--out", str(tmp_path)]) == 0
+    words = ["--seeds", "2", "--jobs", "1", "--seed", "4", "--out", str(tmp_path)]
+    assert cli.main(["train", *QUICK, *words]) == 0
     assert RunConfig.from_toml(tmp_path / "seed-4" / "config.toml").run.seed == 4
     assert RunConfig.from_toml(tmp_path / "seed-5" / "config.toml").run.seed == 5
     values = [

@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_console, add_memory, memory_bytes
+from hypermask_fast.commands.options import (
+    DEFAULT_PRESET,
+    add_console,
+    add_jobs,
+    add_memory,
+    memory_bytes,
+)
 from hypermask_fast.commands.printing import new_folder, show_comparison
 from hypermask_fast.settings import comparison_line
 
@@ -30,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         "LETTERS]",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_jobs(parser, "1")
     add_console(parser)
     add_memory(parser)
     comparison_line.add_arguments(parser, words, preset=DEFAULT_PRESET)
@@ -41,4 +48,5 @@ def run(options: argparse.Namespace) -> int:
 
     config, memory = comparison_line.from_arguments(options), memory_bytes(options)
     out = options.out or new_folder(f"compare-{options.preset}")
-    return show_comparison(comparison.compare(config, out, memory=memory), out, options.json)
+    found = comparison.compare(config, out, memory=memory, jobs=options.jobs or 1)
+    return show_comparison(found, out, options.json)

@@ -16,7 +16,7 @@ HELP = "test accuracy of a run's newest checkpoint"
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Add the options of the command, given the words after it."""
-    parser.add_argument("run", type=Path, help="folder of the run; with --infer: or of seeds")
+    parser.add_argument("run", type=Path, help="folder of the run, or of those of several seeds")
     parser.add_argument("--data-dir", help="folder of the data files [the run's]")
     parser.add_argument("--device", help="device [the run's]")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -86,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print, and return the exit status."""
     if options.infer is not None:
         return _infer(options)
+    from hypermask_fast.runs.evaluated import evaluate
     from hypermask_fast.runs.inferred import loaded
+    from hypermask_fast.runs.seeds import holds_seeds
 
     for name in _OF_INFERENCE:
         value = getattr(options, name)
@@ -95,6 +97,10 @@ def run(options: argparse.Namespace) -> int:
                 f"--{name.replace('_', '-')} is for tasks that are inferred; give --infer too, "
                 f"with one of {', '.join(scores())}"
             )
+    if holds_seeds(options.run):
+        found = evaluate(options.run, device=options.device, data_dir=options.data_dir)
+        print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+        return 0
     trainer = loaded(options.run, device=options.device, data_dir=options.data_dir)
     learner = trainer.learner
     names = [learner.tasks[task].name for task in learner.learned]

@@ -9,6 +9,8 @@ from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import add_arguments
 
 DEFAULT_PRESET = "split-digits"
+CORES = "one for each core, as many as fit the memory; on CUDA 1"
+"""What ``--jobs`` is for runs of several seeds."""
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,16 @@ def memory_bytes(options: argparse.Namespace) -> int | None:
     if not 0 < gib <= 2**53:
         raise ConfigError(f"memory-gib={gib} is out of range; give more than 0, at most {2**53}")
     return int(gib * 2**30)
+
+
+def add_jobs(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--jobs``; ``default`` says what holds without it."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="J",
+        help=f"runs at once, each in a process with its part of the threads [{default}]",
+    )
 
 
 def add_settings(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypermask_fast.commands.fitting import print_fitted
 from hypermask_fast.terminal import width_of
@@ -16,6 +16,7 @@ from hypermask_fast.terminal import width_of
 if TYPE_CHECKING:
     from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
+    from hypermask_fast.runs.sweep_files import SweepResult
 
 
 def show(result: RunResult) -> None:
@@ -28,20 +29,37 @@ def show(result: RunResult) -> None:
     print(f"results: {result.folder}")
 
 
-def show_all(results: Iterable[RunResult]) -> None:
-    """Show each run when it has ended, and then what all have in common."""
-    import numpy as np
+def show_all(make: Callable[..., Iterable[RunResult]], folder: Path, **options: Any) -> int:
+    """Show each run when it has ended, and what all have in common; the status is 2 if one failed.
 
-    from hypermask_fast.runs import metrics
+    Args:
+        make: :func:`hypermask_fast.runs.seeds.train` or ``resume``, given what fails.
+        folder: Of the runs.
+        **options: Of ``make``.
+    """
+    from hypermask_fast.runs import seeds
 
-    summaries = []
-    for result in results:
+    failures: dict[int, str] = {}
+
+    def failed(seed: int, error: Exception) -> None:
+        failures[seed] = seeds.failure_text(error)
+
+    for result in make(failed=failed, **options):
         show(result)
-        summaries.append(metrics.summary(result.accuracy))
-    print(f"\n{len(summaries)} seeds, mean +/- standard deviation:")
-    for name in summaries[0]:
-        values = np.array([summary[name] for summary in summaries])
-        print(f"  {name:<20} {values.mean():8.2f} +/- {values.std(ddof=1):.2f}")
+    if seeds.holds_seeds(folder):  # not where none could start
+        print(f"\n{seeds.summary(folder, failures).table(marks())}\nresults: {folder}")
+    for seed, reason in failures.items():
+        print(f"hypermask: seed {seed}: {reason}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def marks() -> tuple[str, str]:
+    """Return what stands for yes and no: a check mark and a cross where the output has them."""
+    try:
+        "\u2713\u2717".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return "yes:", "NO:"
+    return "\u2713", "\u2717"
 
 
 def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> int:
@@ -55,6 +73,18 @@ def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> i
     for failed in found.failed:
         print(f"hypermask: {failed.method}, seed {failed.seed}: {failed.failure}", file=sys.stderr)
     return 2 if found.failed else 0
+
+
+def show_sweep(found: SweepResult, folder: Path) -> int:
+    """Print what a search has reached; the status is 2 where no trial ended."""
+    from hypermask_fast.runs.sweep_files import BEST
+
+    print(found.table())
+    command = found.command()
+    if command is not None:
+        print(f"best settings: {folder / BEST}, or\n  {command}")
+    print(f"results: {folder}")
+    return 2 if command is None else 0
 
 
 def new_folder(name: str) -> Path:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_console, add_settings, memory_bytes
+from hypermask_fast.commands.options import (
+    CORES,
+    DEFAULT_PRESET,
+    add_console,
+    add_jobs,
+    add_settings,
+    memory_bytes,
+)
 from hypermask_fast.commands.printing import new_folder, show, show_all
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import from_arguments
@@ -36,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         metavar="N",
         help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
     )
+    add_jobs(parser, f"with --seeds: {CORES}")
     parser.add_argument(
         "--print-config",
         action="store_true",
@@ -46,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, print, and return the exit status."""
+    """Train, print, and return the exit status: 2 where one of several runs failed."""
     from hypermask_fast.runs import run, seeds
 
     config, memory = from_arguments(options), memory_bytes(options)
@@ -56,8 +65,10 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or new_folder(config.preset or config.scenario.name)
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
-    if options.seeds == 1:
-        show(run.train(config, out, memory=memory))
-    else:
-        show_all(seeds.train(config, out, options.seeds, memory=memory))
+    if options.seeds > 1:
+        make = partial(seeds.train, config, out, options.seeds)
+        return show_all(make, out, memory=memory, jobs=options.jobs)
+    if options.jobs is not None:
+        raise ConfigError(f"--jobs {options.jobs} is for runs of several seeds; give --seeds too")
+    show(run.train(config, out, memory=memory))
     return 0

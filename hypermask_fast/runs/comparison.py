@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, HypermaskError, Stopped, shown
+from hypermask_fast.errors import ConfigError, Stopped, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.inference.evaluation import evaluate
 from hypermask_fast.inference.registry import make_score
@@ -21,7 +21,7 @@ from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import comparison_files, metrics, run, seeds, timing
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 from hypermask_fast.runs.comparison_result import Comparison, RunFigures
-from hypermask_fast.runs.folder import FolderLock, RunFolder
+from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder
 from hypermask_fast.runs.restoring import changes_since, settings_of
 from hypermask_fast.runs.run import RunResult
 from hypermask_fast.settings.changes import described
@@ -44,6 +44,7 @@ def compare(
     *,
     show_progress: bool = True,
     memory: int | None = None,
+    jobs: int = 1,
 ) -> Comparison:
     """Train each method with each seed, and write the tables and the picture of what they reach.
 
@@ -61,6 +62,7 @@ def compare(
         out: The folder.
         show_progress: Print progress to standard error. Default True.
         memory: Bytes that the device has for a run. Default: what it has left.
+        jobs: Runs of a method at once, as in :func:`hypermask_fast.runs.seeds.train`. Default 1.
 
     Raises:
         ConfigError: A setting is wrong, does not fit a method, or is not that of the runs there
@@ -75,12 +77,13 @@ def compare(
     folder = Path(check_value("out", str, out, path=True))
     check_value("show_progress", bool, show_progress)
     check_value("memory", int, memory, None, low=0)
+    check_value("jobs", int, jobs, low=1)
     _require_fitting(config, folder)
     sizes = {method: _sizes(config, method, memory) for method in config.runs}
     with _opened(config, folder):
         _require_fitting(config, folder)  # another process may have come first
         write_text_atomic(folder / _CONFIG, config.to_toml())
-        made = _Maker(config, folder, sizes, show_progress, memory).run()
+        made = _Maker(config, folder, sizes, show_progress, memory, jobs).run()
         comparison_files.write(folder, made)
     return made
 
@@ -103,14 +106,7 @@ def resume(path: str | Path, **options: Any) -> Comparison:
 @contextmanager
 def _opened(config: ComparisonConfig, folder: Path) -> Iterator[None]:
     """Make the folder and lock it; where no run could begin, leave nothing of it."""
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {folder}: {error.strerror}; correct the permissions or choose "
-            "another --out"
-        ) from error
+    is_new = make_folder(folder)
     with FolderLock(folder):
         try:
             yield
@@ -206,9 +202,10 @@ class _Maker:
         sizes: dict[str, dict[str, float]],
         show_progress: bool,
         memory: int | None,
+        jobs: int,
     ) -> None:
         self._config, self._folder, self._sizes = config, folder, sizes
-        self._show_progress, self._memory = show_progress, memory
+        self._show_progress, self._memory, self._jobs = show_progress, memory, jobs
         self._runs: list[RunFigures] = []
         self._names: list[str] = []
 
@@ -231,9 +228,7 @@ class _Maker:
             self._say(f"{method}, seed {seed}: run {len(self._runs) + 1} of {count}")
 
         def failed(seed: int, error: Exception) -> None:
-            text = " ".join(str(error).split())
-            is_told = isinstance(error, HypermaskError)
-            reason = text if is_told else f"{type(error).__name__}: {text}"
+            reason = seeds.failure_text(error)
             self._runs.append(RunFigures(method, seed, failure=reason))
             self._say(f"failed: {reason}")
 
@@ -247,6 +242,7 @@ class _Maker:
         how: dict[str, Any] = {
             "show_progress": self._show_progress,
             "memory": self._memory,
+            "jobs": self._jobs,
             "begins": begins,
             "failed": failed,
         }

@@ -148,6 +148,23 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
+def make_folder(path: Path) -> bool:
+    """Make the folder of several runs, and return whether it was not there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    is_new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path}: {error.strerror}; correct the permissions or choose "
+            "another --out"
+        ) from error
+    return is_new
+
+
 class FolderLock(Closing):
     """An exclusive lock of a folder, held until `close`; the system frees it with the process.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,29 +139,12 @@ def infer(
         ConfigError: No run has learned a task, or the only score is refused.
         CheckpointError, DataError, InferenceError: Of the only run or score.
     """
-    several = seeds.holds_seeds(path)
     folders: list[Path] = []
     left_out: list[str] = []
     found: dict[str, list[Report]] = {name: [] for name in scores}
     refused: dict[str, str] = {}
 
-    for folder in seeds.folders(path) if several else [path]:
-        if several and not RunFolder(folder).config_path.exists():
-            left_out.append(f"{folder} has not begun")
-            continue
-        try:
-            trainer = loaded(folder, device=device, data_dir=data_dir)
-        except (CheckpointError, ConfigError) as error:
-            if not several:
-                raise
-            left_out.append(str(error))
-            continue
-        learner = trainer.learner
-        if several and len(learner.learned) < len(learner.tasks):
-            left_out.append(
-                f"{folder} has learned {len(learner.learned)} of {len(learner.tasks)} tasks"
-            )
-            continue
+    for folder, trainer in ended(path, left_out, device=device, data_dir=data_dir):
         folders.append(folder)
         rows = trainer.settings.eval_batch_size if batch_size is None else batch_size
         for name, score in scores.items():
@@ -173,11 +156,48 @@ def infer(
                 if len(scores) == 1:
                     raise
                 refused[name] = str(error)
-    if not folders:
+    return Results(folders, left_out, {n: refused.get(n, r) for n, r in found.items()})
+
+
+def ended(
+    path: Path, left_out: list[str], *, device: str | None, data_dir: str | None
+) -> Iterator[tuple[Path, Trainer]]:
+    """Yield the trainer of a run that has learned a task, or of those of several that have ended.
+
+    Args:
+        path: Folder of the run, or of several.
+        left_out: Gets a sentence for each other run.
+        device, data_dir: As in :func:`hypermask_fast.runs.run.load`.
+
+    Raises:
+        ConfigError: There is none.
+        CheckpointError, DataError: As in :func:`loaded`, of the only run.
+    """
+    if not seeds.holds_seeds(path):
+        yield path, loaded(path, device=device, data_dir=data_dir)
+        return
+    is_any = False
+    for folder in seeds.folders(path):
+        if not RunFolder(folder).config_path.exists():
+            left_out.append(f"{folder} has not begun")
+            continue
+        try:
+            trainer = loaded(folder, device=device, data_dir=data_dir)
+        except (CheckpointError, ConfigError) as error:
+            left_out.append(str(error))
+            continue
+        learner = trainer.learner
+        if len(learner.learned) < len(learner.tasks):
+            left_out.append(
+                f"{folder} has learned {len(learner.learned)} of {len(learner.tasks)} tasks"
+            )
+            continue
+        is_any = True
+        yield folder, trainer
+    if not is_any:
         raise ConfigError(
             f"no run in {path} has ended; continue them with `hypermask resume {path}`"
         )
-    return Results(folders, left_out, {n: refused.get(n, r) for n, r in found.items()})
 
 
 def _report(trainer: Trainer, score: Score, rows: int, options: Mapping[str, Any]) -> Report:

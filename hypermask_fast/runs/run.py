@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,8 @@ from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
+
+AfterTask = Callable[[Trainer], None]
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,12 @@ def _run(
     trainer: Trainer,
     show_progress: bool,
     changes: Changes,
+    after_task: AfterTask | None,
 ) -> RunResult:
     with ExitStack() as stack:
         stop = stack.enter_context(caught_signal())
         session = ConfiguredSession(config, folder, scenario, trainer, stop)
+        session.after_task = after_task
         position = session.restore(changes)
         metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
         progress = Progress(
@@ -166,7 +170,12 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
 
 
 def train(
-    config: RunConfig, out: str | Path, *, show_progress: bool = True, memory: int | None = None
+    config: RunConfig,
+    out: str | Path,
+    *,
+    show_progress: bool = True,
+    memory: int | None = None,
+    after_task: AfterTask | None = None,
 ) -> RunResult:
     """Train all tasks of a configuration in a new folder.
 
@@ -175,6 +184,7 @@ def train(
         out: The folder of the run; it must not hold one already.
         show_progress: Print progress to standard error. Default True.
         memory: Bytes that the device has for the run. Default: what it has left.
+        after_task: Called with the trainer after each task, before the checkpoint that ends it.
 
     Raises:
         ConfigError: A setting is wrong, the folder is in use, or the memory does not suffice.
@@ -187,7 +197,7 @@ def train(
     with showing_stages(show_progress):
         scenario, trainer = _built(config, memory)
     with RunFolder.create(out, config.to_toml()) as folder:
-        return _run(config, folder, scenario, trainer, show_progress, {})
+        return _run(config, folder, scenario, trainer, show_progress, {}, after_task)
 
 
 def resume(
@@ -196,6 +206,7 @@ def resume(
     show_progress: bool = True,
     memory: int | None = None,
     allow_changes: bool = False,
+    after_task: AfterTask | None = None,
 ) -> RunResult:
     """Continue the run in the folder ``path`` from its newest checkpoint.
 
@@ -204,7 +215,7 @@ def resume(
 
     Args:
         path: The folder.
-        show_progress, memory: As in :func:`train`.
+        show_progress, memory, after_task: As in :func:`train`.
         allow_changes: Go on with settings in ``config.toml`` that are not those of the checkpoint,
             and record them. Default False; those in `hypermask_fast.settings.changes.FREE` may
             always change.
@@ -220,7 +231,7 @@ def resume(
         changes = changes_since(folder, config, allowed=allow_changes)
         with showing_stages(show_progress):
             made = _built(config, memory, resuming=True)
-        return _run(config, folder, *made, show_progress, changes)
+        return _run(config, folder, *made, show_progress, changes, after_task)
 
 
 def load(path: str | Path, *, device: str | None = None, data_dir: str | None = None) -> Trainer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import shlex
 from collections.abc import Sequence
@@ -22,9 +20,9 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.records import Records, records
 from hypermask_fast.runs.report import format_changes
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.settings.expected import expected_of
 from hypermask_fast.settings.options import options_of
 
-_EXPECTED = "hypermask_fast.settings.expected"
 _TITLES = {
     "acc_final": "ACC: mean accuracy at the end",
     "bwt_gem": "BWT: backward transfer",
@@ -124,10 +122,8 @@ def _tiles(found: Records, values: dict[str, float]) -> list[tuple[str, str]]:
 
 def _expected(config: RunConfig, values: dict[str, float], ended: bool) -> list[Expected]:
     """Return what the run's preset is known to reach, where that is recorded."""
-    if importlib.util.find_spec(_EXPECTED) is None:
-        return []
     try:
-        known, others = importlib.import_module(_EXPECTED).expected_of(config)
+        known, others = expected_of(config)
     except HypermaskError:
         return []
     if known is None:

@@ -1,4 +1,9 @@
-"""Runs of several seeds in one folder: begun, stopped and continued as a whole."""
+"""Runs of several seeds in one folder: begun, stopped and continued as a whole.
+
+They run one after the other in this process, or several at once in processes of their own. The
+number of threads that each has is chosen when they begin and kept, for PyTorch's sums on a CPU
+depend on it: however many run at once later, their bits are the same.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,28 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.errors import ConfigError, HypermaskError, Stopped, TrainingError
-from hypermask_fast.runs import run
+from hypermask_fast.errors import (
+    CheckpointError,
+    ConfigError,
+    HypermaskError,
+    Stopped,
+    TrainingError,
+)
+from hypermask_fast.runs import seeds_summary, seeds_times
+from hypermask_fast.runs.apart import Job, alone, at_once, in_turn, stopping
 from hypermask_fast.runs.atomic import write_text_atomic
-from hypermask_fast.runs.folder import FolderLock, RunFolder, require_vacant
+from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder, require_vacant
+from hypermask_fast.runs.jobs import Share, share
 from hypermask_fast.runs.run import RunResult
+from hypermask_fast.runs.seeds_summary import SeedsSummary
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.terminal import is_quiet
+from hypermask_fast.terminal import say as say_line
 
 _SEEDS, _RUN = "seeds.json", "seed-"
 
@@ -23,8 +40,9 @@ Failed = Callable[[int, Exception], None]
 """Takes the seed of a run that failed, and why."""
 
 
-def _digest(settings: str, seeds: int) -> str:
-    return hashlib.sha256(f"{seeds}\n{settings}".encode()).hexdigest()
+def _digest(settings: str, seeds: int, threads: int | None) -> str:
+    head = f"{seeds}\n" if threads is None else f"{seeds}\n{threads}\n"
+    return hashlib.sha256(f"{head}{settings}".encode()).hexdigest()
 
 
 def require_vacant_seeds(path: Path) -> None:
@@ -64,8 +82,7 @@ def folders(path: Path) -> list[Path]:
         ConfigError: The record of their settings was altered.
     """
     config, count = read(path)
-    seeds = range(config.run.seed, config.run.seed + count)
-    return [folder_of(path, seed).path for seed in seeds]
+    return list(_by_seed(path, config, count).values())
 
 
 def read(path: Path) -> tuple[RunConfig, int]:
@@ -74,11 +91,18 @@ def read(path: Path) -> tuple[RunConfig, int]:
     Raises:
         ConfigError: The file of the folder that holds them was altered.
     """
+    return _read(path)[:2]
+
+
+def _read(path: Path) -> tuple[RunConfig, int, int | None]:
+    """Return what :func:`read` does, and the threads of each run; None: those there are."""
     file = path / _SEEDS
     try:
         stored: Any = json.loads(file.read_bytes())
         settings, seeds = str(stored["settings"]), int(stored["seeds"])
-        is_whole = stored["sha256"] == _digest(settings, seeds)
+        # Earlier versions kept none.
+        threads = int(stored["threads"]) if "threads" in stored else None
+        is_whole = stored["sha256"] == _digest(settings, seeds, threads)
     except (KeyError, OSError, TypeError, ValueError):
         is_whole = False
     if not is_whole:
@@ -86,11 +110,17 @@ def read(path: Path) -> tuple[RunConfig, int]:
             f"{file} was altered; restore it, or continue the runs in {path} one by one with "
             "`hypermask resume`"
         )
-    return RunConfig.from_toml(settings), seeds
+    return RunConfig.from_toml(settings), seeds, threads
 
 
 def train(
-    config: RunConfig, out: Path, seeds: int, *, memory: int | None = None, **options: Any
+    config: RunConfig,
+    out: Path,
+    seeds: int,
+    *,
+    memory: int | None = None,
+    jobs: int | None = 1,
+    **options: Any,
 ) -> Iterator[RunResult]:
     """Train a run for each of several seeds, in the folders ``seed-S`` of ``out``.
 
@@ -98,37 +128,37 @@ def train(
         config: The settings, with the first seed; the next ones count up from it.
         out: The folder; it must not hold runs already.
         seeds: How many.
-        memory, **options: As in :func:`hypermask_fast.runs.run.train`, and ``begins``, called with
-            the seed of a run before it begins or goes on, and ``failed``: with it a run that fails
-            is told to it, and the others follow.
+        memory: Bytes that the device has for all that run at once. Default: what it has left.
+        jobs: How many run at once, each in a process of its own; 1: one after the other in this
+            process; None: as :func:`hypermask_fast.runs.jobs.share` says. Default 1.
+        **options: As in :func:`hypermask_fast.runs.run.train`, and ``begins``, called with the seed
+            of a run before it begins or goes on, ``failed``: with it a run that fails is told to
+            it, and the others follow, and ``say``, which shows a line of a run; default: standard
+            error.
 
     Yields:
         What each run ends with, when it does.
 
     Raises:
-        ConfigError: As in :func:`hypermask_fast.runs.run.train`, or the last seed is out of range.
+        ConfigError: As in :func:`hypermask_fast.runs.run.train`, or the last seed is out of range,
+            or so many runs at once do not fit.
         DataError, TrainingError, Stopped: Of a run.
     """
     config.replace(seed=config.run.seed + seeds - 1)
     require_vacant_seeds(out)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {out}: {error.strerror}; correct the permissions or choose "
-            "another --out"
-        ) from error
+    part = share(config, seeds, jobs, memory)
+    is_new = make_folder(out)
     with FolderLock(out):
         require_vacant_seeds(out)  # another process may have come first
         for entry in out.glob(f"{_RUN}*"):
             with FolderLock(entry):  # of a run that never began, with other settings maybe
                 shutil.rmtree(entry)
         settings = config.to_toml()
-        record = {"seeds": seeds, "sha256": _digest(settings, seeds), "settings": settings}
+        digest = _digest(settings, seeds, part.threads)
+        record = {"seeds": seeds, "threads": part.threads, "sha256": digest, "settings": settings}
         write_text_atomic(out / _SEEDS, json.dumps(record, indent=1) + "\n")
         try:
-            yield from _continued(out, config, seeds, memory=memory, **options)
+            yield from _continued(out, config, seeds, part, **options)
         finally:
             if not any(out.glob(f"{_RUN}*")):  # none could start
                 (out / _SEEDS).unlink()
@@ -142,50 +172,132 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def resume(path: Path, *, allow_changes: bool = False, **options: Any) -> Iterator[RunResult]:
+def resume(
+    path: Path,
+    *,
+    allow_changes: bool = False,
+    memory: int | None = None,
+    jobs: int | None = 1,
+    **options: Any,
+) -> Iterator[RunResult]:
     """Continue what :func:`train` began: keep what has ended, resume, begin what is missing.
 
     Args:
         path: The folder.
-        allow_changes, **options: As in :func:`hypermask_fast.runs.run.resume` and :func:`train`.
+        allow_changes: As in :func:`hypermask_fast.runs.run.resume`.
+        memory, jobs, **options: As in :func:`train`.
 
     Yields:
-        What each run ends with, in the order of the seeds.
+        What each run ends with, when it does.
 
     Raises:
         ConfigError, CheckpointError, DataError, TrainingError, Stopped: Of a run.
     """
     with FolderLock(path):
-        config, seeds = read(path)
-        yield from _continued(path, config, seeds, allow_changes=allow_changes, **options)
+        config, seeds, threads = _read(path)
+        part = share(config, seeds, jobs, memory)
+        part = replace(part, threads=threads or part.threads)
+        yield from _continued(path, config, seeds, part, allow_changes=allow_changes, **options)
+
+
+def say_unless_quiet() -> Callable[[str], None]:
+    """Return what shows a line in other threads too, which do not know how much is to be said."""
+    return (lambda text: None) if is_quiet() else say_line
 
 
 def _continued(
     path: Path,
     config: RunConfig,
     seeds: int,
+    part: Share,
     *,
     allow_changes: bool = False,
+    show_progress: bool = True,
     begins: Callable[[int], None] | None = None,
     failed: Failed | None = None,
-    **options: Any,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[RunResult]:
-    for seed in range(config.run.seed, config.run.seed + seeds):
-        folder = folder_of(path, seed)
+    shows = say_unless_quiet() if say is None else say
+    show_progress = show_progress and not is_quiet()
+    jobs = [
+        Job(
+            name=f"seed {seed}",
+            config=config.replace(seed=seed),
+            folder=folder,
+            threads=part.threads,
+            memory=part.memory,
+            allow_changes=allow_changes,
+            show_progress=show_progress,
+        )
+        for seed, folder in _by_seed(path, config, seeds).items()
+    ]
+
+    def start(job: Job) -> None:
         if begins is not None:
-            begins(seed)
-        try:
-            if folder.config_path.exists():
-                result = run.resume(folder.path, allow_changes=allow_changes, **options)
+            begins(job.config.run.seed)
+
+    ended = {job.name for job in jobs if RunFolder(job.folder).accuracy_png.exists()}
+    units = [alone(job) for job in jobs]
+    outcomes = (
+        in_turn(units, begins=start)
+        if part.jobs == 1
+        else at_once(units, part.jobs, say=shows, begins=start)
+    )
+    failures: dict[int, str] = {}
+    with contextlib.ExitStack() as stack:
+        stack.callback(_summarize, path, config, seeds, failures)
+        stack.enter_context(contextlib.closing(outcomes))
+        stack.enter_context(stopping(path))
+        for outcome in outcomes:
+            seed = outcome.job.config.run.seed
+            if outcome.job.name not in ended and outcome.job.folder.exists():
+                seeds_times.add(path, seed, outcome.seconds)
+            error = outcome.end
+            if not isinstance(error, Exception):
+                yield error
+            elif isinstance(error, Stopped):
+                raise Stopped(error.exit_status - 128, path) from error
+            elif failed is None or not _is_of_run(error):
+                raise error
             else:
-                result = run.train(config.replace(seed=seed), folder.path, **options)
-        except Stopped as error:
-            raise Stopped(error.exit_status - 128, path) from error
-        except (ArithmeticError, MemoryError, RuntimeError) as error:
-            # Another error of the package is none of this run alone.
-            is_of_run = isinstance(error, TrainingError) or not isinstance(error, HypermaskError)
-            if failed is None or not is_of_run:
-                raise
-            failed(seed, error)
-            continue
-        yield result
+                failures[seed] = failure_text(error)
+                failed(seed, error)
+
+
+def failure_text(error: Exception) -> str:
+    """Return why a run failed, in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HypermaskError) else f"{type(error).__name__}: {text}"
+
+
+def summary(path: Path, failures: Mapping[int, str] | None = None) -> SeedsSummary:
+    """Return what the runs of a folder have ended with.
+
+    Args:
+        path: The folder.
+        failures: Why runs failed, by seed. Default: none did.
+
+    Raises:
+        ConfigError: As :func:`read`.
+    """
+    config, seeds = read(path)
+    return seeds_summary.summarize(path, config, _by_seed(path, config, seeds), failures or {})
+
+
+def _by_seed(path: Path, config: RunConfig, seeds: int) -> dict[int, Path]:
+    first = config.run.seed
+    return {seed: folder_of(path, seed).path for seed in range(first, first + seeds)}
+
+
+def _summarize(path: Path, config: RunConfig, seeds: int, failures: dict[int, str]) -> None:
+    folders = _by_seed(path, config, seeds)
+    if any(folder.exists() for folder in folders.values()):
+        found = seeds_summary.summarize(path, config, folders, failures)
+        seeds_summary.write(path, found)
+
+
+def _is_of_run(error: Exception) -> bool:
+    """Whether an error may be of one run alone: another error of the package is of all."""
+    if isinstance(error, HypermaskError):
+        return isinstance(error, (CheckpointError, TrainingError))
+    return isinstance(error, (ArithmeticError, MemoryError, RuntimeError))

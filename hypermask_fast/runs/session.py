@@ -49,6 +49,7 @@ class Session:
         changes: What was changed on the way: for each time the step and, by name, the values before
             and after of ``settings`` or of the ``environment``.
         sinks: Where copies of the log go.
+        after_task: Called after each task, before the checkpoint that ends it.
     """
 
     continues_with: str | None = None
@@ -70,6 +71,7 @@ class Session:
         self.steps: list[int] = []
         self.changes: list[dict[str, Any]] = []
         self.sinks = Sinks()
+        self.after_task: Callable[[Trainer], None] | None = None
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
@@ -222,6 +224,8 @@ class Session:
         self.sinks.accuracies(self.all_names, row, self.done)
         # Before the checkpoint: a run that goes on from it does not come back here.
         self._keep_logits()
+        if self.after_task is not None:
+            self.after_task(trainer)
         self.save(metrics)
         self.write_results()
         progress.learned(task.name, row[: index + 1])

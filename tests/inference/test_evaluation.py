@@ -20,7 +20,7 @@ from hypermask_fast.inference.fecam import FeCAM
 from hypermask_fast.inference.outputs import Energy, Margin
 from hypermask_fast.inference.registry import make_score, scores
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.runs import inferred, run, seeds
+from hypermask_fast.runs import inferred, report, run, seeds
 from hypermask_fast.scenarios.task import Task
 from hypermask_fast.training.trainer import Trainer
 from tests.support.run_cases import SHORT, short, stopped
@@ -288,7 +288,7 @@ def test_seeds_have_means_and_deviations(
             evaluate(trainer.learner, trainer.tasks, Margin(), calibrated=True, batch_size=size)
         )
     for when in ("before", "after"):
-        shares = [report.mean(after=when == "after") for report in alone]
+        shares = [each.mean(after=when == "after") for each in alone]
         for share, name in (("task_accuracy", "task"), ("class_accuracy", "class_")):
             summary = found["scores"]["margin"][when][share]
             values = [getattr(each, name) for each in shares]
@@ -297,6 +297,19 @@ def test_seeds_have_means_and_deviations(
             assert summary["mean"] == pytest.approx(np.mean(values))
             assert summary["std"] == pytest.approx(np.std(values, ddof=1))
             assert f"{summary['mean']:.2f} +/- {summary['std']:.2f}" in table
+    assert cli.main(["eval", str(folder)]) == 0
+    known = capsys.readouterr().out
+    assert cli.main(["eval", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = np.stack([report.read_accuracy(f"{each}/accuracy.npz")[0][-1] for each in found["runs"]])
+    assert len(last) == 2
+    for task, values in zip(found["tasks"], last.T, strict=True):
+        assert task["accuracy"]["values"] == pytest.approx(values)
+        row = next(line for line in known.splitlines() if line.startswith(task["name"]))
+        expected = (values.mean(), values.std(ddof=1), *values)
+        assert row.split()[-4:] == [f"{value:.2f}" for value in expected]
+    assert found["mean"]["mean"] == pytest.approx(last.mean())
+    assert "has not begun" in known
 
 
 @pytest.mark.parametrize("name", OF_ANY_LEARNER)

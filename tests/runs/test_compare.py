@@ -287,6 +287,20 @@ def test_allow_changes_and_folders_that_are_none(
         compare(3, tmp_path)  # type: ignore[arg-type]
 
 
+def test_runs_of_a_method_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+
+    def share(config: Any, count: int, jobs: int | None, memory: int | None) -> Any:
+        seen.append(jobs)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(seeds, "share", share)
+    for more, jobs in ((["--jobs", "2"], 2), ([], 1)):
+        assert cli.main(words(tmp_path / "c", *more, methods="hypermask")) == 2
+        assert seen.pop() == jobs
+        assert not (tmp_path / "c").exists()
+
+
 def test_a_run_that_fails_loses_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

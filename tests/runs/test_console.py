@@ -75,7 +75,7 @@ def test_a_full_disk_under_the_output_is_an_error(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Broken(errno.ENOSPC))
     out = tmp_path / "run"
-    assert cli.main(["train", *QUICK, "--seeds", "2", "--out", str(out)]) == 2
+    assert cli.main(["train", *QUICK, "--seeds", "2", "--jobs", "1", "--out", str(out)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("hypermask: cannot print: No space left on device;")
     assert (out / "seed-1" / "accuracy.png").exists()
@@ -86,7 +86,7 @@ def test_an_ascii_stream_takes_everything(tmp_path: Path, monkeypatch: pytest.Mo
     for name, buffer in buffers.items():
         monkeypatch.setattr(sys, name, io.TextIOWrapper(buffer, "ascii", errors="strict"))
     out = tmp_path / "\u00e9\udcff"
-    assert cli.main(["train", *QUICK, "--seeds", "2", "--out", str(out)]) == 0
+    assert cli.main(["train", *QUICK, "--seeds", "2", "--jobs", "1", "--out", str(out)]) == 0
     printed = buffers["stdout"].getvalue().decode("ascii")
     assert "acc_final" in printed
     assert "results: " in printed

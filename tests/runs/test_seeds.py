@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, HypermaskError, TrainingError
-from hypermask_fast.runs import checkpoint, seeds
+from hypermask_fast.runs import checkpoint, report, seeds, seeds_summary
 from hypermask_fast.runs.folder import RunFolder
-from tests.support.run_cases import SHORT, assert_same_run, contents, short, stopped
+from hypermask_fast.settings.expected import LEAST_TOLERANCE, Expected
+from tests.support.run_cases import SHORT, assert_same_run, contents, quicken, short, stopped
 
 RUNS = ("seed-4", "seed-5")
 
 
 def arguments(out: Path, **changes: object) -> list[str]:
-    words = ["train", "--preset", "split-digits", "--seeds", "2", "--out", str(out)]
+    words = ["train", "--seeds", "2", "--jobs", "1", "--out", str(out)]
     for name, value in {**SHORT, "seed": 4, **changes}.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{name.replace('_', '-')}", text]
     return words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +50,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def summary(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().out.partition("2 seeds, mean")[2]
+def summary(path: Path) -> dict[str, Any]:
+    """What the files of the runs say of accuracies."""
+    found: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    for values in (found["figures"], *found["runs"]):
+        for name in ("ms_a_step", "wall_s"):
+            values.pop(name, None)
+    return found
 
 
 def stop_second(path: Path) -> None:
@@ -77,20 +93,90 @@ def stop_first(path: Path) -> None:
         pytest.param(lambda path: None, id="all-ended"),
     ],
 )
-def test_resume_continues_all(
-    whole: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], None],
-) -> None:
-    assert cli.main(["resume", str(whole)]) == 0
-    expected = summary(capsys)
+def test_resume_continues_all(whole: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = Path(shutil.copytree(whole, tmp_path / "seeds"))
     damage(path)
-    assert cli.main(["resume", str(path)]) == 0
-    assert summary(capsys) == expected != ""
+    (path / "summary.json").unlink()
+    assert cli.main(["resume", str(path), "--jobs", "1"]) == 0
+    assert summary(path) == summary(whole)
     for name in RUNS:
         assert_same_run(whole / name, path / name)
+
+
+def test_the_summary_is_of_all_seeds(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrices = [report.read_accuracy(whole / name / "accuracy.npz")[0] for name in RUNS]
+    values = {
+        "acc_final": [m[-1].mean() for m in matrices],
+        "bwt_gem": [m[2, 0] - m[1, 0] for m in matrices],
+        "fwt_gem": [m[1, 1] - m[0, 1] for m in matrices],
+        "learning_acc": [(m[1, 0] + m[2, 1]) / 2 for m in matrices],
+        "forgetting_diag": [m[1, 0] - m[2, 0] for m in matrices],
+    }
+    found = json.loads((whole / "summary.json").read_text())
+    rows = list(csv.DictReader((whole / "summary.csv").open()))
+    assert [row["seed"] for row in rows] == ["4", "5", "mean", "std", "half_interval_95"]
+    for name, (a, b) in values.items():
+        figure = found["figures"][name]
+        assert figure["n"] == 2
+        assert figure["mean"] == pytest.approx((a + b) / 2)
+        assert figure["std"] == pytest.approx(abs(a - b) / 2**0.5)
+        # Student's t of one degree of freedom is Cauchy's: its quantile 0.975 is tan(0.475 pi).
+        half = math.tan(0.475 * math.pi) * abs(a - b) / 2
+        assert figure["half_interval_95"] == pytest.approx(half)
+        assert [float(row[name]) for row in rows] == pytest.approx(
+            [a, b, figure["mean"], figure["std"], half]
+        )
+    assert all(row["wall_s"] > 0 for row in found["runs"])
+    table = seeds.summary(whole).table()
+    assert "not compared, for these settings are others: embedding_dim, hidden" in table
+
+
+@pytest.mark.parametrize(("std", "mark"), [(0.5, "yes: ACC"), (1e-3, "NO: ACC")])
+def test_the_mean_is_compared_with_what_is_expected(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, std: float, mark: str
+) -> None:
+    found = seeds.summary(whole)
+    acc = found.figures["acc_final"].mean
+    record = Expected(acc=acc + 0.9, std=std, seeds=2, source="a book")
+    monkeypatch.setattr(seeds_summary, "expected_of", lambda config: (record, []))
+    # Three standard errors of the difference of two means of two: 3 s.
+    assert record.tolerance(2) == pytest.approx(max(LEAST_TOLERANCE, 3 * std))
+    assert found.is_as_expected == (3 * std >= 0.9)
+    last = found.table().splitlines()[-1]
+    assert last.startswith(mark)
+    assert found.to_json()["expected"]["is_as_expected"] == (3 * std >= 0.9)
+
+
+def test_threads_of_runs_are_kept(whole: Path, tmp_path: Path) -> None:
+    """A set that began with two threads a run goes on with two, whatever there are."""
+    path = Path(shutil.copytree(whole, tmp_path / "seeds"))
+    record = json.loads((path / "seeds.json").read_text())
+    assert record["threads"] == torch.get_num_threads()
+    record["threads"] = 2
+    record["sha256"] = seeds._digest(record["settings"], 2, 2)
+    (path / "seeds.json").write_text(json.dumps(record))
+    shutil.rmtree(path / "seed-5")
+    before = torch.get_num_threads()
+    assert cli.main(["resume", str(path), "--jobs", "1"]) == 0
+    assert torch.get_num_threads() == before
+    made = json.loads((path / "seed-5/manifest.json").read_text())
+    assert made["environment"]["threads"] == 2
+
+
+def test_a_run_that_fails_loses_no_other(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(whole, tmp_path / "seeds"))
+    newest = checkpoint.latest(path / "seed-4/checkpoints")
+    assert newest is not None
+    (newest / "state.json").write_text("{}")
+    assert cli.main(["resume", str(path), "--jobs", "1"]) == 2
+    printed = capsys.readouterr()
+    assert f"results: {path / 'seed-5'}" in printed.out
+    assert "1 seed, mean" in printed.out
+    (row,) = (line for line in printed.out.splitlines() if line.startswith("seed 4: failed: "))
+    assert str(newest) in row
+    assert printed.err.splitlines()[-1] == row.replace("seed 4: failed:", "hypermask: seed 4:")
 
 
 def test_a_stopped_run_names_the_folder_of_all(
@@ -177,11 +263,14 @@ def test_names_of_runs_without_out_are_unique(
 _SUPERVISOR = """
 import json, os, signal, sys
 from pathlib import Path
+import pytest
 import torch
 from hypermask_fast.runs import seeds
 from hypermask_fast.settings.config import RunConfig
+from tests.support.run_cases import quicken
 
 torch.set_num_threads(1)
+quicken(pytest.MonkeyPatch())
 root, config = Path(sys.argv[1]), RunConfig.from_toml(sys.argv[2])
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -220,6 +309,7 @@ def test_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -
     config = short(seed=4, steps=2, log_every=1)
     done = subprocess.run(
         [sys.executable, "-c", _SUPERVISOR, str(tmp_path), config.to_toml()],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

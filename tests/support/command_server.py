@@ -120,6 +120,14 @@ def _command(client: socket.socket) -> None:
         client.send(str(status if status >= 0 else 128 - status).encode())
 
 
+# They need what may not be installed, or a GPU's compiler.
+_OPTIONAL = (
+    "hypermask_fast.kernels",
+    "hypermask_fast.integrations",
+    "hypermask_fast.runs.sweep_optuna",
+)
+
+
 def _import_all() -> None:
     """Import what commands import, so that no fork does it."""
     import torch._dynamo
@@ -130,7 +138,7 @@ def _import_all() -> None:
 
     import_torchvision()
     for room in pkgutil.walk_packages(hypermask_fast.__path__, "hypermask_fast."):
-        if not room.name.startswith(("hypermask_fast.kernels", "hypermask_fast.integrations")):
+        if not room.name.startswith(_OPTIONAL):
             __import__(room.name)
 
 

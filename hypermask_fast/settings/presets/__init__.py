@@ -9,6 +9,8 @@ from typing import Any
 
 from hypermask_fast.errors import ConfigError, nearest
 
+_EXPECTED = "expected"
+
 
 def presets() -> list[str]:
     """Return the names of all presets, sorted."""
@@ -22,6 +24,19 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no preset of this name.
     """
+    return {table: values for table, values in _read(name).items() if table != _EXPECTED}
+
+
+def expected_record(name: str) -> dict[str, Any] | None:
+    """Return what the preset ``name`` was measured to reach; None where it was not.
+
+    Raises:
+        ConfigError: There is no preset of this name.
+    """
+    return _read(name).get(_EXPECTED)
+
+
+def _read(name: str) -> dict[str, Any]:
     if name not in (names := presets()):
         raise ConfigError(
             f"preset {name!r} is unknown{nearest(name, names)}; `hypermask presets` lists all"
