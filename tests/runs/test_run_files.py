@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.machinery
 import json
 import platform
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from hypermask_fast.errors import ConfigError, DataError
 from hypermask_fast.runs import confusion, metrics, metrics_log, run, run_page, seeds, summary
 from hypermask_fast.runs.plotting import learner_of, plot
 from hypermask_fast.runs.records import records
+from hypermask_fast.settings.expected import Expected
 from tests.figures.test_page import Parsed
 from tests.support.run_cases import contents, short
 
@@ -203,14 +201,8 @@ def test_records_of_an_earlier_version_are_read(whole: Path, tmp_path: Path) -> 
 def test_the_report_marks_what_its_preset_is_known_to_reach(
     whole: Path, monkeypatch: pytest.MonkeyPatch, acc: float, others: list[str], mark: str
 ) -> None:
-    known = types.SimpleNamespace(
-        acc=acc, std=0.1, seeds=3, source="a table", tolerance=lambda seeds: 0.3
-    )
-    module = types.ModuleType("expected_figures")
-    module.__spec__ = importlib.machinery.ModuleSpec("expected_figures", None)
-    module.expected_of = lambda config: (known, others)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "expected_figures", module)
-    monkeypatch.setattr(run_page, "_EXPECTED", "expected_figures")
+    known = Expected(acc=acc, std=0.1, seeds=3, source="a table")
+    monkeypatch.setattr(run_page, "expected_of", lambda config: (known, others))
     text = run_page.run_page(records(whole))
     assert f"{acc:.2f} ± 0.10 (3 seeds)" in text
     assert mark in text
