@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
-    from hypermask_fast.training.distributed import DistributedDataParallel
+    from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -71,7 +71,7 @@ __all__ = [
 
 _MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
-    "DistributedDataParallel": "training.distributed",
+    "DistributedDataParallel": "training.distributed.own_loop",
     "ExSSNeT": "methods.exssnet.learner",
     "FactoredAdam": "optim.factored_adam",
     "HNET": "methods.hnet.learner",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from hypermask_fast.commands import compare, doctor, eval, export, plan, resume, train, verify
+from hypermask_fast.commands.torchrun import prints, several_processes
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
@@ -61,15 +62,15 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
 def _plain_warnings() -> Iterator[None]:
     """Show warnings as a line of the command, without the place in the code."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"hypermask: warning: {message}", file=sys.stderr
+        warnings.showwarning = lambda message, *_, **__: (
+            print(f"hypermask: warning: {message}", file=sys.stderr) if prints() else None
         )
         yield
 
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        with _plain_warnings():
+        with _plain_warnings(), several_processes(arguments):
             options = _options(arguments)
             return _COMMANDS[options.command].run(options)
     except HypermaskError as error:

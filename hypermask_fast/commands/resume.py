@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hypermask_fast.commands.options import add_memory, memory_bytes
 from hypermask_fast.commands.printing import show, show_all, show_comparison
+from hypermask_fast.commands.torchrun import one_run
 from hypermask_fast.errors import ConfigError
 
 HELP = "continue a run, or several"
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import comparison, run, seeds
 
     memory = memory_bytes(options)
+    several = comparison.holds_comparison(options.run) or seeds.holds_seeds(options.run)
+    one_run(not several, str(options.run))
     if comparison.holds_comparison(options.run):
         if options.allow_changes:
             raise ConfigError(

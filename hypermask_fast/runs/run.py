@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession
@@ -24,11 +24,21 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.signals import caught_signal
+from hypermask_fast.runs.together import (
+    Efficiency,
+    NoLog,
+    agreed,
+    memory_of_each,
+    resumable,
+    run_folder,
+    writes,
+)
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.checks import check_trainable
+from hypermask_fast.training.distributed.started import local_device, local_world_size
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -53,9 +63,9 @@ class RunResult:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        return torch.zeros(0, device=name).device
+        return torch.zeros(0, device=local_device(torch.device(name))).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
@@ -109,9 +119,10 @@ def _built(
     """
     check_config(config)
     scenario = None
+    if memory is None and (config.scenario.is_own or local_world_size() > 1):
+        # Before the data are there, which the plan counts.
+        memory = memory_of_each(str(_device(config.run.device)))
     if config.scenario.is_own:
-        if memory is None:  # before the data are there, which the plan counts
-            memory = available_memory(str(_device(config.run.device)))
         scenario = make_scenario(config)
     try:
         plan(config, memory=memory, scenario=scenario).require(resuming=resuming)
@@ -131,21 +142,28 @@ def _run(
     changes: Changes,
 ) -> RunResult:
     with ExitStack() as stack:
-        stop = stack.enter_context(caught_signal())
+        stack.enter_context(resumable(folder.path))
+        stop = agreed(stack.enter_context(caught_signal()))
         session = ConfiguredSession(config, folder, scenario, trainer, stop)
         position = session.restore(changes)
-        metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
+        log = MetricsLog(folder.metrics_path, position) if writes() else NoLog()
+        metrics = stack.enter_context(log)
         progress = Progress(
             sum(session.steps),
             task_names=session.names,
             task_steps=session.steps,
             initial=session.done,
-            enabled=show_progress,
+            enabled=show_progress and writes(),
         )
         stack.enter_context(progress)
+        begin, efficiency = session.done, Efficiency()
         session.run(metrics, progress)
-    report.write_accuracy(folder.path, trainer.accuracy, session.names)
-    report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
+        found = efficiency.line(session.done - begin)
+        if found is not None:
+            progress.message(found)
+    if writes():
+        report.write_accuracy(folder.path, trainer.accuracy, session.names)
+        report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 
@@ -169,7 +187,8 @@ def train(
     check_value("out", str, out, path=True)
     # The folder comes second: a run that cannot start leaves none behind.
     scenario, trainer = _built(config, memory)
-    with RunFolder.create(out, config.to_toml()) as folder:
+    make = partial(RunFolder.create, out, config.to_toml())
+    with run_folder(out, make, anew=True) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {})
 
 
@@ -198,7 +217,7 @@ def resume(
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
     check_value("path", str, path, path=True)
-    with RunFolder.open(path) as folder:
+    with run_folder(path, partial(RunFolder.open, path)) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
         made = _built(config, memory, resuming=True)

@@ -21,6 +21,7 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog, Position
 from hypermask_fast.runs.restoring import as_json, require_same
 from hypermask_fast.runs.timing import StepClock
+from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
 from hypermask_fast.training.kept_logits import logits_of
@@ -67,6 +68,7 @@ class Session:
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
+        self._writes = writes()
         device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
@@ -195,6 +197,7 @@ class Session:
             if signum is not None or due:
                 self.save(metrics)
             if signum is not None:
+                wait_for_all()  # and what was saved is there
                 raise Stopped(signum, self.folder.path, self.continues_with)
 
         trainer.hooks.append(after_step)
@@ -210,9 +213,10 @@ class Session:
             }
         )
         # Before the checkpoint: a run that goes on from it does not come back here.
-        self._keep_logits()
-        self.save(metrics)
-        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        if self._writes:
+            self._keep_logits()
+            self.save(metrics)
+            report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
         seen = row[: index + 1]
         progress.message(
             f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
@@ -233,7 +237,12 @@ class Session:
         learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
 
     def save(self, metrics: MetricsLog) -> None:
-        """Write a checkpoint and the times, and after the first one the manifest."""
+        """Write a checkpoint and the times, and after the first one the manifest.
+
+        Of several processes only the first one writes.
+        """
+        if not self._writes:
+            return
         with self._step_clock.paused():
             self._save(metrics)
             self._step_clock.write()
