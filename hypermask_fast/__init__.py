@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
     from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
+    from hypermask_fast.training.distributed.started import data_parallel
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "backend",
     "conversion_report",
+    "data_parallel",
     "explain",
     "export_subnet",
     "functional",
@@ -88,6 +90,7 @@ _MODULES = {
     "Trainer": "training.trainer",
     "backend": "backends.choice",
     "conversion_report": "conversion.report",
+    "data_parallel": "training.distributed.started",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
     "load": "runs.saving",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import NoReturn
 
 from hypermask_fast.errors import ConfigError
 
@@ -72,3 +74,17 @@ def one_run(is_one: bool, what: str) -> None:
             f"{what} is of several runs, and torchrun started {os.environ['WORLD_SIZE']} processes "
             "that train one together; start it without torchrun, or one run after the other"
         )
+
+
+def leave(status: int | str | None) -> NoReturn:
+    """End this process; one of several that failed, without what would wait for the others.
+
+    Args:
+        status: As ``sys.exit`` takes it.
+    """
+    if is_several() and isinstance(status, int) and status:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)

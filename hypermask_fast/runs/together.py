@@ -30,7 +30,7 @@ def wait_for_all() -> None:
 
 
 def agreed(own: Callable[[], int | None]) -> Callable[[], int | None]:
-    """Return a function that gives all processes of a run the same answer, one call later."""
+    """Return a function that gives all processes of a run the same signal; see `Processes`."""
     processes = joined()
     return own if processes is None else processes.agreed(own)
 
@@ -87,13 +87,18 @@ def memory_of_each(device: str) -> int | None:
 
 
 @contextmanager
-def resumable(path: Path) -> Iterator[None]:
-    """Let the loss of a process tell how the run in a folder goes on."""
+def resumable(path: Path, how: str | None = None) -> Iterator[None]:
+    """Let the loss of a process tell how the run in a folder goes on.
+
+    Args:
+        path: The folder.
+        how: Default: by the command.
+    """
     try:
         yield
     except ProcessLost as error:
         fix = f"go on with `resume {path}` in place of `train`, on any number of processes"
-        raise ProcessLost(error.world, error.reason, fix) from error
+        raise ProcessLost(error.world, error.reason, how or fix) from error
 
 
 class Efficiency:

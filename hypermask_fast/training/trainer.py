@@ -191,7 +191,7 @@ class Trainer:
         total = self.steps_of(task)
         self.learner.train()
         self._watch = LossWatch(task.name, self._tasks.device, every=_FINITE_CHECK_STEPS)
-        with Progress(total, initial=self.step, enabled=self.progress) as progress:
+        with Progress(total, initial=self.step, enabled=self._shows) as progress:
             for phase, begin in self._phases(task_id):
                 if self.step == begin and self.learner.phase != phase.name:
                     self._drop_optimizers()
@@ -201,6 +201,11 @@ class Trainer:
                     self._train_phase(stream, task_id, begin, phase.steps, progress)
         self._watch.flush()
         return self._finish(task_id)
+
+    @property
+    def _shows(self) -> bool:
+        processes = self._together.processes
+        return self.progress and (processes is None or processes.is_first)
 
     def _phases(self, task_id: int) -> list[tuple[Phase, int]]:
         return phases_of(self.learner, task_id, self.steps_of(self._tasks[task_id]))

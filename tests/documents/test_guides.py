@@ -19,10 +19,11 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def shell(code: str) -> str:
-    """What commands print; ``hypermask`` is this package's, ``python`` what runs this."""
+    """What commands print, by this package and what runs this."""
     bin_folder = Path("bin")
     bin_folder.mkdir(exist_ok=True)
-    for name, words in {"hypermask": " -m hypermask_fast", "python": ""}.items():
+    modules = {"hypermask": " -m hypermask_fast", "torchrun": " -m torch.distributed.run"}
+    for name, words in {**modules, "python": ""}.items():
         command = bin_folder / name
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
         command.chmod(0o755)

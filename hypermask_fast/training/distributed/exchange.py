@@ -176,5 +176,8 @@ class SharedStep(TrainingStep):
         if self._buffers:
             self._processes.copy_(self._buffers)
         scalars = losses.scalars()
-        total, own, *terms = self._share.mean(list(scalars.values()))
+        signals = self._processes.signals(losses.total)
+        *means, signals = self._share.mean([*scalars.values(), signals])
+        self._processes.see(signals, self.number)
+        total, own, *terms = means
         return Losses(total, own, losses.logits, dict(zip(losses.terms, terms, strict=True)))

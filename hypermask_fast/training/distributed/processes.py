@@ -15,6 +15,9 @@ from torch import Tensor
 from hypermask_fast.errors import ConfigError, ProcessLost
 from hypermask_fast.methods.sharing import Share
 
+_SMALL = 2**16
+"""Entries of a tensor that is sent together with others."""
+_SIGNALS, _SIGNALS_EVERY = 32, 16
 _MEASURED = 16
 """On a GPU the time of one exchange in so many is measured."""
 
@@ -36,6 +39,8 @@ class Processes:
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.seconds = 0.0
         self._exchanges = 0
+        self._caught: Callable[[], int | None] = lambda: None
+        self._signal: int | None = None
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
@@ -117,12 +122,17 @@ class Processes:
     @torch.no_grad()
     def copy_(self, tensors: Sequence[Tensor]) -> None:
         """Make tensors those of the first process, in place."""
-        for value in tensors:
-            sent = value.contiguous()
+        large = [value for value in tensors if value.numel() > _SMALL]
+        small = [value for value in tensors if 0 < value.numel() <= _SMALL]
+        kinds = dict.fromkeys((value.dtype, value.device) for value in small)
+        groups = [[v for v in small if (v.dtype, v.device) == kind] for kind in kinds]
+        for values in (*([value] for value in large), *groups):
+            sent = torch.cat([value.flatten() for value in values])
             with self._answered():
                 dist.broadcast(sent, self._source, group=self._group)
-            if sent is not value:
-                value.copy_(sent)
+            parts = sent.split([value.numel() for value in values])
+            for value, part in zip(values, parts, strict=True):
+                value.copy_(part.view_as(value))
 
     def first(self, value: Any) -> Any:
         """Return what the first process gives, an object that can be pickled."""
@@ -144,28 +154,36 @@ class Processes:
             dist.barrier(group=self._group)
 
     def agreed(self, own: Callable[[], int | None]) -> Callable[[], int | None]:
-        """Return a function that all call alike, and that gives all the same answer.
+        """Return a function that gives all processes the same signal: one that any of them caught.
 
-        It is the largest of the answers at the call before, so that nobody waits for it.
+        The steps that they take together tell it, with their losses: no exchange of its own.
 
         Args:
-            own: Answers for this process: a number above 0, or None.
+            own: Returns the number of the signal that this process caught, or None.
         """
-        pending: list[tuple[Tensor, Any]] = []
+        self._caught, self._signal = own, None
+        return lambda: self._signal
 
-        def answer() -> int | None:
-            found = 0
-            if pending:
-                values, work = pending.pop()
-                with self._answered():
-                    work.wait()
-                found = int(values)
-            values = torch.tensor(own() or 0)
-            work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group, async_op=True)
-            pending.append((values, work))
-            return found or None
+    def signals(self, like: Tensor) -> Tensor:
+        """Return what a step exchanges of signals: a 1 at the number of that which was caught."""
+        found = torch.zeros(_SIGNALS, dtype=like.dtype)
+        number = self._caught()
+        if number is not None:
+            found[number] = 1
+        return found.to(like.device, non_blocking=True)
 
-        return answer
+    def see(self, signals: Tensor, step: int) -> None:
+        """Take note of the signals of all processes.
+
+        On a GPU, where reading them waits for it, only in some steps.
+
+        Args:
+            signals: The means of those of the processes.
+            step: Number of the step, the same in all.
+        """
+        if signals.device.type != "cuda" or step % _SIGNALS_EVERY == 0:
+            caught = signals.nonzero().flatten().tolist()
+            self._signal = max(caught, default=None)
 
 
 _joined: list[Processes] = []

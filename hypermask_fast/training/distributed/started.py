@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _abort_process_group
 from torch.distributed.rendezvous import rendezvous
 
 from hypermask_fast.errors import ConfigError, HypermaskError, ProcessLost
@@ -20,6 +22,7 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others: no evaluation and no checkpoint takes as long."""
 _TOLD, _ENDED = "told", "ended"
 _LAST_SECONDS = 3.0
+_starts = count()  # a store may still have what an earlier group left
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -56,18 +59,18 @@ def local_device(device: torch.device) -> torch.device:
     Raises:
         ConfigError: It is one GPU of several, or there are fewer GPUs than processes.
     """
-    count = local_world_size()
-    if count == 1 or device.type != "cuda":
+    several = local_world_size()
+    if several == 1 or device.type != "cuda":
         return device
     if device.index is not None and device.index != torch.cuda.current_device():
         raise ConfigError(
-            f"device='{device}' is one GPU for {count} processes; use device='cuda', of which each "
-            "process takes one"
+            f"device='{device}' is one GPU for {several} processes; use device='cuda', and each "
+            "process takes its own"
         )
     place = int(os.environ.get("LOCAL_RANK", rank()))
     if place >= torch.cuda.device_count():
         raise ConfigError(
-            f"there are {count} processes and {torch.cuda.device_count()} CUDA devices on this "
+            f"there are {several} processes and {torch.cuda.device_count()} CUDA devices on this "
             f"machine; start --nproc-per-node={torch.cuda.device_count()}, or use device='cpu'"
         )
     torch.cuda.set_device(place)
@@ -92,12 +95,16 @@ class _Telling:
         """Return the exit status of the process that has told."""
         return int(self._store.get(_TOLD).decode().split()[1])
 
-    def wait_for_all(self) -> None:
-        """Let the others end by themselves before torchrun sees that one has, and stops them."""
+    def end(self, *, waits: bool) -> None:
+        """Note that this process ends.
+
+        Args:
+            waits: Let the others end before torchrun sees that this one has, and stops them.
+        """
         try:
             self._store.add(_ENDED, 1)
-            end = time.monotonic() + _LAST_SECONDS
-            while self._store.add(_ENDED, 0) < self._world and time.monotonic() < end:
+            last = time.monotonic() + _LAST_SECONDS
+            while waits and self._store.add(_ENDED, 0) < self._world and time.monotonic() < last:
                 time.sleep(0.02)
         except (RuntimeError, ValueError):
             return
@@ -109,6 +116,24 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _connected() -> _Telling:
+    """Make the group of all processes."""
+    world = world_size()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, number, world = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = PrefixStore(f"hypermask_fast/{next(_starts)}", store)
+        own: dict[str, Any] = {"rank": number, "world_size": world, "timeout": TIMEOUT}
+        dist.init_process_group(backend, store=PrefixStore("group", store), **own)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the {world} processes cannot reach each other ({' '.join(str(error).split())[:99]}); "
+            "check MASTER_ADDR and MASTER_PORT, and GLOO_SOCKET_IFNAME where there are several "
+            "networks"
+        ) from error
+    return _Telling(store, number, world)
 
 
 @contextmanager
@@ -134,27 +159,16 @@ def data_parallel() -> Iterator[Processes | None]:
     if world_size() == 1:
         yield None
         return
-    timeout = TIMEOUT
-    store, number, world = next(iter(rendezvous("env://", timeout=timeout)))
-    telling = _Telling(PrefixStore("hypermask_fast", store), number, world)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", store),
-        rank=number,
-        world_size=world,
-        timeout=timeout,
-    )
+    telling = _connected()
     try:
         with joining(Processes()) as processes:
             yield processes
             processes.wait()
     except BaseException as error:
         tells = telling.claims(_status_of(error))
-        # Whoever waits for this process sees that it is gone.
-        dist.destroy_process_group()
-        if not isinstance(error, ProcessLost) or not tells:
-            telling.wait_for_all()
+        # Whoever waits for this process sees that it is gone, and what it waits for itself ends.
+        _abort_process_group()
+        telling.end(waits=tells and not isinstance(error, ProcessLost))
         if tells:
             raise
         raise ToldElsewhere(telling.status()) from None
