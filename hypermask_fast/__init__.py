@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hypermask_fast.training.distributed.started import data_parallel
     from hypermask_fast.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HNET",

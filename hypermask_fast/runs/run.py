@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError, PlanError
+from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession
+from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
@@ -37,8 +38,10 @@ from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.stages import stage
+from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
-from hypermask_fast.training.distributed.started import local_device, local_world_size
+from hypermask_fast.training.distributed.started import local_world_size
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -59,16 +62,6 @@ class RunResult:
     accuracy: npt.NDArray[np.float64]
     task_names: list[str]
     changes: list[dict[str, Any]]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        return torch.zeros(0, device=local_device(torch.device(name))).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
 
 
 def _examples(scenario: Scenario) -> Iterator[Tensor]:
@@ -93,18 +86,20 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
         ConfigError: A setting does not fit.
         DataError: A data file is missing or damaged.
     """
-    device = _device(config.run.device)
-    scenario = (make_scenario(config) if scenario is None else scenario).to(device)
+    device = device_named(config.run.device)
+    with stage("reading the data"):
+        scenario = (make_scenario(config) if scenario is None else scenario).to(device)
     if config.scenario.is_own:
         config = config.replace(tasks=len(scenario))
         for task in scenario:
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
     sizes = scenario.input_shape, scenario.num_classes
-    learner = make_learner(config, *sizes, _examples(scenario)).to(device)
-    trainer = make_trainer(config, learner)
-    for task in scenario:
-        trainer.add(task)
+    with stage("building the learner"):
+        learner = make_learner(config, *sizes, _examples(scenario)).to(device)
+        trainer = make_trainer(config, learner)
+        for task in scenario:
+            trainer.add(task)
     return scenario, trainer
 
 
@@ -118,14 +113,20 @@ def _built(
         DataError: A data file is missing or damaged.
     """
     check_config(config)
+    device = device_named(config.run.device)  # before a plan for one that is not there
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):
         # Before the data are there, which the plan counts.
-        memory = memory_of_each(str(_device(config.run.device)))
+        memory = memory_of_each(str(device))
     if config.scenario.is_own:
-        scenario = make_scenario(config)
+        with stage("reading the data"):
+            scenario = make_scenario(config)
     try:
-        plan(config, memory=memory, scenario=scenario).require(resuming=resuming)
+        with stage("planning the memory"):
+            found = plan(config, memory=memory, scenario=scenario)
+        found.require(resuming=resuming)
+        if not resuming:
+            found.require_resumable()
     except PlanError as error:
         made = build(config, scenario)  # which may tell more
         warnings.warn(f"the run starts without a plan: {error}", RuntimeWarning, stacklevel=3)
@@ -153,6 +154,7 @@ def _run(
             task_names=session.names,
             task_steps=session.steps,
             initial=session.done,
+            accuracy=session.mean_accuracy,
             enabled=show_progress and writes(),
         )
         stack.enter_context(progress)
@@ -186,7 +188,8 @@ def train(
     """
     check_value("out", str, out, path=True)
     # The folder comes second: a run that cannot start leaves none behind.
-    scenario, trainer = _built(config, memory)
+    with showing_stages(show_progress and writes()):
+        scenario, trainer = _built(config, memory)
     make = partial(RunFolder.create, out, config.to_toml())
     with run_folder(out, make, anew=True) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {})
@@ -220,7 +223,8 @@ def resume(
     with run_folder(path, partial(RunFolder.open, path)) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
-        made = _built(config, memory, resuming=True)
+        with showing_stages(show_progress and writes()):
+            made = _built(config, memory, resuming=True)
         return _run(config, folder, *made, show_progress, changes)
 
 
