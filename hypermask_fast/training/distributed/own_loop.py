@@ -334,8 +334,8 @@ class DistributedDataParallel(nn.Module):
         kind = type(self.learner)
         if kind.step is not Learner.step:
             raise TypeError(
-                f"a {kind.__name__} has a step of its own, whose gradients are not exchanged; "
-                "train it in one process"
+                f"a {kind.__name__} has a step of its own, whose gradients are not exchanged here; "
+                "give it to a Trainer in a block of hypermask_fast.data_parallel()"
             )
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 
