@@ -42,10 +42,11 @@ class Started:
         return [found[name] for found in self.ranks if found.get(name) is not None]
 
     def told(self, name: str) -> tuple[int, list[str]]:
-        """The exit status of all processes, and what they said."""
+        """The exit status of all processes, and their errors and warnings."""
         ended: list[Printed] = self.of(name)
         (status,) = {each.status for each in ended}
-        return status, [line for each in ended for line in each.err.splitlines()]
+        lines = [line for each in ended for line in each.err.splitlines()]
+        return status, [line for line in lines if line.startswith("hypermask")]
 
 
 @pytest.fixture(scope="module")
