@@ -13,13 +13,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from hypermask_fast import cli
+from hypermask_fast.errors import ConfigError
+from hypermask_fast.methods.base import Learner
 from hypermask_fast.runs import checkpoint
 from hypermask_fast.runs.metrics_log import read
+from hypermask_fast.training.distributed.processes import Processes, joining
+from hypermask_fast.training.distributed.started import local_device
+from hypermask_fast.training.trainer import Trainer
 from tests.support.parallel_cases import (
     CASES,
     IN_FOUR,
     SHORT,
     STOPS_AT,
+    Conv,
     Found,
     Printed,
     process,
@@ -189,3 +195,35 @@ def test_each_process_draws_its_own_dropout_and_none_after_it(started: Started) 
 def test_other_learners_are_refused_in_every_process(started: Started) -> None:
     for message in started.of("other"):
         assert "build the same learner in every process" in message
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (named | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert local_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert local_device(torch.device("cpu")) == torch.device("cpu")
+    assert taken == [1]
+    with pytest.raises(ConfigError, match=r"device='cuda:1' is one GPU for 2 processes"):
+        local_device(torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"there are 2 processes and 1 CUDA devices"):
+        local_device(torch.device("cuda"))
+
+
+def test_what_a_shared_step_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    with joining(Processes()):
+        net = Conv(2)
+        with pytest.raises(ConfigError, match="graph is True, and a step of 2 processes is none"):
+            Trainer(Learner(net, 4), graph=True)
+        with pytest.raises(ConfigError, match="compile is True, and the network's batch norms"):
+            Trainer(Learner(net, 4), compile=True)
+        status = Trainer(Learner(net, 4)).status()
+    assert status["graph"] == "no: 2 processes exchange gradients within a step"
+    assert status["compile"] == "no: batch norms of 2 processes exchange statistics"
