@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
-    from hypermask_fast.training.distributed import DistributedDataParallel
+    from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
+    from hypermask_fast.training.distributed.started import data_parallel
     from hypermask_fast.training.trainer import Trainer
 
 __version__ = "0.2.0"
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "backend",
     "conversion_report",
+    "data_parallel",
     "explain",
     "export_subnet",
     "functional",
@@ -71,7 +73,7 @@ __all__ = [
 
 _MODULES = {
     "ChunkedHypernetwork": "hypernetworks.chunked",
-    "DistributedDataParallel": "training.distributed",
+    "DistributedDataParallel": "training.distributed.own_loop",
     "ExSSNeT": "methods.exssnet.learner",
     "FactoredAdam": "optim.factored_adam",
     "HNET": "methods.hnet.learner",
@@ -88,6 +90,7 @@ _MODULES = {
     "Trainer": "training.trainer",
     "backend": "backends.choice",
     "conversion_report": "conversion.report",
+    "data_parallel": "training.distributed.started",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
     "load": "runs.saving",

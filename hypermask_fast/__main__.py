@@ -1,8 +1,11 @@
 """``python -m hypermask_fast`` is the command ``hypermask``."""
 
-import sys
-
 from hypermask_fast.cli import main
+from hypermask_fast.commands.torchrun import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status: int | str | None = main()
+    except SystemExit as error:
+        status = error.code
+    leave(status)

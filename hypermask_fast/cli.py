@@ -25,6 +25,7 @@ from hypermask_fast.commands import (
     train,
     verify,
 )
+from hypermask_fast.commands.torchrun import prints, several_processes
 from hypermask_fast.errors import ConfigError, HypermaskError, nearest
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
@@ -141,9 +142,9 @@ def _run(words: Sequence[str]) -> int:
         print(_versions())
         return 0
     try:
-        with plain_warnings():
+        with plain_warnings(), several_processes(words):
             options = _options(words)
-            with shown_as(_mode(options)):
+            with shown_as(_mode(options) if prints() else "quiet"):
                 return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
         print(f"{colored('hypermask', 'red', sys.stderr)}: {error}", file=sys.stderr)

@@ -43,6 +43,22 @@ class InferenceError(HypermaskError, ValueError):
     """Outputs, scores or gradients are not finite, so that no task can be inferred from them."""
 
 
+class ProcessLost(HypermaskError, RuntimeError):
+    """One of several processes that train together ended, or did not answer in time.
+
+    Args:
+        world: How many there were.
+        reason: What said so.
+        fix: What to do. Default: to start all of them again.
+    """
+
+    def __init__(self, world: int, reason: object, fix: str = "start all of them again") -> None:
+        self.world, self.reason = world, reason
+        text = " ".join(str(reason).split())
+        what = "did not answer in time" if "imed out" in text else "ended"
+        super().__init__(f"one of the {world} processes {what}, so all of them end; {fix}")
+
+
 class Stopped(HypermaskError):
     """A signal stopped a run after its checkpoint was saved."""
 

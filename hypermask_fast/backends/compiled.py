@@ -22,6 +22,7 @@ class Compiler:
         mode: "auto" (default): on CUDA devices; where compilation fails the modules run as they
             are, with one warning. True: everywhere, and a failure raises. False: never.
         backend: Of torch.compile. Default "inductor".
+        why_off: Why the mode is False. Default: it is off.
 
     Attributes:
         status: "yes", or "no" and why, for people.
@@ -30,11 +31,17 @@ class Compiler:
         ConfigError: The mode is unknown.
     """
 
-    def __init__(self, mode: bool | str = "auto", backend: str | Callable[..., Any] = "inductor"):
+    def __init__(
+        self,
+        mode: bool | str = "auto",
+        backend: str | Callable[..., Any] = "inductor",
+        *,
+        why_off: str = "it is off",
+    ) -> None:
         if mode not in MODES:
             raise ConfigError(f"compile is {mode!r}; choose one of True, False, 'auto'")
         self.mode, self.backend = mode, backend
-        self._failure = "" if mode else "it is off"
+        self._failure = "" if mode else why_off
         self._why_not = self._failure
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypermask_fast.commands.options import CORES, add_console, add_jobs, add_memory, memory_bytes
 from hypermask_fast.commands.printing import show, show_all, show_comparison, show_sweep
+from hypermask_fast.commands.torchrun import one_run
 from hypermask_fast.errors import ConfigError
 
 HELP = "continue a run, or several"
@@ -37,7 +38,10 @@ def run(options: argparse.Namespace) -> int:
 
     memory = memory_bytes(options)
     is_sweep = sweep.holds_sweep(options.run)
-    if is_sweep or comparison.holds_comparison(options.run):
+    is_comparison = comparison.holds_comparison(options.run)
+    is_several = is_sweep or is_comparison or seeds.holds_seeds(options.run)
+    one_run(not is_several, str(options.run))
+    if is_sweep or is_comparison:
         if options.allow_changes:
             what = "search" if is_sweep else "comparison"
             raise ConfigError(

@@ -16,6 +16,7 @@ from hypermask_fast.commands.options import (
     memory_bytes,
 )
 from hypermask_fast.commands.printing import new_folder, show, show_all
+from hypermask_fast.commands.torchrun import as_the_first, one_run
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import from_arguments
 from hypermask_fast.settings.config_file import annotated
@@ -63,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
         print(annotated(config.tables(), config.preset), end="")
         return 0
     out = options.out or new_folder(config.preset or config.scenario.name)
+    out = as_the_first(out)
+    one_run(options.seeds == 1, "--seeds")
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
     if options.seeds > 1:

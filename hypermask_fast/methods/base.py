@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from hypermask_fast.methods.forwards import TaskForwards
 from hypermask_fast.methods.inputs import Given
 from hypermask_fast.methods.outputs import Criterion, check_criterion, loss_of
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
+from hypermask_fast.methods.sharing import Share
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.optim.rows import mark_table
@@ -76,11 +77,13 @@ class Learner(TaskForwards):
             learner: it moves with it, is in its ``state_dict``, and its parameters train.
         steps_taken: Calls of :meth:`losses` in the current task, where a method counts them. Set it
             where a CUDA graph repeated what a call does on the device.
+        share: Within a step that several processes take together, this process's part of it.
     """
 
     takes_input_shape: ClassVar[bool] = False
 
     steps_taken: int = 0
+    share: Share | None = None
 
     def __init__(self, net: nn.Module, capacity: int) -> None:
         super().__init__(net, capacity)
@@ -102,6 +105,20 @@ class Learner(TaskForwards):
     def parameter_groups(self, phase: str = "train") -> Sequence[ParameterGroup]:
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
+
+    def follows_exchange(self) -> Iterable[Tensor]:
+        """Return the parameters whose gradients follow from what the learner exchanges itself.
+
+        Where several processes take a step together, each with its rows, the gradients that an
+        optimizer reads become their means over the rows first, but for those of these parameters:
+        they must be the same in all processes already, as those of a hypernetwork are once the
+        gradient of what it emits is (:meth:`_exchanged`). Default: none.
+        """
+        return ()
+
+    def _exchanged(self, value: Tensor) -> Tensor:
+        """Return what is the same in all processes; its gradient becomes the whole batch's."""
+        return value if self.share is None else self.share.exchanged(value)
 
     def begin_phase(self, name: str) -> None:
         super().begin_phase(name)

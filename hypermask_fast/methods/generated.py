@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
             ParameterGroup(rest, in_backward=head),
             ParameterGroup(tables, row_sparse=True),
         ]
+
+    def follows_exchange(self) -> Iterable[Tensor]:
+        yield from super().follows_exchange()
+        yield from self.hypernetwork.parameters()
 
     def _grow(self, capacity: int) -> None:
         self.hypernetwork.grow(capacity)

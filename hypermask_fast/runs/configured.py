@@ -12,6 +12,7 @@ from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
 from hypermask_fast.runs.restoring import in_a_sentence
 from hypermask_fast.runs.session import Session
+from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.changes import Changes, carry_into, check_within_task
 from hypermask_fast.settings.config import RunConfig
@@ -91,6 +92,8 @@ class ConfiguredSession(Session):
 
     def run(self, metrics: MetricsLog, progress: Progress) -> None:
         """Train the tasks that are left."""
-        checkpoint.tidy(self.folder.checkpoints)
+        wait_for_all()  # until they have read the checkpoint
+        if writes():
+            checkpoint.tidy(self.folder.checkpoints)
         for task in self.scenario.tasks[self.trainer.tasks_done :]:
             self.fit(task, metrics, progress)

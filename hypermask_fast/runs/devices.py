@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.training.distributed.started import local_device
 
 _OTHERS = ("mps", "xpu")
 
@@ -18,11 +19,13 @@ def _present() -> list[str]:
 def device_named(name: str) -> torch.device:
     """Return a device by its name in the settings; "auto": CUDA's first one where there is one.
 
+    Of several processes on a machine each gets a CUDA device of its own.
+
     Raises:
         ConfigError: There is none of the name, or it cannot be used.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     kind, _, index = name.partition(":")
     present = _present()
     count = sum(device.partition(":")[0] == kind for device in present)
@@ -34,7 +37,7 @@ def device_named(name: str) -> torch.device:
         )
         raise ConfigError(f"device={name!r}: {why}; give one of auto, {', '.join(present)}")
     try:
-        return torch.zeros(0, device=name).device
+        return torch.zeros(0, device=local_device(torch.device(name))).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

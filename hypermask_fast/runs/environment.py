@@ -17,6 +17,7 @@ from hypermask_fast.backends import choice
 from hypermask_fast.factories import file_digest, is_factory
 from hypermask_fast.native import library
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.distributed.processes import joined
 from hypermask_fast.training.settings import TrainingSettings
 
 # They choose the code of libraries that PyTorch calls.
@@ -86,6 +87,7 @@ def environment_of(training: TrainingSettings, device: torch.device) -> dict[str
 
     On a CPU the native passes do not depend on the threads; PyTorch's sums do.
     """
+    together = joined()
     of_device = {"cpu": _of_cpu, "cuda": lambda: _of_cuda(device)}
     return {
         "hypermask_fast": sys.modules[__name__.partition(".")[0]].__version__,
@@ -97,6 +99,7 @@ def environment_of(training: TrainingSettings, device: torch.device) -> dict[str
         "compile": training.compile,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **({} if together is None else {"processes": together.world}),
         **{name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 

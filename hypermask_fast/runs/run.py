@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, confusion, report, run_page
 from hypermask_fast.runs.configured import ConfiguredSession
@@ -26,6 +26,15 @@ from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.runs.sinks import Sinks, require
+from hypermask_fast.runs.together import (
+    Efficiency,
+    NoLog,
+    agreed,
+    memory_of_each,
+    resumable,
+    run_folder,
+    writes,
+)
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
@@ -33,6 +42,7 @@ from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.stages import stage
 from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
+from hypermask_fast.training.distributed.started import local_world_size
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -106,12 +116,13 @@ def _built(
         DataError: A data file is missing or damaged.
     """
     check_config(config)
-    device_named(config.run.device)  # before a plan for one that is not there
+    device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
     scenario = None
+    if memory is None and (config.scenario.is_own or local_world_size() > 1):
+        # Before the data are there, which the plan counts.
+        memory = memory_of_each(str(device))
     if config.scenario.is_own:
-        if memory is None:  # before the data are there, which the plan counts
-            memory = available_memory(str(device_named(config.run.device)))
         with stage("reading the data"):
             scenario = make_scenario(config)
     try:
@@ -137,25 +148,32 @@ def _run(
     after_task: AfterTask | None,
 ) -> RunResult:
     with ExitStack() as stack:
-        stop = stack.enter_context(caught_signal())
+        stack.enter_context(resumable(folder.path))
+        stop = agreed(stack.enter_context(caught_signal()))
         session = ConfiguredSession(config, folder, scenario, trainer, stop)
         session.after_task = after_task
         position = session.restore(changes)
-        metrics = stack.enter_context(MetricsLog(folder.metrics_path, position))
+        log = MetricsLog(folder.metrics_path, position) if writes() else NoLog()
+        metrics = stack.enter_context(log)
         progress = Progress(
             sum(session.steps),
             task_names=session.names,
             task_steps=session.steps,
             initial=session.done,
             accuracy=session.mean_accuracy,
-            enabled=show_progress,
+            enabled=show_progress and writes(),
         )
         stack.enter_context(progress)
-        begun = session.done
-        sinks = Sinks(config.run.log, folder.path, config.options(), begun)
+        begun, efficiency = session.done, Efficiency()
+        where = config.run.log if writes() else ""
+        sinks = Sinks(where, folder.path, config.options(), begun)
         session.sinks = stack.enter_context(sinks)
         session.run(metrics, progress)
-    _write_end(session, anew=session.done > begun)
+        found = efficiency.line(session.done - begun)
+        if found is not None:
+            progress.message(found)
+    if writes():
+        _write_end(session, anew=session.done > begun)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
 
 
@@ -194,9 +212,10 @@ def train(
     """
     check_value("out", str, out, path=True)
     # The folder comes second: a run that cannot start leaves none behind.
-    with showing_stages(show_progress):
+    with showing_stages(show_progress and writes()):
         scenario, trainer = _built(config, memory)
-    with RunFolder.create(out, config.to_toml()) as folder:
+    make = partial(RunFolder.create, out, config.to_toml())
+    with run_folder(out, make, anew=True) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {}, after_task)
 
 
@@ -226,10 +245,10 @@ def resume(
         ConfigError, DataError, TrainingError, Stopped: As in :func:`train`.
     """
     check_value("path", str, path, path=True)
-    with RunFolder.open(path) as folder:
+    with run_folder(path, partial(RunFolder.open, path)) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
-        with showing_stages(show_progress):
+        with showing_stages(show_progress and writes()):
             made = _built(config, memory, resuming=True)
         return _run(config, folder, *made, show_progress, changes, after_task)
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hypermask_fast.runs.plain_json import plain_json
 from hypermask_fast.runs.restoring import in_a_sentence
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
+from hypermask_fast.runs.together import NoLog, agreed, resumable, run_folder, wait_for_all, writes
 from hypermask_fast.scenarios import Split, Task
 from hypermask_fast.scenarios.own import Data, as_task
 from hypermask_fast.settings.changes import FREE
@@ -175,12 +177,14 @@ class Run(Closing):
                 "new learner, the run itself continues from its checkpoint"
             )
         self.trainer = trainer
-        self._show = trainer.progress
+        self._show = trainer.progress and writes()
+        self._open, self._is_closed = ExitStack(), False
         self._metrics: MetricsLog | None = None
         self._saved: checkpoint.Checkpoint | None = None
         self._place = 0
         settings = json.dumps(plain_json(_settings_of(trainer), "settings", nonfinite_as_text=True))
-        self._folder = RunFolder.of_script(out, settings + "\n")
+        locked = partial(RunFolder.of_script, out, settings + "\n")
+        self._folder = self._open.enter_context(run_folder(out, locked, anew=True))
         try:
             self._session = _ScriptSession(self._folder, trainer, **options)
             self._read(json.loads(settings))
@@ -243,7 +247,7 @@ class Run(Closing):
             ConfigError, TrainingError, TypeError: As :meth:`Trainer.fit`.
             ValueError: The run was closed.
         """
-        if self._folder.is_closed:
+        if self._is_closed:
             raise ValueError(f"the run in {self.path} was closed; make a new Run to go on")
         task = as_task(task, data)
         if self._saved is not None:
@@ -280,8 +284,12 @@ class Run(Closing):
 
     def _begin(self, position: Position) -> None:
         self._saved = None
-        checkpoint.tidy(self._folder.checkpoints)
-        self._metrics = MetricsLog(self._folder.metrics_path, position)
+        wait_for_all()  # until they have read the checkpoint
+        if writes():
+            checkpoint.tidy(self._folder.checkpoints)
+            self._metrics = MetricsLog(self._folder.metrics_path, position)
+        else:
+            self._metrics = NoLog()
         if self.trainer.tasks_done:
             self._write_results()
 
@@ -300,7 +308,8 @@ class Run(Closing):
         session, metrics = self._session, self._metrics
         assert metrics is not None
         with ExitStack() as stack:
-            session.stop = stack.enter_context(caught_signal())
+            stack.enter_context(resumable(self.path, "start the script again, it continues"))
+            session.stop = agreed(stack.enter_context(caught_signal()))
             progress = Progress(
                 sum(session.steps),
                 task_names=session.names,
@@ -310,15 +319,17 @@ class Run(Closing):
                 enabled=self._show,
             )
             stack.enter_context(progress)
-            self.trainer.progress = False
+            shown, self.trainer.progress = self.trainer.progress, False
             try:
                 row = session.fit(task, metrics, progress)
             finally:
-                self.trainer.progress = self._show
+                self.trainer.progress = shown
         self._write_results()
         return row
 
     def _write_results(self) -> None:
+        if not writes():
+            return
         self._session.write_results()
         accuracy, names = self.trainer.accuracy, self._session.all_names
         report.write_heatmap(self._folder.accuracy_png, accuracy, names)
@@ -327,7 +338,8 @@ class Run(Closing):
         """Close the log and free the folder; calling it again does nothing."""
         if self._metrics is not None:
             self._metrics.close()
-        self._folder.close()
+        self._open.close()
+        self._is_closed = True
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.trainer.tasks_done} tasks learned)"

@@ -25,6 +25,7 @@ from hypermask_fast.runs.restoring import as_json, require_same
 from hypermask_fast.runs.sinks import Sinks
 from hypermask_fast.runs.summary import is_recorded, summary
 from hypermask_fast.runs.timing import StepClock
+from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
 from hypermask_fast.training.kept_logits import logits_of
@@ -75,6 +76,7 @@ class Session:
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
+        self._writes = writes()
         device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
@@ -205,6 +207,7 @@ class Session:
             if signum is not None or due:
                 self.save(metrics)
             if signum is not None:
+                wait_for_all()  # and what was saved is there
                 raise Stopped(signum, self.folder.path, self.continues_with)
 
         trainer.hooks.append(after_step)
@@ -223,11 +226,13 @@ class Session:
         )
         self.sinks.accuracies(self.all_names, row, self.done)
         # Before the checkpoint: a run that goes on from it does not come back here.
-        self._keep_logits()
+        if self._writes:
+            self._keep_logits()
         if self.after_task is not None:
             self.after_task(trainer)
         self.save(metrics)
-        self.write_results()
+        if self._writes:
+            self.write_results()
         progress.learned(task.name, row[: index + 1])
         return row
 
@@ -285,7 +290,12 @@ class Session:
         learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
 
     def save(self, metrics: MetricsLog) -> None:
-        """Write a checkpoint and the times, and after the first one the manifest."""
+        """Write a checkpoint and the times, and after the first one the manifest.
+
+        Of several processes only the first one writes.
+        """
+        if not self._writes:
+            return
         with self.clock.paused():
             self._save(metrics)
             self.clock.write()

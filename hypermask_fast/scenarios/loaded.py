@@ -191,7 +191,7 @@ class LoadedStream(BatchStream):
         return source
 
     def _keys(self, step: int) -> Iterator[_Keys]:
-        place = torch.arange(self.batch_size)
+        place = torch.arange(self.batch_size)[self.part]
         while True:
             self.prepare(step)
             rows = self._rows(step)

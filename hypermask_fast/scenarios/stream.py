@@ -31,6 +31,9 @@ class BatchStream:
         seed, task_id: Integers that select the random numbers. Default 0.
         name: Whose examples they are, for messages. Default "the split".
 
+    Attributes:
+        part: Which rows of a batch are given. Default: all.
+
     Raises:
         ConfigError: the batch size is below 1, or a number no integer.
         ValueError: there are no examples.
@@ -55,6 +58,7 @@ class BatchStream:
         if n == 0:
             raise ValueError(f"{name} has no training examples to draw batches from; give some")
         self.batch_size = batch_size
+        self.part = slice(None)
         self.seed = seed
         self.task_id = task_id
         self._n = n
@@ -117,7 +121,8 @@ class BatchStream:
         """
         source = self._split.source
         if gather.runs(source, self._preprocess):
-            return gather.batch(source, self._preprocess, self._table, step, self.batch_size)
+            x, y = gather.batch(source, self._preprocess, self._table, step, self.batch_size)
+            return x[self.part], y[self.part]
         rows = self._rows(step)
         return self._preprocessed(source.take(rows[:, 0]), rows)
 
@@ -129,7 +134,7 @@ class BatchStream:
     def _rows(self, step: int | Tensor) -> Tensor:
         # A product of an int32 step would overflow.
         first = (step.to(torch.int64) if isinstance(step, Tensor) else step) * self.batch_size
-        position = first + torch.arange(self.batch_size, device=self._device)
+        position = first + torch.arange(self.batch_size, device=self._device)[self.part]
         return self._table[position % (self._slots * self._n)]
 
     def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -167,13 +167,14 @@ class Task:
         return split
 
     def evaluation_batches(
-        self, split_name: str, batch_size: int = 1000
+        self, split_name: str, batch_size: int = 1000, *, which: slice = slice(None)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return an iterator over a split in data set order, without random transforms.
 
         Args:
             split_name: "train", "validation" or "test".
             batch_size: Samples in a batch; the last batch may be smaller. Default 1000.
+            which: Of the batches. Default: all.
 
         Returns:
             Iterator of inputs (b, ...), of images float32 (b, C, H, W), and local labels int64
@@ -186,10 +187,10 @@ class Task:
         check_value("batch_size", int, batch_size, low=1)
         if not len(split):
             return iter(())
-        batches = split.source.batches(split.index.split(batch_size))
+        batches = split.source.batches(split.index.split(batch_size)[which])
         return (
             (self.eval_preprocess(inputs), labels)
-            for inputs, labels in zip(batches, split.labels.split(batch_size), strict=True)
+            for inputs, labels in zip(batches, split.labels.split(batch_size)[which], strict=True)
         )
 
     def stream(self, batch_size: int, seed: int = 0, task_id: int = 0) -> BatchStream:

@@ -93,6 +93,7 @@ class GraphedStep:
         mode: "auto" (default): where the learner is on a CUDA device; a step that cannot be
             captured is taken as usual, with one warning. True: a failure raises. False: never.
         cuda: Replaces CUDA in tests.
+        why_off: Why the mode is False. Default: it is off.
 
     Attributes:
         status: "yes", or "no" or "not yet" and why, for people.
@@ -101,12 +102,18 @@ class GraphedStep:
         ConfigError: The mode is unknown.
     """
 
-    def __init__(self, mode: bool | str = "auto", *, cuda: CudaGraphs | None = None) -> None:
+    def __init__(
+        self,
+        mode: bool | str = "auto",
+        *,
+        cuda: CudaGraphs | None = None,
+        why_off: str = "it is off",
+    ) -> None:
         if mode not in MODES:
             raise ConfigError(f"graph is {mode!r}; choose one of True, False, 'auto'")
         self._mode = mode
         self._cuda = CudaGraphs() if cuda is None else cuda
-        self._failure = "" if mode else "it is off"
+        self._failure = "" if mode else why_off
         self._why_not = self._failure
         self._steps: _Steps | None = None
         self._graph: Captured | None = None

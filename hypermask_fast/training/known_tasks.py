@@ -13,6 +13,7 @@ from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.scenarios import Task
 from hypermask_fast.scenarios.task import check_task
+from hypermask_fast.training.distributed.processes import Processes
 
 
 class KnownTasks(dict[int, Task]):
@@ -20,11 +21,12 @@ class KnownTasks(dict[int, Task]):
 
     Args:
         learner: The learner, which gets the tasks that are new to it.
+        processes: Those that evaluate together, each some of the batches. Default: this one alone.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, processes: Processes | None = None) -> None:
         super().__init__()
-        self._learner = learner
+        self._learner, self._processes = learner, processes
         self._seen = len(learner.renamed)
 
     @property
@@ -164,8 +166,12 @@ class KnownTasks(dict[int, Task]):
             )
         if not len(task.split(split)):
             raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
+        together = self._processes
+        which = slice(None) if together is None else slice(together.rank, None, together.world)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with evaluating(self._learner), self._learner.activated(task_id, weights) as net:
-            for x, y in task.evaluation_batches(split, batch_size):
+            for x, y in task.evaluation_batches(split, batch_size, which=which):
                 correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
+        if together is not None:
+            together.sum_(correct)
         return 100.0 * int(correct) / len(task.split(split))

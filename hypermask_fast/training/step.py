@@ -21,7 +21,12 @@ class TrainingStep:
         learner: The learner, between ``begin_task`` and ``end_task``.
         optimizers: Over its parameters, new or reset for this task and phase, by name; one alone is
             the main one.
+
+    Attributes:
+        number: Of the task's step that comes, where somebody says so.
     """
+
+    number = 0
 
     def __init__(self, learner: Learner, optimizers: Optimizer | Mapping[str, Optimizer]) -> None:
         self.learner = learner

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
@@ -24,7 +23,7 @@ from hypermask_fast.training import optimizers
 from hypermask_fast.training.accuracy import AccuracyRecord
 from hypermask_fast.training.best import BestModel
 from hypermask_fast.training.checks import check_trainable
-from hypermask_fast.training.graph import GraphedStep
+from hypermask_fast.training.distributed.together import Together
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
 from hypermask_fast.training.phases import phases_of
@@ -77,13 +76,12 @@ class Trainer:
         self.hooks: list[Callable[[Trainer], None]] = []
         self.losses: Losses | None = None
         self.step = 0
-        self._known = KnownTasks(learner)
+        self._together = Together(learner, self.settings, self.seed)
+        self._known = KnownTasks(learner, self._together.processes)
         self._record = AccuracyRecord()
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
-        is_captured = self.settings.optimizer == "adam"
-        self._graphed = GraphedStep(self.settings.graph if is_captured else False)
-        self._compiler = Compiler(self.settings.compile)
+        self._graphed, self._compiler = self._together.graphed(), self._together.compiler()
         self._schedule: Schedule | None = None
         self._best = BestModel(learner)
 
@@ -167,12 +165,14 @@ class Trainer:
         task = as_task(task, data)
         check_trainable(task, self.settings)
         self._tasks.check_free(task, begun=self._step_fn is not None)
+        self._together.start_alike()
         added = len(self.learner.tasks)
         task_id = self.add(task)
         record = self._record.state()
         task = self._tasks[task_id]
         total = self.steps_of(task)
         stream = task.stream(self.settings.batch_size, seed=self.seed, task_id=task_id)
+        stream = self._together.take_rows(stream)
         self.learner.compile_steps(self._compiler)
         if self.learner.current is None:
             try:
@@ -191,7 +191,7 @@ class Trainer:
         total = self.steps_of(task)
         self.learner.train()
         self._watch = LossWatch(task.name, self._tasks.device, every=_FINITE_CHECK_STEPS)
-        with Progress(total, initial=self.step, enabled=self.progress) as progress:
+        with Progress(total, initial=self.step, enabled=self._shows) as progress:
             for phase, begin in self._phases(task_id):
                 if self.step == begin and self.learner.phase != phase.name:
                     self._drop_optimizers()
@@ -201,6 +201,11 @@ class Trainer:
                     self._train_phase(stream, task_id, begin, phase.steps, progress)
         self._watch.flush()
         return self._finish(task_id)
+
+    @property
+    def _shows(self) -> bool:
+        processes = self._together.processes
+        return self.progress and (processes is None or processes.is_first)
 
     def _phases(self, task_id: int) -> list[tuple[Phase, int]]:
         return phases_of(self.learner, task_id, self.steps_of(self._tasks[task_id]))
@@ -258,7 +263,7 @@ class Trainer:
     def _make_optimizers(self, task_id: int) -> None:
         self._drop_optimizers()
         made = optimizers.make_optimizers(self.learner, self.settings)
-        self._step_fn = TrainingStep(self.learner, made)
+        self._step_fn = self._together.step(made)
         steps = {phase.name: phase.steps for phase, _ in self._phases(task_id)}
         self._schedule = Schedule(
             self.settings.schedule,
@@ -285,6 +290,8 @@ class Trainer:
 
         published = checks and self.settings.selection == "best_published"
         measures = not published or watches or self.learner.scores_by_accuracy
+        assert self._step_fn is not None
+        self._step_fn.number = step
         self.losses = self._graphed(step, keep_weights if published and measures else None)
         self.step = step + 1
         assert self._watch is not None
@@ -302,6 +309,7 @@ class Trainer:
     def _finish(self, task_id: int) -> npt.NDArray[np.float64]:
         self._best.restore()
         self._graphed.end()
+        self._together.draw_alike()
         self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
         self.step = 0

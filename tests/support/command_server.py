@@ -35,13 +35,19 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @contextmanager
 def forked_commands() -> Iterator[Path]:
-    """Give a folder with ``hypermask`` and ``python``, for PATH; both are ended afterwards."""
+    """Give a folder with ``hypermask`` and ``python``, for PATH; both are ended afterwards.
+
+    ``torchrun`` is there too, and starts processes that are forked from none.
+    """
     folder = Path(tempfile.mkdtemp(prefix="commands-"))
     address = str(folder / "socket")
     for name in ("hypermask", "python"):
         script = folder / name
         script.write_text(_CLIENT.format(python=sys.executable, address=address, name=name))
         script.chmod(0o755)
+    launcher = folder / "torchrun"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    launcher.chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-m", __name__, address],

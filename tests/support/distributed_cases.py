@@ -16,7 +16,7 @@ from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.training.distributed import DistributedDataParallel
+from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
 from tests.support.factored_grad_cases import pair
 from tests.support.hypermask_cases import tables as tables_of

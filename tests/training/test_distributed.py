@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from hypermask_fast.training.distributed import DistributedDataParallel
+from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
 from tests.support.distributed_cases import (
     CASES,

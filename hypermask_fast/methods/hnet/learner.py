@@ -170,6 +170,7 @@ class HNET(GeneratingLearner):
         update = self.hypernetwork.head_update(optimizer)
         kept = self._kept.at(step, self.hypernetwork)
         logits, output_reg = self.hypernetwork(*kept, update)
+        logits = self._exchanged(logits)
         task_loss, outputs = self._learned_from(x, y, task, logits, criterion)
         total = task_loss + self.beta * output_reg
         if update is not None:
@@ -247,7 +248,7 @@ class HNET(GeneratingLearner):
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         taken = Update(self.hypernetwork, self._kept, self.beta, optimizers[MAIN])
-        logits = taken.logits()
+        logits = self._exchanged(taken.logits())
         task_loss, outputs = self._learned_from(x, y, task, logits)
         if before_update is not None:
             before_update()

@@ -131,7 +131,7 @@ class HNETR(ReplayLearner):
         loss.backward()
         optimizers[MAIN].step()
         of_replay = {name: optimizers[name] for name in (REPLAY_OPTIMIZER, REPLAY_EMBEDDING)}
-        vae, replay_reg = self.replay.learn(x, task, number, of_replay)
+        vae, replay_reg = self.replay.learn(x, task, number, of_replay, self.share)
         self._steps.count()
         terms = {"distillation": distilled, "vae": vae, "replay_reg": replay_reg}
         total = loss.detach() + vae + self.replay.beta * replay_reg
@@ -141,7 +141,7 @@ class HNETR(ReplayLearner):
         self, x: Tensor, y: Tensor, task: int, number: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of a batch and of replayed images, and the batch's outputs."""
-        replayed = self.replay.sample(len(x), task, number)
+        replayed = self.replay.sample(self._whole(x), task, number)
         if replayed is None:
             with modes_of(self):
                 outputs = run(self.net, x)

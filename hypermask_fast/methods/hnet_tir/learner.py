@@ -114,7 +114,7 @@ class HNETTIR(ReplayLearner, HNET):
                 super(ReplayLearner, self).losses, x, y, task, of_hnet, before_update
             )
         terms = dict(found.terms)
-        replayed = self.replay.sample(len(x), task, number)
+        replayed = self.replay.sample(self._whole(x), task, number)
         terms["task_inference"] = found.task.new_zeros(())
         if replayed is not None:
             optimizer, ids = optimizers[TASK_CLASSIFIER], self.replay.kept.ids
@@ -124,7 +124,9 @@ class HNETTIR(ReplayLearner, HNET):
             loss.backward()
             optimizer.step()
             terms["task_inference"] = loss.detach()
-        terms["vae"], terms["replay_reg"] = self.replay.learn(x, task, number, optimizers)
+        terms["vae"], terms["replay_reg"] = self.replay.learn(
+            x, task, number, optimizers, self.share
+        )
         more = terms["task_inference"] + terms["vae"] + self.replay.beta * terms["replay_reg"]
         return found._replace(total=found.total.detach() + more, terms=terms)
 

@@ -196,7 +196,8 @@ class HyperInterval(BoxedLearner):
         ids, kept, _ = self._kept.at(step)
         assert kept is None or isinstance(kept, Tensor)
         extent = extent_at(step, self._steps.ramp, self.extent)
-        return self.hypernetwork.regularized(ids, kept, extent, update)
+        emitted, output_reg = self.hypernetwork.regularized(ids, kept, extent, update)
+        return self._exchanged(emitted), output_reg
 
     @property
     def _output_factor(self) -> float:

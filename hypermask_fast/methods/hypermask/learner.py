@@ -242,6 +242,7 @@ class HyperMask(MaskedLearner):
         """Return the current task's masked weights, and the terms of the loss, by name."""
         step = self._steps.next() if self._reads_step else 0
         logits, output_reg = self.hypernetwork(*self._kept.at(step), update)
+        logits = self._exchanged(logits)
         sparsity = self._steps.sparsity(self.sparsity, step)
         weights, (_, _, weight_reg) = masked_weights(
             self._network, logits, sparsity, self._previous, masked_drift=self.masked_l1

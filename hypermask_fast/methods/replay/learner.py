@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor
@@ -49,6 +49,10 @@ class ReplayLearner(CountsSteps):
         """(C, H, W) of an image."""
         return self.replay.input_shape
 
+    def follows_exchange(self) -> Iterable[Tensor]:
+        yield from super().follows_exchange()
+        yield from self.replay.hypernetwork.parameters()
+
     def add_task(self, name: str | None = None, classes: Sequence[int] | None = None) -> int:
         count, conditions = len(self.tasks) + 1, self.replay.decoder.conditions
         if 0 < conditions < count:
@@ -86,6 +90,10 @@ class ReplayLearner(CountsSteps):
             )
         self.replay.record(task, self._earlier(task))
         super().begin_task(task, steps=steps, data=data)
+
+    def _whole(self, x: Tensor) -> int:
+        """Return the rows of a step's batch in all processes; each replays the same images."""
+        return len(x) if self.share is None else self.share.whole
 
     def _leave(self) -> None:
         super()._leave()

@@ -18,6 +18,7 @@ from hypermask_fast.methods.hnet.ahead import Update
 from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.methods.replay.settings import ReplaySettings
 from hypermask_fast.methods.replay.vae import Decoder, Encoder, vae_loss
+from hypermask_fast.methods.sharing import Share
 from hypermask_fast.optim.lookahead import check_lookahead
 
 REPLAY_OPTIMIZER, REPLAY_EMBEDDING = "replay", "replay_embedding"
@@ -102,7 +103,12 @@ class Replay(nn.Module):
         self.earlier = ()
 
     def learn(
-        self, x: Tensor, task: int, step: int | Tensor, optimizers: Mapping[str, Optimizer]
+        self,
+        x: Tensor,
+        task: int,
+        step: int | Tensor,
+        optimizers: Mapping[str, Optimizer],
+        share: Share | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Learn from a batch of the current task; return its loss and the regularizer, 0-d.
 
@@ -111,6 +117,7 @@ class Replay(nn.Module):
             task: The current task.
             step: Its number.
             optimizers: Over :meth:`parameter_groups`, by name.
+            share: This process's part of the step, whose rows ``x`` are. Default: all of it.
         """
         own = [optimizers[name] for name in (REPLAY_OPTIMIZER, REPLAY_EMBEDDING)]
         check_lookahead(own[0])
@@ -119,9 +126,13 @@ class Replay(nn.Module):
         update = Update(self.hypernetwork, self.kept, self.beta, own[0])
         pixels = x.flatten(1)
         mean, log_variance = self.encoder.distribution(pixels)
-        noise = self._noise(mean.shape, task, LATENT, step)
+        count, rows = (len(x), slice(None)) if share is None else (share.whole, share.rows)
+        noise = self._noise((count, self.latent_dim), task, LATENT, step)[rows]
         z = mean + (log_variance / 2).exp() * noise
-        logits = self.decoder(update.logits()[None], z[None], self.kept.current())[0]
+        weights = update.logits()
+        if share is not None:
+            weights = share.exchanged(weights)
+        logits = self.decoder(weights[None], z[None], self.kept.current())[0]
         loss = vae_loss(logits, pixels, mean, log_variance)
         output_reg = update.backward(loss, step)
         for optimizer in own:

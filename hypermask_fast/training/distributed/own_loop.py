@@ -19,6 +19,7 @@ from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.base import Learner, ordinary_step
 from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.training.distributed.processes import Processes
 
 _Gradients = Sequence[Tensor | None]
 
@@ -80,13 +81,20 @@ def _check(learner: Learner, group: dist.ProcessGroup | None) -> None:
         )
 
 
-def _check_same_layout(learner: Learner, group: dist.ProcessGroup | None) -> None:
+def check_same_layout(
+    learner: Learner, gathered: Callable[[dict[str, str]], list[dict[str, str]]]
+) -> None:
+    """Raise ValueError, in every process, where the processes have different learners.
+
+    Args:
+        learner: This process's.
+        gathered: Returns what each process gives.
+    """
     own = {
         name: f"{value.dtype} of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
         for name, value in weights_of(learner, keep_vars=True).items()
     }
-    layouts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size(group))]
-    dist.all_gather_object(layouts, own, group=group)
+    layouts = gathered(own)
     for rank, layout in enumerate(layouts):
         for name in {**layouts[0], **layout}:
             first, other = layouts[0].get(name, "missing"), layout.get(name, "missing")
@@ -223,7 +231,7 @@ class DistributedDataParallel(nn.Module):
         _check(learner, process_group)
         super().__init__()
         self._group = process_group
-        _check_same_layout(learner, process_group)
+        check_same_layout(learner, Processes(process_group).all)
         _copy_from_first(learner, process_group)
         self.module = _wrapped(_LossesOf(learner), process_group, find_unused_parameters)
         tables = {id(p) for norms in self._norms() for p in norms.parameters() if p.requires_grad}
@@ -326,8 +334,8 @@ class DistributedDataParallel(nn.Module):
         kind = type(self.learner)
         if kind.step is not Learner.step:
             raise TypeError(
-                f"a {kind.__name__} has a step of its own, whose gradients are not exchanged; "
-                "train it in one process"
+                f"a {kind.__name__} has a step of its own, whose gradients are not exchanged here; "
+                "give it to a Trainer in a block of hypermask_fast.data_parallel()"
             )
         return ordinary_step(self.losses, x, y, task, optimizers, before_update)
 

@@ -1,0 +1,290 @@
+"""What each of several processes runs as if torchrun had started it, and one for comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hypermask_fast import cli
+from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.exssnet.learner import ExSSNeT
+from hypermask_fast.methods.hnet.learner import HNET
+from hypermask_fast.methods.hnet_r.learner import HNETR
+from hypermask_fast.methods.hnet_tir.learner import HNETTIR
+from hypermask_fast.methods.hyperinterval.learner import HyperInterval
+from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.methods.inputs import Given
+from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.methods.supsup.learner import SupSup
+from hypermask_fast.methods.tasks import TaskId
+from hypermask_fast.networks import MLP
+from hypermask_fast.scenarios import make_task
+from hypermask_fast.scenarios.task import Task
+from hypermask_fast.training.distributed import started
+from hypermask_fast.training.distributed.exchange import SharedStep
+from hypermask_fast.training.distributed.processes import Processes, joining
+from hypermask_fast.training.trainer import Trainer
+from tests.support.alternating import AlternatingLearner
+from tests.support.replay_cases import HNET_SMALL, SMALL
+
+BATCH, STEPS, CLASSES = 7, 3, 2  # of a batch that neither number divides
+SHAPE = (1, 4, 4)
+STOPS_AT = 3
+"""The step of the first task in which a process is told to stop, or killed."""
+_LONG = 300  # seconds after which a process shows what it waits for
+SHORT = [
+    *("--tasks", "2", "--steps", "6", "--mlp-hidden", "6", "--hidden", "4", "--embedding-dim", "3"),
+    *("--capacity", "2", "--log-every", "1", "--checkpoint-every", "0", "--device", "cpu"),
+]
+
+
+class Conv(nn.Module):
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, bias=False)
+        self.norm = nn.BatchNorm2d(2)
+        self.out = nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+class Sometimes(MLP):
+    """Has a layer for rows with a large number in a place, and one for none."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(16, (5,), outputs)
+        self.rare = nn.Linear(outputs, outputs)
+        self.never = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        rare = x.flatten(1)[:, :1] > 0.7
+        return out + rare * self.rare(out) if rare.any() else out
+
+
+class Regressed(Learner):
+    """A plain network beside a hypernetwork whose head has factored gradients of its own."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, capacity=4)
+        self.hypernetwork = Hypernetwork(CLASSES, embedding_dim=3, hidden=(4,), capacity=4).double()
+
+    def losses(
+        self, x: Given, y: Any, task: TaskId, *, optimizer: Any = None, criterion: Any = None
+    ) -> Losses:
+        plain = super().losses(x, y, task, criterion=criterion)
+        shift = self.hypernetwork.logits(torch.tensor([int(task)]))[0]
+        loss = nn.functional.cross_entropy(plain.logits[:, :CLASSES] + shift, y)
+        return Losses(plain.task + loss, plain.task, plain.logits, {"shifted": loss})
+
+
+def mlp(outputs: int = CLASSES) -> nn.Module:
+    return MLP(16, (5,), outputs)
+
+
+class Case(NamedTuple):
+    learner: Callable[..., Learner]
+    net: Callable[[], nn.Module] = mlp
+    options: dict[str, Any] = {}  # noqa: RUF012
+    training: dict[str, Any] = {}  # noqa: RUF012
+
+
+_WIDE = partial(mlp, 2 * CLASSES)
+_REPLAY = {"input_shape": SHAPE, "task_heads": "multi", **SMALL}
+_GENERATED = {"embedding_dim": 3, "hidden": (6,), "capacity": 4}
+_VALIDATED = {"selection": "best", "schedule": "plateau", "check_every": 2}
+CASES = {
+    "hypermask": Case(HyperMask, mlp, {**_GENERATED, "beta": 0.5, "lam": 1e-2}, _VALIDATED),
+    "hypermask, norms of tasks": Case(
+        HyperMask, partial(Conv, CLASSES), {**_GENERATED, "bn": "per_task"}
+    ),
+    "hypermask, sgd": Case(HyperMask, mlp, _GENERATED, {"optimizer": "sgd", "lr": 0.1}),
+    "hnet": Case(HNET, mlp, {**_GENERATED, "beta": 0.5}),
+    "hnet, no look-ahead": Case(HNET, mlp, {**_GENERATED, "lookahead": False, "beta": 0.5}),
+    "hnet-tir": Case(HNETTIR, _WIDE, {**_REPLAY, **HNET_SMALL}),
+    "hnet-r": Case(HNETR, _WIDE, _REPLAY),
+    "supsup": Case(SupSup, partial(Conv, CLASSES)),
+    "exssnet": Case(ExSSNeT, mlp, {"kkt": "knn_best", "kkt_share": 1.0, "kkt_batch": 8}),
+    "hyperinterval": Case(HyperInterval, mlp, _GENERATED),
+    "alternating": Case(AlternatingLearner),
+    "plain, idle layers": Case(partial(Learner, capacity=4), partial(Sometimes, CLASSES)),
+    "plain, batch norm": Case(partial(Learner, capacity=4), partial(Conv, CLASSES)),
+    "factored gradient": Case(Regressed),
+}
+
+
+IN_FOUR = [
+    *("hypermask", "hypermask, norms of tasks", "hnet", "hnet-tir", "hnet-r", "supsup", "exssnet"),
+    *("hyperinterval", "alternating"),
+]
+
+
+def tasks() -> list[Task]:
+    made = []
+    for number in range(2):
+        generator = torch.Generator().manual_seed(number)
+        x = torch.rand(45, *SHAPE, dtype=torch.float64, generator=generator)
+        y = CLASSES * number + (x.flatten(1)[:, :8].sum(1) > 4).long()
+        held_out = (x[30:38], y[30:38])
+        made.append(
+            make_task(f"t{number}", (x[:30], y[:30]), (x[38:], y[38:]), validation=held_out)
+        )
+    return made
+
+
+class Found(NamedTuple):
+    """What a process has after a case."""
+
+    state: dict[str, Tensor]
+    losses: list[list[float]]
+    accuracy: Any
+
+
+def trained(case: Case) -> Found:
+    torch.manual_seed(3)
+    learner = case.learner(case.net().double(), **case.options)
+    options = {"steps": STEPS, "batch_size": BATCH, "lr": 1e-2, "eval_batch_size": 3}
+    trainer = Trainer(learner, progress=False, **{**options, **case.training})
+    losses: list[list[float]] = []
+
+    def note(t: Trainer) -> None:
+        assert t.losses is not None
+        losses.append([float(value) for value in t.losses.scalars().values()])
+
+    trainer.hooks.append(note)
+    for task in tasks():
+        trainer.fit(task)
+    state = {name: value.clone() for name, value in learner.state_dict().items()}
+    return Found(state, losses, trainer.accuracy)
+
+
+def drawn_apart(rank: int) -> list[float]:
+    """A number of each process's dropout, and of its generator after the task."""
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, CLASSES)).double()
+    seen: list[Tensor] = []
+    net[1].register_forward_hook(lambda m, x, y: seen.append(y) if m.training else None)
+    trainer = Trainer(Learner(net, 4), progress=False, steps=2, batch_size=8)
+    torch.manual_seed(3 + rank)
+    trainer.fit(tasks()[0])
+    dropped = (seen[0] == 0).double().flatten()
+    return [float(dropped @ torch.arange(len(dropped)).double()), float(torch.rand(()))]
+
+
+def other_learner(rank: int) -> str:
+    trainer = Trainer(Learner(MLP(16, (4 + rank,), CLASSES).double(), 4), progress=False, steps=1)
+    try:
+        trainer.fit(tasks()[0])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[Any]:
+    """Let a process get a signal when a task's step begins."""
+    plain = SharedStep.__call__
+
+    def call(self: SharedStep, *args: Any, **options: Any) -> Losses:
+        if int(os.environ["RANK"]) == rank and self.number == step:
+            os.kill(os.getpid(), signum)
+        return plain(self, *args, **options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(SharedStep, "__call__", call)
+    stack = contextlib.ExitStack()
+    stack.callback(patch.undo)
+    return stack
+
+
+class Printed(NamedTuple):
+    """The end of a command in a process."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Group:
+    """The processes of one start: as torchrun's variables say, again and again."""
+
+    def __init__(self, rank: int, port: int) -> None:
+        self.rank, self._count = rank, 0
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+
+    @contextlib.contextmanager
+    def of(self, world: int) -> Iterator[bool]:
+        """Be started with others; the value says whether this process is."""
+        self._count += 1
+        os.environ |= {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+        started._starts = count(self._count)  # also where others were started alone
+        yield self.rank < world
+
+    def command(self, world: int, *words: str) -> Printed | None:
+        with self.of(world) as takes_part:
+            if not takes_part:
+                return None
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    status = cli.main(words)
+                except SystemExit as error:
+                    status = int(error.code or 0)
+            return Printed(status, out.getvalue(), err.getvalue())
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    faulthandler.dump_traceback_later(_LONG)
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    group, results = Group(rank, port), dict[str, Any]()
+    with group.of(4), started.data_parallel() as processes:
+        assert processes is not None
+        results[4] = {name: trained(CASES[name]) for name in IN_FOUR}
+        results["drawn"] = drawn_apart(rank)
+        results["other"] = other_learner(rank)
+        pair = dist.new_group([0, 1])
+        if rank < 2:
+            with joining(Processes(pair)):
+                results[2] = {name: trained(case) for name, case in CASES.items()}
+    results["whole"] = group.command(4, "train", *SHORT, "--out", "whole")
+    results["again"] = group.command(4, "train", *SHORT, "--out", "whole")
+    results["few rows"] = group.command(4, "train", *SHORT, "--batch-size", "3", "--out", "few")
+    results["option"] = group.command(4, "train", "--stepz", "3")
+    results["seeds"] = group.command(2, "train", *SHORT, "--seeds", "2", "--out", "seeds")
+    results["plan"] = group.command(2, "plan", *SHORT)
+    with _signalled(STOPS_AT, 1, signal.SIGTERM):
+        results["stopped"] = group.command(2, "train", *SHORT, "--out", "stopped")
+    results["resumed"] = group.command(4, "resume", "stopped")
+    torch.save(results, f"{rank}.pt")
+    with _signalled(STOPS_AT, 3, signal.SIGKILL):
+        results["killed"] = group.command(4, "train", *SHORT, "--out", "killed")
+    torch.save(results, f"{rank}.pt")
+
+
+def accuracy_of(path: Path) -> Any:
+    with np.load(path / "accuracy.npz") as found:
+        return found["accuracy"]
