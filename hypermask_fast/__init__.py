@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypermask_fast.conversion.report import conversion_report
     from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
     from hypermask_fast.hypernetworks.full import Hypernetwork
+    from hypermask_fast.hypernetworks.sharded import sharded_head
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.inference.one_shot import one_shot
     from hypermask_fast.inference.predictor import MultiTaskPredictor
@@ -66,6 +67,7 @@ __all__ = [
     "reference",
     "save",
     "scenarios",
+    "sharded_head",
     "unconvert",
 ]
 
@@ -94,6 +96,7 @@ _MODULES = {
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
     "save": "runs.saving",
+    "sharded_head": "hypernetworks.sharded",
     "unconvert": "conversion.convert",
     "functional": "functional",
     "networks": "networks",

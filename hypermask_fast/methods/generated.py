@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,15 +12,16 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.errors import CheckpointError, shown
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
+from hypermask_fast.hypernetworks.sharded import shares_heads
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.head_memory import require_fit
 from hypermask_fast.methods.protocol import ParameterGroup
-from hypermask_fast.methods.state_checks import check_count, check_ids
+from hypermask_fast.methods.state_checks import check_count, check_ids, check_rows
 from hypermask_fast.methods.steps import Steps
 from hypermask_fast.methods.tasks import TaskId
 
@@ -49,10 +50,15 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
             target network has no weights of its own. Default False.
         options: As in :class:`ConvertedLearner`.
 
+    Attributes:
+        divides_head: Whether processes may share the head; see
+            :func:`~hypermask_fast.sharded_head`. Default False.
+
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
     """
 
+    divides_head: ClassVar[bool] = False
     hypernetwork: Hypernetwork
     _settings: Any
 
@@ -69,6 +75,11 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         super().__init__(net, capacity=capacity, bn=bn, norms_too=norms_too, **options)
         self._kept = kept
         try:
+            if shares_heads() and not self.divides_head:
+                raise ConfigError(
+                    f"a {type(self).__name__} is built inside sharded_head(), and its head cannot be "
+                    "divided among processes; use HyperMask, or build it outside"
+                )
             first = self._network.weights()[0]
             size = self._network.size
             require_fit(type(self).__name__, self._make_hypernetwork, size, first, self._settings)
@@ -146,6 +157,9 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         of_kept = self._kept.state()
         tensors |= of_kept[0]
         state |= of_kept[1]
+        shard = self.hypernetwork.shard
+        if shard is not None:
+            state["rows"] = [shard.first, shard.last, shard.size]
         return tensors, state
 
     def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +169,7 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
     def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super()._check_state(tensors, state)
         check_count(state, "sampling_seed", default=0)
+        check_rows(state, self.hypernetwork.shard)
         current, ids, frozen = state["current"], state["ids"], state.get("frozen", [])
         check_ids("frozen", frozen, len(state["tasks"]))
         others = [o for o in state["learned"] if o != current and o not in frozen]
