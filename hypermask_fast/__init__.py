@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
+    from hypermask_fast.runs.sharded import load_sharded, save_sharded
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
@@ -61,11 +62,13 @@ __all__ = [
     "export_subnet",
     "functional",
     "load",
+    "load_sharded",
     "networks",
     "one_shot",
     "plan",
     "reference",
     "save",
+    "save_sharded",
     "scenarios",
     "sharded_head",
     "unconvert",
@@ -93,9 +96,11 @@ _MODULES = {
     "explain": "backends.choice",
     "export_subnet": "inference.export",
     "load": "runs.saving",
+    "load_sharded": "runs.sharded",
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
     "save": "runs.saving",
+    "save_sharded": "runs.sharded",
     "sharded_head": "hypernetworks.sharded",
     "unconvert": "conversion.convert",
     "functional": "functional",

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hypermask_fast.errors import ConfigError
 
+# Of PyTorch from 2.13 on; the old name warns there.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 # Numbers that are drawn at a time. On a GPU what is drawn depends on it.
 _DRAWN = 2**22
 
@@ -163,5 +165,5 @@ class RowShard:
         """Return the tensors (processes, ...) of all processes, which are alike."""
         parts = tensor.new_empty(self.processes.world * tensor.numel())
         if not tensor.is_meta:
-            dist.all_gather_into_tensor(parts, tensor.view(-1), group=self.processes.group)
+            _gather(parts, tensor.view(-1), group=self.processes.group)
         return parts.view(-1, *tensor.shape)

@@ -112,6 +112,6 @@ def open_(hypernetwork: Hypernetwork, weights: Sequence[Tensor]) -> None:
     for weight in weights:
         order = weight.detach().flatten().abs().argsort(stable=True)
         rows.append(torch.empty_like(order, dtype=head.bias.dtype))
-        like = {"dtype": head.bias.dtype, "device": order.device}
-        rows[-1][order] = torch.linspace(low, high, len(order), **like)
+        count, dtype = len(order), head.bias.dtype
+        rows[-1][order] = torch.linspace(low, high, count, dtype=dtype, device=order.device)
     head.bias.copy_(hypernetwork.own_rows(torch.cat(rows)))

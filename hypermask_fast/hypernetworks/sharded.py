@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import skip_init
 from torch.optim.optimizer import Optimizer
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, shown
 from hypermask_fast.head.shard import Processes, RowShard
 from hypermask_fast.head.types import FrozenHead, HeadGrads, Kept
 from hypermask_fast.hypernetworks.autograd import HeadUpdate
@@ -100,6 +100,8 @@ class ShardedHypernetwork(Hypernetwork):
         ConfigError: The head is neither float32 nor float64, has too few rows, or the processes
             have different seeds or sizes.
     """
+
+    shard: RowShard
 
     def __init__(self, num_outputs: int, processes: Processes, **options: Any) -> None:
         self.shard = RowShard(num_outputs, processes)
@@ -236,20 +238,22 @@ def sharing_among(processes: Processes) -> Iterator[None]:
         )
 
 
-def processes_of(group: Any = None) -> Processes:
+def processes_of(process_group: Any = None) -> Processes:
     """Return the processes of a group.
 
     Args:
-        group: Of torch.distributed. Default: all processes.
+        process_group: Of torch.distributed. Default: all processes.
 
     Raises:
         RuntimeError: No process group is initialised, or this process is not in it.
         TypeError: It is no process group.
     """
-    if group is not None and not isinstance(group, dist.ProcessGroup | int):
+    if process_group is not None and not isinstance(process_group, (dist.ProcessGroup, int)):
         raise TypeError(
-            f"process_group is {group!r}; give what torch.distributed.new_group() returned, or None"
+            f"process_group is {shown(process_group)}; give what torch.distributed.new_group() "
+            "returned, or None"
         )
+    group: Any = process_group  # an integer in a process that is not in it
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             f"process_group is {group} and no process group is initialised; call "

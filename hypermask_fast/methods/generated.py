@@ -77,8 +77,8 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         try:
             if shares_heads() and not self.divides_head:
                 raise ConfigError(
-                    f"a {type(self).__name__} is built inside sharded_head(), and its head cannot be "
-                    "divided among processes; use HyperMask, or build it outside"
+                    f"a {type(self).__name__} is built inside sharded_head(), and its head cannot "
+                    "be divided among processes; use HyperMask, or build it outside"
                 )
             first = self._network.weights()[0]
             size = self._network.size

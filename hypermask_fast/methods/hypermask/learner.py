@@ -151,8 +151,8 @@ class HyperMask(MaskedLearner):
             made = full_hypernetwork(size, **shared)
         elif shares_heads():
             raise ConfigError(
-                f"head={settings.head!r} is built inside sharded_head(), and only the rows of a full "
-                "head can be divided among processes; use head='full', or build it outside"
+                f"head={settings.head!r} is built inside sharded_head(), and only the rows of a "
+                "full head can be divided among processes; use head='full', or build it outside"
             )
         else:
             chunks = settings.chunk_size, settings.chunk_embedding_dim
