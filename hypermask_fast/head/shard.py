@@ -23,12 +23,12 @@ _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tenso
 _DRAWN = 2**22
 
 
-class Processes(NamedTuple):
-    """Those that share a head.
+class Place(NamedTuple):
+    """Where a process is among those that share a head.
 
     Attributes:
-        rank: Of this one.
-        world: Their number.
+        rank: Its number.
+        world: How many they are.
         group: Of torch.distributed; None: all processes.
     """
 
@@ -45,7 +45,7 @@ class RowShard:
 
     Args:
         size: N, the rows of all processes together.
-        processes: Those that share them.
+        place: This process among those that share them.
 
     Attributes:
         first, last: The first row of this process and that after its last one.
@@ -54,9 +54,9 @@ class RowShard:
         ConfigError: There are too few rows for a process to have one.
     """
 
-    def __init__(self, size: int, processes: Processes) -> None:
-        self.size, self.processes = size, processes
-        rank, world, _ = processes
+    def __init__(self, size: int, place: Place) -> None:
+        self.size, self.place = size, place
+        rank, world, _ = place
         self.most = -(-size // world)
         self.first, self.last = self.rows_of(rank)
         if self.rows_of(world - 1)[0] >= size:
@@ -78,7 +78,7 @@ class RowShard:
         return self  # it never changes, and a group of processes cannot be copied
 
     def __repr__(self) -> str:
-        rank, world, _ = self.processes
+        rank, world, _ = self.place
         return f"rows {self.first} to {self.last - 1} of {self.size}, process {rank} of {world}"
 
     def of(self, whole: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class RowShard:
 
     def gather(self, logits: Tensor) -> Tensor:
         """Return the logits (k, N) of all rows, given those of this process's (k, n)."""
-        count, world = len(logits), self.processes.world
+        count, world = len(logits), self.place.world
         if world == 1:
             return logits
         sent = logits.contiguous()
@@ -136,7 +136,7 @@ class RowShard:
         Args:
             grad: (k, N), of this process's part of a batch.
         """
-        count, world = len(grad), self.processes.world
+        count, world = len(grad), self.place.world
         if world == 1:
             return grad
         sent = grad.new_zeros(world, count * self.most + 1)
@@ -149,7 +149,7 @@ class RowShard:
         sent[:, -1] = 0 * low + 0 * high
         received = torch.empty_like(sent)
         if not sent.is_meta:
-            dist.all_to_all_single(received, sent, group=self.processes.group)
+            dist.all_to_all_single(received, sent, group=self.place.group)
         total = received.sum(0)
         own = total[:-1].view(count, self.most)[:, : self.rows].contiguous()
         own[:1, :1] += total[-1]
@@ -157,13 +157,13 @@ class RowShard:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of the processes' tensors, which are alike."""
-        if self.processes.world == 1:
+        if self.place.world == 1:
             return tensor
         return self._of_each(tensor.contiguous()).sum(0)
 
     def _of_each(self, tensor: Tensor) -> Tensor:
         """Return the tensors (processes, ...) of all processes, which are alike."""
-        parts = tensor.new_empty(self.processes.world * tensor.numel())
+        parts = tensor.new_empty(self.place.world * tensor.numel())
         if not tensor.is_meta:
-            _gather(parts, tensor.view(-1), group=self.processes.group)
+            _gather(parts, tensor.view(-1), group=self.place.group)
         return parts.view(-1, *tensor.shape)

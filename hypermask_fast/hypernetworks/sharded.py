@@ -18,7 +18,7 @@ from torch.nn.utils import skip_init
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.errors import ConfigError, shown
-from hypermask_fast.head.shard import Processes, RowShard
+from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.head.types import FrozenHead, HeadGrads, Kept
 from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.full import Hypernetwork
@@ -93,7 +93,7 @@ class ShardedHypernetwork(Hypernetwork):
 
     Args:
         num_outputs: N, the number of mask entries.
-        processes: Those that share the head.
+        place: This process among those that share the head.
         options: As in :class:`Hypernetwork`.
 
     Raises:
@@ -103,8 +103,8 @@ class ShardedHypernetwork(Hypernetwork):
 
     shard: RowShard
 
-    def __init__(self, num_outputs: int, processes: Processes, **options: Any) -> None:
-        self.shard = RowShard(num_outputs, processes)
+    def __init__(self, num_outputs: int, place: Place, **options: Any) -> None:
+        self.shard = RowShard(num_outputs, place)
         super().__init__(num_outputs, **options)
 
     def _make_head(
@@ -127,14 +127,14 @@ class ShardedHypernetwork(Hypernetwork):
 
     def _check_alike(self, head: nn.Linear) -> None:
         """Raise where the processes are about to draw other numbers, or of other sizes."""
-        processes, device = self.shard.processes, head.weight.device
-        if processes.world == 1:
+        place, device = self.shard.place, head.weight.device
+        if place.world == 1:
             return
         state = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
         digest = hashlib.sha256(state.numpy().tobytes()).hexdigest()
         sizes = f"{self.num_outputs} logits of width {head.in_features} in {head.weight.dtype}"
-        found: list[tuple[str, str]] = [("", "")] * processes.world
-        dist.all_gather_object(found, (sizes, digest), group=processes.group)
+        found: list[tuple[str, str]] = [("", "")] * place.world
+        dist.all_gather_object(found, (sizes, digest), group=place.group)
         for rank, (other_sizes, other_digest) in enumerate(found):
             if other_sizes != found[0][0]:
                 raise ConfigError(
@@ -191,9 +191,9 @@ class ShardedHypernetwork(Hypernetwork):
 
 @dataclass
 class _Sharing:
-    """The processes that are to share heads which are made meanwhile, and how many were."""
+    """Heads that are made meanwhile are shared: this process's place, and how many were made."""
 
-    processes: Processes
+    place: Place
     made: int = 0
 
 
@@ -210,22 +210,22 @@ def full_hypernetwork(num_outputs: int, **options: Any) -> Hypernetwork:
     sharing = _SHARING.get()
     if sharing is None:
         return Hypernetwork(num_outputs, **options)
-    made = ShardedHypernetwork(num_outputs, sharing.processes, **options)
+    made = ShardedHypernetwork(num_outputs, sharing.place, **options)
     sharing.made += 1
     return made
 
 
 @contextmanager
-def sharing_among(processes: Processes) -> Iterator[None]:
+def sharing_among(place: Place) -> Iterator[None]:
     """Divide the heads of learners that are made in a ``with`` block among processes.
 
     Args:
-        processes: Those; on the meta device they need not be there.
+        place: This process among those; on the meta device they need not be there.
 
     Raises:
         ConfigError: No head was made.
     """
-    sharing = _Sharing(processes)
+    sharing = _Sharing(place)
     token = _SHARING.set(sharing)
     try:
         yield
@@ -238,8 +238,8 @@ def sharing_among(processes: Processes) -> Iterator[None]:
         )
 
 
-def processes_of(process_group: Any = None) -> Processes:
-    """Return the processes of a group.
+def place_of(process_group: Any = None) -> Place:
+    """Return the place of this process in a group.
 
     Args:
         process_group: Of torch.distributed. Default: all processes.
@@ -265,7 +265,7 @@ def processes_of(process_group: Any = None) -> Processes:
             f"process {dist.get_rank()} is not in the process group; leave it out, or give a group "
             "it belongs to"
         )
-    return Processes(rank, dist.get_world_size(group), group)
+    return Place(rank, dist.get_world_size(group), group)
 
 
 @contextmanager
@@ -297,5 +297,5 @@ def sharded_head(process_group: Any = None) -> Iterator[None]:
         ConfigError: A learner that is built has no full head of float32 or float64, or its method
             has none that can be divided; the processes have different seeds; or none was built.
     """
-    with sharing_among(processes_of(process_group)):
+    with sharing_among(place_of(process_group)):
         yield

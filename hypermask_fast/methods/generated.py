@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,15 +50,10 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
             target network has no weights of its own. Default False.
         options: As in :class:`ConvertedLearner`.
 
-    Attributes:
-        divides_head: Whether processes may share the head; see
-            :func:`~hypermask_fast.sharded_head`. Default False.
-
     Raises:
         ConfigError: The network has a part that cannot be converted; it is left as it was.
     """
 
-    divides_head: ClassVar[bool] = False
     hypernetwork: Hypernetwork
     _settings: Any
 
@@ -75,10 +70,12 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         super().__init__(net, capacity=capacity, bn=bn, norms_too=norms_too, **options)
         self._kept = kept
         try:
-            if shares_heads() and not self.divides_head:
+            if shares_heads() and not self._settings.divides_head:
+                form = getattr(self._settings, "head", "full")
                 raise ConfigError(
-                    f"a {type(self).__name__} is built inside sharded_head(), and its head cannot "
-                    "be divided among processes; use HyperMask, or build it outside"
+                    f"a {type(self).__name__} with head={form!r} is "
+                    "built inside sharded_head(), and its head cannot be divided among processes; "
+                    "use HyperMask with head='full', or build it outside"
                 )
             first = self._network.weights()[0]
             size = self._network.size

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value
 from hypermask_fast.head.frozen import gram_of
-from hypermask_fast.head.shard import Processes
+from hypermask_fast.head.shard import Place
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.batches import check_optimizers
 from hypermask_fast.methods.extra_state import check_storable, weights_of
@@ -34,9 +34,9 @@ def _by_name(optimizer: Optimizers) -> Mapping[str, Optimizer]:
     return found
 
 
-def _processes(learner: Learner) -> Processes:
+def _place(learner: Learner) -> Place:
     shard = whole_shard(learner)
-    return Processes(0, 1) if shard is None else shard.processes
+    return Place(0, 1) if shard is None else shard.place
 
 
 def save_sharded(
@@ -83,7 +83,7 @@ def save_sharded(
             for name, part in parts.items()
         },
     }
-    sharded_checkpoint.save(target, parts, state, _processes(learner))
+    sharded_checkpoint.save(target, parts, state, _place(learner))
 
 
 def load_sharded(
@@ -106,8 +106,8 @@ def load_sharded(
     """
     target = Path(check_value("path", str, path, path=True))
     check_learner(learner)
-    optimizers, processes = _by_name(optimizer), _processes(learner)
-    state = sharded_checkpoint.read_state(target, processes)
+    optimizers, place = _by_name(optimizer), _place(learner)
+    state = sharded_checkpoint.read_state(target, place)
     if state["method"] != type(learner).__name__:
         raise CheckpointError(
             f"{target} is of a {state['method']} and the learner is a {type(learner).__name__}; "
@@ -118,7 +118,7 @@ def load_sharded(
             f"{target} has the optimizers {sorted(state['optimizers'])} and {sorted(optimizers)} "
             "are to be loaded; give those that were saved, or none"
         )
-    tensors = _read(target, learner, optimizers, state, processes)
+    tensors = _read(target, learner, optimizers, state, place)
     shard = learner.task_state()[1].get("rows")
     task = state["task"] if shard is None else {**state["task"], "rows": shard}
     parts: dict[str, dict[str, Tensor]] = {"learner": {}, "task": {}}
@@ -136,7 +136,7 @@ def _read(
     learner: Learner,
     optimizers: Mapping[str, Optimizer],
     state: Mapping[str, Any],
-    processes: Processes,
+    place: Place,
 ) -> dict[str, Tensor]:
     """Return this process's part of the tensors that are to be loaded."""
     shard = whole_shard(learner)
@@ -159,7 +159,7 @@ def _read(
         # Counters of optimizers stay on the host.
         where = device if own else "cpu"
         tensors[name] = torch.empty(own, dtype=getattr(torch, dtype), device=where)
-    sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), processes)
+    sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), place)
     if "task/frozen_weight" in tensors:
         tensors["task/frozen_gram"] = gram_of(tensors["task/frozen_weight"])
     return tensors

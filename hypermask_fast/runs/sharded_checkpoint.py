@@ -43,11 +43,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.head.shard import Processes
+from hypermask_fast.head.shard import Place
 from hypermask_fast.runs.atomic import TEMPORARY, fsync_folder
+from hypermask_fast.runs.in_all import in_all
 from hypermask_fast.runs.plain_json import plain_json
 from hypermask_fast.runs.tensor_file import write_file
-from hypermask_fast.runs.together import together
 from hypermask_fast.training.divided import Part
 
 FORMAT, VERSION = "hypermask_fast sharded", 1
@@ -122,23 +122,21 @@ def _size(numbers: Sequence[int]) -> torch.Size:
     return torch.Size(numbers)
 
 
-def save(
-    path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], processes: Processes
-) -> None:
+def save(path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], place: Place) -> None:
     """Write a checkpoint; a kill at any moment leaves the old one, or the new one, whole.
 
     Args:
         path: Its folder, which all processes reach. One of this kind is replaced.
         parts: Tensors by name, the same names in all processes; of whole ones one process writes.
         state: JSON values, those of process 0.
-        processes: Those that call this.
+        place: This process among those that call this.
 
     Raises:
         CheckpointError: The disk is full or refuses the data, or the path holds something else.
         TypeError, ValueError: The state holds what JSON cannot.
     """
     text = json.dumps(plain_json(state, "state", nonfinite_as_text=False)).encode()
-    is_first = processes.rank == 0
+    is_first = place.rank == 0
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
 
     def make_room() -> None:
@@ -154,7 +152,7 @@ def save(
             _put_back(path)
             temporary.mkdir(parents=True)
 
-    together(processes, make_room)
+    in_all(place, make_room)
 
     def write() -> None:
         with _in_a_sentence(path):
@@ -162,13 +160,13 @@ def save(
                 dict(parts),
                 storage_writer=FileSystemWriter(temporary, sync_files=True),
                 planner=_SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-                process_group=processes.group,
-                no_dist=processes.world == 1,
+                process_group=place.group,
+                no_dist=place.world == 1,
             )
 
     def own_files() -> dict[str, dict[str, Any]]:
         with _in_a_sentence(path):
-            names = [p.name for p in temporary.glob(f"__{processes.rank}_*")]
+            names = [p.name for p in temporary.glob(f"__{place.rank}_*")]
             names += [".metadata"] if is_first else []
             return {name: _digest(temporary / name) for name in names}
 
@@ -190,15 +188,15 @@ def save(
     try:
         write()
         files: dict[str, Any] = {}
-        for found in together(processes, own_files):
+        for found in in_all(place, own_files):
             files |= found
-        together(processes, lambda: finish(files))
+        in_all(place, lambda: finish(files))
     finally:
         if is_first:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_state(path: Path, processes: Processes) -> dict[str, Any]:
+def read_state(path: Path, place: Place) -> dict[str, Any]:
     """Return the state of a checkpoint, once the processes have found all its files whole.
 
     Raises:
@@ -219,7 +217,7 @@ def read_state(path: Path, processes: Processes) -> dict[str, Any]:
                 f"{path} has format version {index.get('version')}, expected {VERSION}; load it "
                 "with the version of hypermask_fast that saved it"
             )
-        for name in sorted(files)[processes.rank :: processes.world]:
+        for name in sorted(files)[place.rank :: place.world]:
             try:
                 same = _digest(folder / name) == files[name]
             except OSError as error:
@@ -232,11 +230,11 @@ def read_state(path: Path, processes: Processes) -> dict[str, Any]:
                     f"{_INDEX}; restore it"
                 )
 
-    together(processes, verified)
+    in_all(place, verified)
     return _read_json(_existing(path) / _STATE)
 
 
-def read(path: Path, parts: Mapping[str, Part], processes: Processes) -> None:
+def read(path: Path, parts: Mapping[str, Part], place: Place) -> None:
     """Fill the parts of this process from a checkpoint that :func:`read_state` found whole.
 
     Raises:
@@ -247,8 +245,8 @@ def read(path: Path, parts: Mapping[str, Part], processes: Processes) -> None:
             dict(parts),
             storage_reader=FileSystemReader(_existing(path)),
             planner=_LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-            process_group=processes.group,
-            no_dist=processes.world == 1,
+            process_group=place.group,
+            no_dist=place.world == 1,
         )
 
 

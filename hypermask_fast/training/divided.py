@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from hypermask_fast.head.shard import Processes, RowShard
-from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
+from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.generated import GeneratedLearner
@@ -73,9 +72,9 @@ def divided_dims(
         shapes: Of the state's tensors, by name.
         rows: Of the head in them: a process's own, or all.
     """
-    if not (isinstance(learner, GeneratedLearner) and learner.divides_head):
+    if not isinstance(learner, GeneratedLearner):
         return {}
-    if isinstance(learner.hypernetwork, ChunkedHypernetwork):
+    if learner.settings is None or not learner.settings.divides_head:
         return {}
     found = {f"task/{name}": dim for name, dim in KeptOutputs.divided.items()}
     head = dict(learner.hypernetwork.head.named_parameters())
@@ -97,7 +96,7 @@ def whole_shard(learner: Learner) -> RowShard | None:
     if not isinstance(learner, GeneratedLearner):
         return None
     hypernetwork = learner.hypernetwork
-    return hypernetwork.shard or RowShard(hypernetwork.num_outputs, Processes(0, 1))
+    return hypernetwork.shard or RowShard(hypernetwork.num_outputs, Place(0, 1))
 
 
 def parts_of_state(

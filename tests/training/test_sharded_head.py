@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import hypermask_fast as hmf
 from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.head.shard import Processes, RowShard
+from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.hypernetworks.sharded import full_hypernetwork, sharing_among
 from tests.support.sharded_cases import (
     CASES,
@@ -201,7 +201,7 @@ def test_rows_are_drawn_as_one_process_draws_them(
     state, rows = torch.get_rng_state(), []
     for rank in range(world):
         torch.manual_seed(3)
-        with sharing_among(Processes(rank, world)), monkeypatch.context() as patch:
+        with sharing_among(Place(rank, world)), monkeypatch.context() as patch:
             patch.setattr(
                 "hypermask_fast.hypernetworks.sharded.ShardedHypernetwork._check_alike",
                 lambda *_: None,
@@ -221,15 +221,15 @@ def net() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: hmf.HyperMask(net(), head="chunked"), "only the rows of a full head"),
-        (lambda: hmf.HNET(net()), "a HNET is built inside"),
+        (lambda: hmf.HyperMask(net(), head="chunked"), "a HyperMask with head='chunked' is"),
+        (lambda: hmf.HNET(net(), head="full"), "a HNET with head='full' is"),
         (lambda: hmf.SupSup(net()), "0 heads were made"),
         (lambda: hmf.HyperMask(net().bfloat16()), r"a head of torch.bfloat16"),
         (lambda: hmf.HyperMask(nn.Linear(1, 1)), "a head of 2 rows cannot be divided among 3"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(build: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message), sharing_among(Processes(0, 3)):
+    with pytest.raises(ConfigError, match=message), sharing_among(Place(0, 3)):
         build()
 
 
@@ -263,4 +263,4 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_rows_are_those_of_torch_chunk() -> None:
     for size, world in ((103, 4), (8, 4), (7, 3)):
         expected = [len(part) for part in torch.arange(size).chunk(world)]
-        assert [RowShard(size, Processes(r, world)).rows for r in range(world)] == expected
+        assert [RowShard(size, Place(r, world)).rows for r in range(world)] == expected

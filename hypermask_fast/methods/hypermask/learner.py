@@ -11,14 +11,13 @@ from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.patterns import Patterns
-from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import takes_options
 from hypermask_fast.hypernetworks.autograd import HeadUpdate
 from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_, open_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
-from hypermask_fast.hypernetworks.sharded import full_hypernetwork, shares_heads
+from hypermask_fast.hypernetworks.sharded import full_hypernetwork
 from hypermask_fast.methods.batches import (
     check_devices,
     random_state_kept,
@@ -87,7 +86,6 @@ class HyperMask(MaskedLearner):
             network is left as it was.
     """
 
-    divides_head = True
     held = ("_previous", "_previous_shared")
     # The weights (N,) at the end of the last task, and those that are shared without a mask.
     _previous: Tensor | None = None
@@ -149,11 +147,6 @@ class HyperMask(MaskedLearner):
         shared |= {"device": like.device, "dtype": like.dtype}
         if settings.head == "full":
             made = full_hypernetwork(size, **shared)
-        elif shares_heads():
-            raise ConfigError(
-                f"head={settings.head!r} is built inside sharded_head(), and only the rows of a "
-                "full head can be divided among processes; use head='full', or build it outside"
-            )
         else:
             chunks = settings.chunk_size, settings.chunk_embedding_dim
             made = ChunkedHypernetwork(

@@ -8,16 +8,16 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.head.shard import Processes
+from hypermask_fast.head.shard import Place
 
 _Result = TypeVar("_Result")
 
 
-def together(processes: Processes, call: Callable[[], _Result]) -> list[_Result]:
+def in_all(place: Place, call: Callable[[], _Result]) -> list[_Result]:
     """Return what a function returned in each process.
 
     Args:
-        processes: Those that call this.
+        place: This process among those that call this.
         call: What each of them does, without an exchange.
 
     Raises:
@@ -27,15 +27,13 @@ def together(processes: Processes, call: Callable[[], _Result]) -> list[_Result]
     try:
         result = call()
     except Exception as failed:
-        if processes.world == 1:
+        if place.world == 1:
             raise
         error = str(failed)
-    found = [(result, error)] * processes.world
-    if processes.world > 1:
-        dist.all_gather_object(found, (result, error), group=processes.group)
+    found = [(result, error)] * place.world
+    if place.world > 1:
+        dist.all_gather_object(found, (result, error), group=place.group)
     for rank, (_, text) in enumerate(found):
         if text:
-            raise CheckpointError(
-                text if rank == processes.rank else f"process {rank} failed: {text}"
-            )
+            raise CheckpointError(text if rank == place.rank else f"process {rank} failed: {text}")
     return [value for value, _ in found]  # type: ignore[misc]
