@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,11 +247,24 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
     return _planned(config, scenario_size(config, scenario), device, memory)
 
 
+@functools.lru_cache(maxsize=32)
+def _of_catalogue(config: RunConfig, size: ScenarioSize, on_cpu: bool, threads: int) -> Simulation:
+    """Return the simulation of settings that name nothing outside of the package."""
+    return simulate(config, size, on_cpu=on_cpu)
+
+
+def _simulation(config: RunConfig, size: ScenarioSize, on_cpu: bool) -> Simulation:
+    if config.scenario.is_own or isinstance(config.network, OwnNetworkSettings):
+        return simulate(config, size, on_cpu=on_cpu)  # a function may return another one by now
+    # Runs of several seeds have one plan.
+    return _of_catalogue(config.replace(seed=0), size, on_cpu, torch.get_num_threads())
+
+
 def _planned(config: RunConfig, size: ScenarioSize, device: str, memory: int | None) -> Plan:
     if config.tasks is None:
         config = config.replace(tasks=size.tasks)
     try:
-        found = simulate(config, size, on_cpu=device == "cpu")
+        found = _simulation(config, size, device == "cpu")
     except HypermaskError:
         raise
     except Exception as error:

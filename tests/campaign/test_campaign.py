@@ -28,7 +28,7 @@ needs_preload = pytest.mark.skipif(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "count_kills", "count_faults"),
-    [("hypermask", 2, 8), pytest.param("all", 7, 14, marks=pytest.mark.slow)],
+    [("hypermask", 1, 4), pytest.param("all", 7, 14, marks=pytest.mark.slow)],
 )
 def test_killed_and_failed_runs_end_as_undisturbed_ones(
     method: str, count_kills: int, count_faults: int
