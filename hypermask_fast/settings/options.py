@@ -46,6 +46,14 @@ class RunSettings(Settings):
     log_every: int = setting(50, "steps between rows of the log", low=1)
     checkpoint_every: float = setting(300.0, "seconds between checkpoints inside a task", low=0.0)
 
+    shard_head: bool = setting(
+        False,
+        "divide the head among the processes that train together, so that the largest target grows "
+        "with them",
+        "each holds its rows, their moments and what earlier tasks keep of them; one process alone "
+        "holds all",
+    )
+
     def check(self) -> None:
         kind, _, index = self.device.partition(":")
         has_bad_index = ":" in self.device and (kind == "auto" or not index.isdecimal())
