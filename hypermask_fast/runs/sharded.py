@@ -21,7 +21,7 @@ from hypermask_fast.methods.extra_state import check_storable, weights_of
 from hypermask_fast.runs import sharded_checkpoint
 from hypermask_fast.training.divided import divided_dims, parts_of_state, whole_shard
 from hypermask_fast.training.optimizers import MAIN, load_optimizer_state, optimizer_state
-from hypermask_fast.training.states import load_learner
+from hypermask_fast.training.states import check_network, load_learner
 
 Optimizers = Optimizer | Mapping[str, Optimizer] | None
 
@@ -92,7 +92,8 @@ def load_sharded(
     """Load what :func:`save_sharded` wrote, in any number of processes, with its bits.
 
     Call it in all processes that share the learner's head. None of them ever holds more of the head
-    than its own rows.
+    than its own rows, once. All files are read before anything is changed; should one fail in the
+    second reading, load it again.
 
     Args:
         path: The folder.
@@ -118,6 +119,7 @@ def load_sharded(
             f"{target} has the optimizers {sorted(state['optimizers'])} and {sorted(optimizers)} "
             "are to be loaded; give those that were saved, or none"
         )
+    check_network(learner, state)
     tensors = _read(target, learner, optimizers, state, place)
     shard = learner.task_state()[1].get("rows")
     task = state["task"] if shard is None else {**state["task"], "rows": shard}
@@ -145,6 +147,7 @@ def _read(
     shapes = {name: tuple(shape) for name, (_, shape) in listed.items()}
     dims = divided_dims(learner, optimizers, shapes, 0 if shard is None else shard.size)
     device = next(learner.parameters()).device
+    head = {f"learner/{name}": value for name, value in weights_of(learner).items()}
     tensors = {}
     for name, (dtype, shape) in listed.items():
         own = list(shape)
@@ -158,7 +161,12 @@ def _read(
             own[dims[name]] = shard.rows
         # Counters of optimizers stay on the host.
         where = device if own else "cpu"
-        tensors[name] = torch.empty(own, dtype=getattr(torch, dtype), device=where)
+        kind = getattr(torch, dtype)
+        present = head.get(name) if name in dims else None
+        if present is not None and present.dtype == kind:
+            tensors[name] = present  # not twice
+        else:
+            tensors[name] = torch.empty(own, dtype=kind, device=where)
     sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), place)
     if "task/frozen_weight" in tensors:
         tensors["task/frozen_gram"] = gram_of(tensors["task/frozen_weight"])

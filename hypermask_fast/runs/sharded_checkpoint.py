@@ -1,7 +1,7 @@
 """Checkpoints that processes write together and any other number of processes reads.
 
 A checkpoint is a folder of ``torch.distributed.checkpoint``, in which each process wrote its part
-of divided tensors in pieces of at most 64 MiB, so that none who reads it ever holds a whole one. A
+of divided tensors in pieces of at most 16 MiB, so that none who reads it ever holds a whole one. A
 JSON state and an index with length and SHA-256 of every file stand beside them. PyTorch keeps the
 places of the pieces as a pickle, ``.metadata``: load checkpoints that you trust.
 """

@@ -17,7 +17,7 @@ from hypermask_fast.training.optimizers import prefix_of
 DERIVED = ("task/frozen_gram",)
 """Names of tensors that follow from others, of as many rows as a process has."""
 
-_PIECE = 64 * 2**20
+_PIECE = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Part:
         return tuple(shape)
 
     def pieces(self) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Return views of at most 64 MiB, where the tensor can be divided, and where they begin."""
+        """Return views of at most 16 MiB, where the tensor can be divided, and where they begin."""
         begin = [0] * self.own.dim()
         if self.dim is None:
             return [(tuple(begin), self.own)]
