@@ -20,7 +20,7 @@ from hypermask_fast.errors import ConfigError
 # Of PyTorch from 2.13 on; the old name warns there.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 # Numbers that are drawn at a time. On a GPU what is drawn depends on it.
-_DRAWN = 2**22
+_DRAWN = 2**20
 
 
 class Place(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 LIMIT = 1536 * 2**20
 """Bytes of data of a process, as ``ulimit -d`` limits them."""
-WIDTH = 1280
-"""H: of a head of 266,610 x 1,281 numbers, 1.37 GB of float32."""
+WIDTH = 1400
+"""H: of a head of 266,610 x 1,401 numbers, 1.49 GB of float32."""
 
 
 def main(rank: int, world: int, folder: str, call: str) -> None:
