@@ -45,6 +45,5 @@ def test_four_processes_train_a_head_that_one_cannot_make(tmp_path: Path) -> Non
     first, second = (run(tmp_path, WORLD, call) for call in ("train", "load"))
     for done in (*first, *second):
         assert done.returncode == 0, done.stderr[-2000:]
-    before, after = (list(map(float, done[0].stdout.split())) for done in (first, second))
-    # The same batch in every step: it goes on from where the others were.
-    assert after[0] < before[1] < before[0]
+    # Losses of the step after the one that was saved: they do not depend on the optimizer.
+    assert first[0].stdout == second[0].stdout != ""
