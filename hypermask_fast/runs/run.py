@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -108,6 +109,13 @@ def _built(
         DataError: A data file is missing or damaged.
     """
     check_config(config)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun sets it
+    if config.run.shard_head and world > 1:
+        raise ConfigError(
+            f"shard_head=True in {world} processes, of which the first writes the checkpoints "
+            "and has only its rows of the head; train in a script with sharded_head() and "
+            "save_sharded(), or give shard_head=False"
+        )
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts

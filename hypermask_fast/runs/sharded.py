@@ -79,7 +79,7 @@ def save_sharded(
         "task": task,
         "optimizers": groups,
         "tensors": {
-            name: [str(part.own.dtype).removeprefix("torch."), part.shape]
+            name: [str(part.own.dtype).removeprefix("torch."), part.shape, part.dim]
             for name, part in parts.items()
         },
     }
@@ -120,7 +120,7 @@ def load_sharded(
             "are to be loaded; give those that were saved, or none"
         )
     check_network(learner, state)
-    tensors = _read(target, learner, optimizers, state, place)
+    tensors = _read(target, learner, state, with_optimizers=bool(optimizers))
     shard = learner.task_state()[1].get("rows")
     task = state["task"] if shard is None else {**state["task"], "rows": shard}
     parts: dict[str, dict[str, Tensor]] = {"learner": {}, "task": {}}
@@ -134,30 +134,26 @@ def load_sharded(
 
 
 def _read(
-    path: Path,
-    learner: Learner,
-    optimizers: Mapping[str, Optimizer],
-    state: Mapping[str, Any],
-    place: Place,
+    path: Path, learner: Learner, state: Mapping[str, Any], *, with_optimizers: bool
 ) -> dict[str, Tensor]:
     """Return this process's part of the tensors that are to be loaded."""
     shard = whole_shard(learner)
-    begins = ("learner/", "task/", *(["optimizer"] if optimizers else []))
+    begins = ("learner/", "task/", *(["optimizer"] if with_optimizers else []))
     listed = {n: entry for n, entry in state["tensors"].items() if n.startswith(begins)}
-    shapes = {name: tuple(shape) for name, (_, shape) in listed.items()}
-    dims = divided_dims(learner, optimizers, shapes, 0 if shard is None else shard.size)
+    dims = {name: dim for name, (_, _, dim) in listed.items() if dim is not None}
     device = next(learner.parameters()).device
     head = {f"learner/{name}": value for name, value in weights_of(learner).items()}
     tensors = {}
-    for name, (dtype, shape) in listed.items():
+    for name, (dtype, shape, _) in listed.items():
         own = list(shape)
         if name in dims:
-            assert shard is not None
-            if shape[dims[name]] != shard.size:
+            size = None if shard is None else shard.size
+            if shape[dims[name]] != size:
                 raise CheckpointError(
                     f"{path} has {name} of shape {tuple(shape)} and the learner's head has "
-                    f"{shard.size} rows; load it into a learner over the same network"
+                    f"{size} rows; load it into a learner over the same network"
                 )
+            assert shard is not None
             own[dims[name]] = shard.rows
         # Counters of optimizers stay on the host.
         where = device if own else "cpu"
@@ -167,7 +163,7 @@ def _read(
             tensors[name] = present  # not twice
         else:
             tensors[name] = torch.empty(own, dtype=kind, device=where)
-    sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), place)
+    sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), _place(learner))
     if "task/frozen_weight" in tensors:
         tensors["task/frozen_gram"] = gram_of(tensors["task/frozen_weight"])
     return tensors

@@ -70,7 +70,7 @@ def divided_dims(
         learner: The learner.
         optimizers: Its optimizers by name.
         shapes: Of the state's tensors, by name.
-        rows: Of the head in them: a process's own, or all.
+        rows: Of the head in them, those of this process.
     """
     if not isinstance(learner, GeneratedLearner):
         return {}

@@ -17,6 +17,8 @@ import hypermask_fast as hmf
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.hypernetworks.sharded import full_hypernetwork, sharing_among
+from hypermask_fast.runs import run as runs
+from hypermask_fast.settings.config import RunConfig
 from tests.support.sharded_cases import (
     CASES,
     RESHARDED,
@@ -255,7 +257,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     hmf.save_sharded(tmp_path / "state", hmf.HyperMask(net()))
     other = hmf.HyperMask(hmf.networks.MLP(5, (3,), 2))
     before = {name: p.clone() for name, p in other.named_parameters()}
-    with pytest.raises(CheckpointError, match="rows; load it into a learner over the same"):
+    with pytest.raises(CheckpointError, match="hidden.0.weight"):
         hmf.load_sharded(tmp_path / "state", other)
     assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
 
@@ -264,3 +266,17 @@ def test_rows_are_those_of_torch_chunk() -> None:
     for size, world in ((103, 4), (8, 4), (7, 3)):
         expected = [len(part) for part in torch.arange(size).chunk(world)]
         assert [RowShard(size, Place(r, world)).rows for r in range(world)] == expected
+
+
+def test_a_run_whose_checkpoints_would_lack_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sharing_among(Place(0, 1)):
+        learner = hmf.HyperMask(net())
+    with pytest.raises(ConfigError, match=r"rows 0 to 22 of 23, process 0 of 1 of a head"):
+        hmf.Run(tmp_path / "run", hmf.Trainer(learner, steps=1, progress=False))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = RunConfig.from_preset("split-digits", shard_head=True)
+    with pytest.raises(ConfigError, match="shard_head=True in 4 processes"):
+        runs.train(config, tmp_path / "other")
+    assert not list(tmp_path.iterdir())
