@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.methods.sharded import require_whole_head
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.closing import Closing
 from hypermask_fast.runs.environment import environment_of
@@ -174,6 +175,7 @@ class Run(Closing):
                 f"the learner has learned of {names} already, which the run would not have; give a "
                 "new learner, the run itself continues from its checkpoint"
             )
+        require_whole_head(learner)
         self.trainer = trainer
         self._show = trainer.progress
         self._metrics: MetricsLog | None = None

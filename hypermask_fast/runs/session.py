@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hypermask_fast.errors import CheckpointError, ConfigError, Stopped
-from hypermask_fast.methods.sharded import shard_of
+from hypermask_fast.errors import CheckpointError, Stopped
 from hypermask_fast.runs import checkpoint, learned, report
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.environment import differences
@@ -60,12 +59,6 @@ class Session:
         checkpoint_every: float,
         environment: dict[str, Any],
     ) -> None:
-        if shard_of(trainer.learner) is not None:
-            raise ConfigError(
-                f"the learner has {shard_of(trainer.learner)} of a head that processes share, and "
-                "a run's checkpoints would lack the others; train it by hmf.Trainer and call "
-                "save_sharded() in all processes"
-            )
         self.folder, self.trainer, self.stop = folder, trainer, stop
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.names: list[str] = []

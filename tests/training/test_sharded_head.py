@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     hmf.save_sharded(tmp_path / "state", hmf.HyperMask(net()))
     other = hmf.HyperMask(hmf.networks.MLP(5, (3,), 2))
     before = {name: p.clone() for name, p in other.named_parameters()}
-    with pytest.raises(CheckpointError, match="hidden.0.weight"):
+    with pytest.raises(CheckpointError, match=r"hidden\.0\.weight"):
         hmf.load_sharded(tmp_path / "state", other)
     assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
 
