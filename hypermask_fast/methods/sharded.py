@@ -18,7 +18,7 @@ def require_whole_head(learner: Learner) -> None:
     shard = shard_of(learner)
     if shard is not None:
         raise ConfigError(
-            f"the learner has {shard} of a head that processes share, and a run's checkpoints would "
+            f"the learner has {shard} of a head that processes share, and checkpoints would "
             "lack the others; train it by hmf.Trainer and call save_sharded() in all processes"
         )
 
