@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import platform
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
-from hypermask_fast.commands import compare, doctor, eval, export, plan, resume, train, verify
-from hypermask_fast.errors import HypermaskError
+from hypermask_fast.commands import (
+    compare,
+    demo,
+    doctor,
+    eval,
+    export,
+    plan,
+    presets,
+    resume,
+    train,
+    verify,
+)
+from hypermask_fast.errors import ConfigError, HypermaskError, nearest
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.runs.console import lasting_streams
+from hypermask_fast.runs.warned import plain_warnings
 from hypermask_fast.settings.command_line import Parser, unknown_option
+from hypermask_fast.terminal import colored, shown_as
 
 
 class _Command(Protocol):
@@ -29,7 +42,9 @@ class _Command(Protocol):
 
 
 _COMMANDS: dict[str, _Command] = {
+    "demo": demo,
     "train": train,
+    "presets": presets,
     "compare": compare,
     "plan": plan,
     "resume": resume,
@@ -40,40 +55,90 @@ _COMMANDS: dict[str, _Command] = {
 }
 
 
+_START = """\
+Continual learning with hypernetwork-generated masks.
+
+hypermask demo
+    five small tasks, in a minute
+hypermask train --preset split-mnist
+    published settings; `presets` lists them
+hypermask compare --methods hypermask,hnet
+    methods beside each other
+
+`hypermask help` lists all commands,
+`hypermask help train` one's options."""
+
+_STATUSES = (
+    "Exit status: 0, done; 1, verify or doctor found something wrong; 2, an error, or a run of a "
+    "comparison failed; 128 + n, signal n stopped it (130: Ctrl-C), with a checkpoint where a run "
+    "had begun."
+)
+
+
+def _versions() -> str:
+    """Return the package's version and those of what its numbers depend on, a line each."""
+    found = [("python", platform.python_version())]
+    for name in ("torch", "triton"):
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((name, "not installed"))
+    import hypermask_fast
+
+    found.insert(0, ("hypermask_fast", hypermask_fast.__version__))
+    return "\n".join(f"{name} {version}" for name, version in found)
+
+
 def _options(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; only the command that it gives makes its options."""
     parser = Parser(
-        prog="hypermask", description="Continual learning with hypernetwork-generated masks."
+        prog="hypermask",
+        description="Continual learning with hypernetwork-generated masks.",
+        epilog=_STATUSES,
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    parser.add_argument(
+        "--version", action="store_true", help="versions of the package, Python, torch and triton"
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=Parser, title="commands", metavar="COMMAND"
+    )
     for name, command in _COMMANDS.items():
         made = commands.add_parser(name, help=command.HELP)
         made.set_defaults(parser=made)
         if words and words[0] == name:
+            made.epilog = _STATUSES
             command.add_arguments(made, words[1:])
+    if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        raise ConfigError(
+            f"command {words[0]!r} is unknown{nearest(words[0], _COMMANDS)}; see `hypermask --help`"
+        )
     options, left_over = parser.parse_known_args(words)
     if left_over:
         raise unknown_option(left_over[0], options.parser)
     return options
 
 
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings as a line of the command, without the place in the code."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"hypermask: warning: {message}", file=sys.stderr
-        )
-        yield
+def _mode(options: argparse.Namespace) -> str:
+    given = [mode for mode in ("quiet", "plain") if getattr(options, mode, False)]
+    return given[0] if given else "auto"
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(words: Sequence[str]) -> int:
+    if not words:
+        print(_START, file=sys.stderr)
+        return 2
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
+    if words[0] == "--version":
+        print(_versions())
+        return 0
     try:
-        with _plain_warnings():
-            options = _options(arguments)
-            return _COMMANDS[options.command].run(options)
+        with plain_warnings():
+            options = _options(words)
+            with shown_as(_mode(options)):
+                return _COMMANDS[options.command].run(options)
     except HypermaskError as error:
-        print(f"hypermask: {error}", file=sys.stderr)
+        print(f"{colored('hypermask', 'red', sys.stderr)}: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130

@@ -49,7 +49,7 @@ def _facts() -> list[tuple[str, str]]:
         ("hypermask_fast", hypermask_fast.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
     ]
-    names = ("torch", "triton", "torchvision", "numpy", "safetensors", "tqdm", "matplotlib")
+    names = ("torch", "triton", "torchvision", "numpy", "safetensors", "matplotlib")
     facts += [(name, _version(name)) for name in names]
     facts.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++")), None)

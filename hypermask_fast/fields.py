@@ -340,7 +340,9 @@ def parsed(name: str, kind: Kind, text: str) -> Any:
             return tuple(int(item) for item in word.split(",")) if word else ()
         return text if kind.base is str else kind.base(word)
     except (ValueError, KeyError):
-        raise ConfigError(f"{name}={text!r} cannot be read; give {kind.wanted}") from None
+        known = [*("true", "false")[: 2 * (kind.base is bool)], *(w or "none" for w in kind.words)]
+        meant = nearest(word, known)
+        raise ConfigError(f"{name}={text!r} cannot be read{meant}; give {kind.wanted}") from None
 
 
 def toml_value(value: Any) -> str:

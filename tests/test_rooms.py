@@ -50,6 +50,8 @@ GROUND = (
     "modes",
     "memory",
     "held",
+    "stages",
+    "terminal",
     "vision",
 )
 

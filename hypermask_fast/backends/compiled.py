@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hypermask_fast.errors import ConfigError, TrainingError
+from hypermask_fast.stages import stage
 
 MODES = (True, False, "auto")
 
@@ -81,6 +82,7 @@ class CompiledModule:
     ) -> None:
         self._module, self.compiler, self._dynamic_rows = module, compiler, dynamic_rows
         self._compiled: Callable[..., Any] | None = None
+        self._has_run = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiler = self.compiler
@@ -91,7 +93,12 @@ class CompiledModule:
         if self._dynamic_rows and len(args[0]) > 1:
             torch._dynamo.maybe_mark_dynamic(args[0], 0)
         try:
-            return self._compiled(*args, **kwargs)
+            if self._has_run:
+                return self._compiled(*args, **kwargs)
+            with stage("compiling with torch.compile"):
+                out = self._compiled(*args, **kwargs)
+            self._has_run = True
+            return out
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -101,7 +108,7 @@ class CompiledModule:
             return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None}
+        return {**vars(self), "_compiled": None, "_has_run": False}
 
 
 def trial() -> str:

@@ -24,6 +24,7 @@ import torch
 from hypermask_fast.errors import warn_caller
 from hypermask_fast.modes import is_followed
 from hypermask_fast.native import cache
+from hypermask_fast.stages import stage
 
 if TYPE_CHECKING:
     from hypermask_fast.kernels.selfcheck.run import Capture
@@ -165,7 +166,8 @@ def _proven(device: torch.device) -> dict[str, str] | None:
             if record is None:
                 if is_followed() or machine.is_capturing():
                     return None
-                record = _checked(device, start)
+                with stage("checking the kernels on this device"):
+                    record = _checked(device, start)
             _left_out[device.index] = _of_operations(record)
             if record.failed:
                 _unsaid[device.index] = _warning(record)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_memory, memory_bytes
+from hypermask_fast.commands.options import DEFAULT_PRESET, add_console, add_memory, memory_bytes
 from hypermask_fast.commands.printing import new_folder, show_comparison
 from hypermask_fast.settings import comparison_line
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         "LETTERS]",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_console(parser)
     add_memory(parser)
     comparison_line.add_arguments(parser, words, preset=DEFAULT_PRESET)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypermask_fast.commands.fitting import print_fitted
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.inference.registry import make_scores, option_lines, scores
 
@@ -129,5 +130,8 @@ def _infer(options: argparse.Namespace) -> int:
         second_pass=options.second_pass,
     )
     shown = found.single() or found
-    print(json.dumps(shown.to_json(), indent=2) if options.json else shown.table())
+    if options.json:
+        print(json.dumps(shown.to_json(), indent=2))
+    else:
+        print_fitted(shown.table())
     return 0

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypermask_fast.commands.fitting import print_fitted
+
 HELP = "the plain network of a task, in a file"
 
 
@@ -53,5 +55,8 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         data_dir=options.data_dir,
     )
-    print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+    if options.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_fitted(found.table())
     return 0

@@ -21,6 +21,17 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_console(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet`` and ``--plain``."""
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--quiet", action="store_true", help="print the results or errors alone, and no warnings"
+    )
+    modes.add_argument(
+        "--plain", action="store_true", help="print lines, as into a file, also in a terminal"
+    )
+
+
 def memory_bytes(options: argparse.Namespace) -> int | None:
     """Return what ``--memory-gib`` gives, in bytes.
 

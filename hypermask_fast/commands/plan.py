@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from hypermask_fast.commands.fitting import print_fitted
 from hypermask_fast.commands.options import add_settings, memory_bytes
 from hypermask_fast.settings.command_line import from_arguments
 
@@ -37,6 +38,10 @@ def run(options: argparse.Namespace) -> int:
 
     memory = memory_bytes(options)
     found = plan(from_arguments(options), memory=memory, processes=options.processes)
-    print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+    if options.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_fitted(found.table())
     found.require()
+    found.require_resumable()
     return 0

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hypermask_fast.commands.fitting import print_fitted
+from hypermask_fast.terminal import width_of
+
 if TYPE_CHECKING:
     from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
@@ -19,7 +22,7 @@ def show(result: RunResult) -> None:
     """Print the accuracies of a run, what was changed on its way, and its folder."""
     from hypermask_fast.runs.report import format_changes, format_matrix
 
-    print(format_matrix(result.accuracy, result.task_names))
+    print(format_matrix(result.accuracy, result.task_names, width=width_of(sys.stdout)))
     for line in format_changes(result.changes):
         print(line)
     print(f"results: {result.folder}")
@@ -48,7 +51,7 @@ def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> i
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
-        print(f"{text_table(found)}\nresults: {folder}")
+        print_fitted(f"{text_table(found)}\nresults: {folder}")
     for failed in found.failed:
         print(f"hypermask: {failed.method}, seed {failed.seed}: {failed.failure}", file=sys.stderr)
     return 2 if found.failed else 0

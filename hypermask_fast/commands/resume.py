@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import add_memory, memory_bytes
+from hypermask_fast.commands.options import add_console, add_memory, memory_bytes
 from hypermask_fast.commands.printing import show, show_all, show_comparison
 from hypermask_fast.errors import ConfigError
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         action="store_true",
         help="go on with settings in config.toml that were changed, and record them",
     )
+    add_console(parser)
     add_memory(parser)
 
 

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_settings, memory_bytes
+from hypermask_fast.commands.options import DEFAULT_PRESET, add_console, add_settings, memory_bytes
 from hypermask_fast.commands.printing import new_folder, show, show_all
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import from_arguments
+from hypermask_fast.settings.config_file import annotated
 
 HELP = "train a sequence of tasks"
 
@@ -35,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         metavar="N",
         help="runs with seeds SEED to SEED+N-1, in folders seed-S of --out [1]",
     )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the settings as a file for --config, and train nothing",
+    )
+    add_console(parser)
     add_settings(parser, words)
 
 
@@ -43,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import run, seeds
 
     config, memory = from_arguments(options), memory_bytes(options)
+    if options.print_config:
+        print(annotated(config.tables(), config.preset), end="")
+        return 0
     out = options.out or new_folder(config.preset or config.scenario.name)
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypermask_fast.commands.fitting import print_fitted
+
 HELP = "whether learned tasks are what they were"
 
 
@@ -29,5 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from hypermask_fast.runs.verifying import verify
 
     found = verify(options.run, device=options.device, data_dir=options.data_dir)
-    print(json.dumps(found.to_json(), indent=2) if options.json else found.table())
+    if options.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        print_fitted(found.table())
     return 1 if found.differing else 0

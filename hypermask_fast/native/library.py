@@ -31,6 +31,7 @@ from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 from hypermask_fast.native.packed import PackedPass
 from hypermask_fast.native.top_k import TopKPass
+from hypermask_fast.stages import stage
 
 _SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp") for name in ("head", "masks", "top_k", "packed")
@@ -123,8 +124,9 @@ def _compiler() -> tuple[list[str], str]:
 def _compile(command: list[str], library: Path) -> None:
     # The compiler's own temporary files go the same way as the folder.
     environment = {**os.environ, "TMPDIR": str(library.parent)}
-    sources = map(str, _SOURCES)
-    _output([*command, *_FLAGS, "-o", str(library), *sources], f"{command[0]} failed", environment)
+    words = [*command, *_FLAGS, "-o", str(library), *map(str, _SOURCES)]
+    with stage("compiling the CPU passes"):
+        _output(words, f"{command[0]} failed", environment)
 
 
 def _existing(start: str) -> Path | None:

@@ -14,7 +14,13 @@ from hypermask_fast.errors import ConfigError, HypermaskError, PlanError, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.networks.catalogue import OwnNetworkSettings
-from hypermask_fast.planning.simulation import RESUMING, ScenarioSize, Simulation, simulate
+from hypermask_fast.planning.simulation import (
+    LOADED,
+    RESUMING,
+    ScenarioSize,
+    Simulation,
+    simulate,
+)
 from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.config import RunConfig
@@ -198,6 +204,29 @@ class Plan:
             + ", ".join(f"{part} {_mib(size)}" for part, size in largest)
             + f", ...) and {_mib(self.available)} are available; {fix}; `hypermask plan` shows all "
             "figures"
+        )
+
+    def require_resumable(self) -> None:
+        """Raise ConfigError where a run that fits could not go on from its checkpoints.
+
+        The memory that is said to be available may be another: who gives more goes on.
+        """
+        if self.fits(resuming=True):
+            return
+        assert self.available is not None
+        parts, needed = self.found.peaks[RESUMING], self.needed(resuming=True)
+        fitting = [
+            f"{change} ({_mib(other.needed(resuming=True))})"
+            for change, other in self.alternatives()
+            if other.fits(resuming=True)
+        ]
+        fix = f"what would fit: {'; '.join(fitting)}" if fitting else "use a smaller network"
+        gib = math.ceil(needed / 2**30 * 1000) / 1000
+        raise ConfigError(
+            f"the run would train in the {_mib(self.available)} of {self.device} memory that are "
+            f"available, and could not be resumed there once it is stopped, which needs "
+            f"{_mib(needed)} ({LOADED} {_mib(parts.get(LOADED, 0))}); {fix}; or give --memory-gib "
+            f"{gib:g} (memory= in Python) to start it all the same"
         )
 
     def table(self) -> str:

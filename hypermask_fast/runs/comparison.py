@@ -7,7 +7,6 @@ method, as :mod:`hypermask_fast.runs.seeds` makes it, and the files of `comparis
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from hypermask_fast.runs.run import RunResult
 from hypermask_fast.settings.changes import described
 from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.terminal import is_quiet, say
 
 _CONFIG = "compare.toml"
 _LOCK = ".lock"
@@ -185,7 +185,9 @@ def _sizes(config: ComparisonConfig, method: str, memory: int | None) -> dict[st
     """Return what the settings of a method's runs tell already; refuse those that do not fit."""
     settings = config.runs[method]
     try:
-        plan(settings, memory=memory).require()
+        found = plan(settings, memory=memory)
+        found.require()
+        found.require_resumable()
         return {
             "parameters": trained_parameters(settings),
             "mb_a_task": bytes_a_task(settings) / 1e6,
@@ -220,10 +222,8 @@ class _Maker:
         return Comparison(self._config, self._names, self._runs)
 
     def _say(self, text: str) -> None:
-        # Standard error may be closed, or have been so before Python started.
-        if self._show_progress and sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):
-                print(text, file=sys.stderr, flush=True)
+        if self._show_progress and not is_quiet():
+            say(text)
 
     def _run_method(self, method: str) -> None:
         def begins(seed: int) -> None:

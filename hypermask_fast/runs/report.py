@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypermask_fast.errors import DataError
 from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.metrics import summary
 from hypermask_fast.settings.changes import described
+from hypermask_fast.terminal import shortened
 
 _Array = NDArray[np.float64]
 _BEFORE = "before training"
@@ -90,7 +92,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
+def format_matrix(
+    accuracy: ArrayLike, task_names: Sequence[str], *, width: int | None = None
+) -> str:
     """Return R as a table for the terminal, and a line with its metrics.
 
     The columns are numbered like the rows. With more than 20 tasks there is a row for each task
@@ -99,6 +103,8 @@ def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
     Args:
         accuracy: R, (T + 1, T), percent; rows without a value are left out.
         task_names: Names of the T tasks; long ones are cut.
+        width: Columns that there are. A table that takes more has a row for each task, as that of
+            more than 20 tasks. Default None: as many as it takes.
 
     Raises:
         ValueError: The shape and the names do not fit.
@@ -106,7 +112,8 @@ def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
     matrix, _, columns = _table(accuracy, task_names)
     names = [f"{i} {name}" for i, name in enumerate(_shortened(columns), start=1)]
     measured = _measured_rows(matrix)
-    if len(columns) <= _MAX_CELLS_WITH_VALUES:
+    needed = max(map(len, [_BEFORE, *names])) + 8 * len(columns)
+    if len(columns) <= _MAX_CELLS_WITH_VALUES and (width is None or needed <= width):
         labels = [_BEFORE, *names]
         table = [["after task", *(str(i) for i in range(1, len(columns) + 1))]]
         table += [[labels[i], *(_cell(value) or "-" for value in matrix[i])] for i in measured]
@@ -115,14 +122,17 @@ def format_matrix(accuracy: ArrayLike, task_names: Sequence[str]) -> str:
         table = [["task", "before", "learned", "now"]]
         for j in range(last):
             values = matrix[j, j], matrix[j + 1, j], matrix[last, j]
-            table.append([names[j], *(_cell(value) or "-" for value in values)])
+            name = names[j] if width is None else shortened(names[j], max(6, width - 26))
+            table.append([name, *(_cell(value) or "-" for value in values)])
     metrics = summary(matrix)
     parts = [
         f"{label} {_cell(metrics[name])}"
         for name, label in _SUMMARY_LABELS.items()
         if not math.isnan(metrics[name])
     ]
-    return "\n".join(aligned(table) + ([f"{', '.join(parts)} (percent)"] if parts else []))
+    figures = f"{', '.join(parts)} (percent)" if parts else ""
+    wrapped = [figures] if figures and width is None else textwrap.wrap(figures, width or 80)
+    return "\n".join([*aligned(table), *wrapped])
 
 
 def format_changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError, PlanError
+from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.configured import ConfiguredSession
+from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import MetricsLog
 from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
@@ -29,6 +30,8 @@ from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.stages import stage
+from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
@@ -50,16 +53,6 @@ class RunResult:
     accuracy: npt.NDArray[np.float64]
     task_names: list[str]
     changes: list[dict[str, Any]]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name!r} cannot be used ({reason}); use device='cpu'") from error
 
 
 def _examples(scenario: Scenario) -> Iterator[Tensor]:
@@ -84,18 +77,20 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
         ConfigError: A setting does not fit.
         DataError: A data file is missing or damaged.
     """
-    device = _device(config.run.device)
-    scenario = (make_scenario(config) if scenario is None else scenario).to(device)
+    device = device_named(config.run.device)
+    with stage("reading the data"):
+        scenario = (make_scenario(config) if scenario is None else scenario).to(device)
     if config.scenario.is_own:
         config = config.replace(tasks=len(scenario))
         for task in scenario:
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
     sizes = scenario.input_shape, scenario.num_classes
-    learner = make_learner(config, *sizes, _examples(scenario)).to(device)
-    trainer = make_trainer(config, learner)
-    for task in scenario:
-        trainer.add(task)
+    with stage("building the learner"):
+        learner = make_learner(config, *sizes, _examples(scenario)).to(device)
+        trainer = make_trainer(config, learner)
+        for task in scenario:
+            trainer.add(task)
     return scenario, trainer
 
 
@@ -116,13 +111,19 @@ def _built(
             "and has only its rows of the head; train in a script with sharded_head() and "
             "save_sharded(), or give shard_head=False"
         )
+    device_named(config.run.device)  # before a plan for one that is not there
     scenario = None
     if config.scenario.is_own:
         if memory is None:  # before the data are there, which the plan counts
-            memory = available_memory(str(_device(config.run.device)))
-        scenario = make_scenario(config)
+            memory = available_memory(str(device_named(config.run.device)))
+        with stage("reading the data"):
+            scenario = make_scenario(config)
     try:
-        plan(config, memory=memory, scenario=scenario).require(resuming=resuming)
+        with stage("planning the memory"):
+            found = plan(config, memory=memory, scenario=scenario)
+        found.require(resuming=resuming)
+        if not resuming:
+            found.require_resumable()
     except PlanError as error:
         made = build(config, scenario)  # which may tell more
         warnings.warn(f"the run starts without a plan: {error}", RuntimeWarning, stacklevel=3)
@@ -148,6 +149,7 @@ def _run(
             task_names=session.names,
             task_steps=session.steps,
             initial=session.done,
+            accuracy=session.mean_accuracy,
             enabled=show_progress,
         )
         stack.enter_context(progress)
@@ -176,7 +178,8 @@ def train(
     """
     check_value("out", str, out, path=True)
     # The folder comes second: a run that cannot start leaves none behind.
-    scenario, trainer = _built(config, memory)
+    with showing_stages(show_progress):
+        scenario, trainer = _built(config, memory)
     with RunFolder.create(out, config.to_toml()) as folder:
         return _run(config, folder, scenario, trainer, show_progress, {})
 
@@ -209,7 +212,8 @@ def resume(
     with RunFolder.open(path) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
-        made = _built(config, memory, resuming=True)
+        with showing_stages(show_progress):
+            made = _built(config, memory, resuming=True)
         return _run(config, folder, *made, show_progress, changes)
 
 

@@ -308,6 +308,7 @@ class Run(Closing):
                 task_names=session.names,
                 task_steps=session.steps,
                 initial=session.done,
+                accuracy=session.mean_accuracy,
                 enabled=self._show,
             )
             stack.enter_context(progress)

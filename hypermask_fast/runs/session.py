@@ -160,6 +160,13 @@ class Session:
         """Steps taken in all tasks."""
         return sum(self.steps[: self.trainer.tasks_done]) + self.trainer.step
 
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean in percent of the learned tasks' last measured accuracies; None where none is."""
+        done = self.trainer.tasks_done
+        known = [value for value in self.trainer.accuracy[done, :done] if not np.isnan(value)]
+        return float(np.mean(known)) if known else None
+
     def fit(self, task: Task, metrics: MetricsLog, progress: Progress) -> npt.NDArray[np.float64]:
         """Train a task, the next one of :attr:`names`, or what is left of it.
 
@@ -213,11 +220,7 @@ class Session:
         self._keep_logits()
         self.save(metrics)
         report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
-        seen = row[: index + 1]
-        progress.message(
-            f"learned {task.name}: {row[index]:.2f} %, mean of the {index + 1} learned "
-            f"{np.nanmean(seen):.2f} %"
-        )
+        progress.learned(task.name, row[: index + 1])
         return row
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypermask_fast.errors import DataError
+from hypermask_fast.stages import stage
 
 
 def fetch_missing(
@@ -47,7 +48,8 @@ def fetch_missing(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
-            download(scratch)
+            with stage(f"downloading {title}"):
+                download(scratch)
             for file in absent:
                 target = root / file
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.fields import choices_text, parsed, text_of
-from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.settings import config_file
+from hypermask_fast.settings.config import RunConfig, from_tables
+from hypermask_fast.settings.config_file import ConfigFile
 from hypermask_fast.settings.options import (
     Option,
     chosen_names,
@@ -19,7 +21,13 @@ from hypermask_fast.settings.options import (
 )
 from hypermask_fast.settings.presets import load_preset
 
-_CHOOSING = ("preset", "scenario", "method", "network")
+_CHOOSING = ("preset", "scenario", "method", "network", "config")
+
+
+USAGE = "%(prog)s [OPTION ...]"  # the options are too many for a usage line
+CONFIG_HELP = (
+    "settings: the config.toml of a run, or some of its tables; options on the line change them"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,11 +64,15 @@ def add_arguments(
     for name in _CHOOSING:
         first.add_argument(f"--{name}")
     given = vars(first.parse_known_args(words)[0])
-    if preset and not {"preset", "scenario"} & given.keys():
+    parser.add_argument("--config", default=argparse.SUPPRESS, metavar="FILE", help=CONFIG_HELP)
+    file = config_file.read(given.pop("config")) if "config" in given else None
+    preset, base = _base_of(given, file, preset)
+    parser.usage = USAGE
+    if preset:
         parser.set_defaults(preset=preset)
-        given["preset"] = preset
-    preset = given.pop("preset", "")
-    base = load_preset(preset) if preset else {}
+    if file is not None:
+        parser.set_defaults(config_file=file)  # a pipe is read once
+    given.pop("preset", None)
     tables = merged(base, nested(given, base))
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, option in options_of(*chosen_names(tables)).items():
@@ -88,8 +100,7 @@ def from_arguments(namespace: argparse.Namespace) -> RunConfig:
         ConfigError: A text cannot be converted, or a value is wrong.
     """
     given = vars(namespace)
-    preset = given.get("preset", "")
-    base = load_preset(preset) if preset else {}
+    preset, base = _base_of(given, given.get("config_file"), "")
     choices: dict[str, Any] = {k: given[k] for k in ("method", "network") if k in given}
     known = options_of(*chosen_names(merged(base, nested(choices, base))))
     options = {
@@ -97,7 +108,26 @@ def from_arguments(namespace: argparse.Namespace) -> RunConfig:
         for name, option in known.items()
         if name in given and name != "preset"
     }
-    return RunConfig.from_preset(preset, **options) if preset else RunConfig.from_options(**options)
+    return from_tables(preset, merged(base, nested(options, base)))
+
+
+def _base_of(
+    given: Mapping[str, Any], file: ConfigFile | None, preset: str
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the preset, and the tables that options of the command line change.
+
+    Args:
+        given: Those options, which may name a preset or a scenario.
+        file: Of ``--config``.
+        preset: The preset where nothing chooses one, or what is learned.
+    """
+    chosen: str = given.get("preset", "")
+    if "preset" not in given:
+        says_what = "scenario" in given or (file is not None and file.names_scenario)
+        told = None if file is None else file.preset
+        chosen = (told or "") if told or says_what else preset
+    base = load_preset(chosen) if chosen else {}
+    return chosen, base if file is None else file.over(base)
 
 
 def unknown_option(word: str, parser: argparse.ArgumentParser) -> ConfigError:

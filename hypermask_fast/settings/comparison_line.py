@@ -6,27 +6,60 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from hypermask_fast.fields import text_of
 from hypermask_fast.inference.registry import scores
 from hypermask_fast.methods import registry
-from hypermask_fast.settings.command_line import Parser, default_text
+from hypermask_fast.settings import config_file
+from hypermask_fast.settings.command_line import CONFIG_HELP, USAGE, Parser, default_text
 from hypermask_fast.settings.comparison import ComparisonConfig, known_options
+from hypermask_fast.settings.config_file import ConfigFile
+from hypermask_fast.settings.options import chosen_names, options_of
+from hypermask_fast.settings.presets import load_preset
 
 # What the names of settings begin with in a namespace, which holds a command's own options too.
 _SETTING = "setting "
+# Of which a run has one, so that the line's replaces that of a file.
+_ONE_OF = ("steps", "epochs")
 
 
 def _chosen(
     prog: str, words: Sequence[str], preset: str
-) -> tuple[str, Sequence[str], dict[str, str]]:
-    """Return the preset, the methods and the networks that a command line chooses."""
+) -> tuple[str, Sequence[str], dict[str, str], ConfigFile | None]:
+    """Return the preset, the methods and the networks that a command line chooses, and its file."""
     first = Parser(prog=prog, add_help=False, argument_default=argparse.SUPPRESS)
     networks = ["network", *(f"{method}.network" for method in registry.methods())]
-    for name in ("preset", "methods", *networks):
+    for name in ("preset", "methods", "config", *networks):
         first.add_argument(f"--{name}", dest=name)
     given = vars(first.parse_known_args(words)[0])
     named = [name.strip() for name in given.get("methods", "").split(",")]
     methods = [name for name in registry.methods() if name in named] or registry.methods()
-    return given.get("preset", preset), methods, {n: given[n] for n in networks if n in given}
+    file = config_file.read(given["config"]) if "config" in given else None
+    preset = given.get("preset") or (file and file.preset) or preset
+    names = {n: given[n] for n in networks if n in given}
+    if file is not None:
+        names = {k: v for k, v in _options_of(file, preset).items() if k in networks} | names
+    return preset, methods, names, file
+
+
+def _options_of(file: ConfigFile, preset: str) -> dict[str, str]:
+    """Return the settings of a file as texts, by the names of a comparison's options.
+
+    Those of the method that it names are that method's, all others are of each method that has
+    such a setting.
+    """
+    tables = file.over(load_preset(preset))
+    method, network = chosen_names(tables)
+    says_method = "name" in file.values.get("method", {})
+    known = {(o.table, o.key): name for name, o in options_of(method, network).items()}
+    found = {}
+    for table, given in file.values.items():
+        for key, value in given.items():
+            if (table, key) == ("method", "name"):
+                continue
+            name = known[table, key]
+            full = f"{method}.{name}" if table == "method" and says_method else name
+            found[full] = text_of(tuple(value) if isinstance(value, list) else value)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, preset: str) -> None:
@@ -40,9 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     Raises:
         ConfigError: The preset or a network is unknown.
     """
-    chosen, methods, networks = _chosen(parser.prog, words, preset)
+    chosen, methods, networks, file = _chosen(parser.prog, words, preset)
+    parser.usage = USAGE
+    parser.set_defaults(config_file=file)
     add = parser.add_argument
-    add("--preset", default=preset, metavar="TEXT", help=f"what is learned [{preset}]")
+    add("--config", metavar="FILE", help=CONFIG_HELP)
+    add("--preset", default=chosen, metavar="TEXT", help=f"what is learned [{chosen}]")
     all_methods, all_scores = ",".join(registry.methods()), ",".join(scores())
     add("--methods", default="", metavar="NAMES", help=f"of {all_methods} [all]")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each, of as many seeds [5]")
@@ -82,6 +118,12 @@ def from_arguments(namespace: argparse.Namespace) -> ComparisonConfig:
     """
     given = vars(namespace)
     options = {k.removeprefix(_SETTING): v for k, v in given.items() if k.startswith(_SETTING)}
+    file = given.get("config_file")
+    if file is not None:
+        of_file = _options_of(file, given["preset"])
+        if any(name.rpartition(".")[2] in _ONE_OF for name in options):
+            of_file = {k: v for k, v in of_file.items() if k not in _ONE_OF}
+        options = of_file | options
     return ComparisonConfig.from_preset(
         given["preset"],
         given["methods"],

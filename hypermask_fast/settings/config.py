@@ -16,6 +16,7 @@ from hypermask_fast.methods.settings import MethodSettings
 from hypermask_fast.networks.catalogue import MLPSettings, NetworkSettings
 from hypermask_fast.scenarios.catalogue import SCENARIOS, ScenarioSettings
 from hypermask_fast.settings import flat_file
+from hypermask_fast.settings.config_file import with_none
 from hypermask_fast.settings.options import (
     TABLES,
     RunSettings,
@@ -89,7 +90,7 @@ class RunConfig:
         """
         if options.get("preset"):
             return cls.from_preset(options.pop("preset"), **options)
-        return _from_tables(_preset_of(options), merged({}, nested(options, {})))
+        return from_tables(_preset_of(options), merged({}, nested(options, {})))
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> RunConfig:
@@ -99,7 +100,7 @@ class RunConfig:
             ConfigError: The preset or a setting is unknown, or a value is wrong.
         """
         base = load_preset(name)
-        return _from_tables(name, merged(base, nested(options, base)))
+        return from_tables(name, merged(base, nested(options, base)))
 
     @classmethod
     def from_toml(cls, source: str | Path) -> RunConfig:
@@ -133,8 +134,8 @@ class RunConfig:
         base = load_preset(preset) if preset else {}
         values.pop("preset", None)
         if flat_file.is_flat(values):
-            return _from_tables(preset, merged(base, flat_file.tables(values, base)))
-        return _from_tables(preset, merged(base, _with_none(values, base)))
+            return from_tables(preset, merged(base, flat_file.tables(values, base)))
+        return from_tables(preset, merged(base, with_none(values, base)))
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the values of every setting by table and name."""
@@ -170,33 +171,20 @@ class RunConfig:
                 "configuration; use RunConfig.from_preset"
             )
         base = self.tables()
-        return _from_tables(self.preset, merged(base, nested(options, base)))
+        return from_tables(self.preset, merged(base, nested(options, base)))
 
 
 def _preset_of(values: Mapping[str, Any]) -> str:
     return checked("preset", {}, Kind(str), values.get("preset", ""))
 
 
-def _from_tables(preset: str, tables: Tables) -> RunConfig:
+def from_tables(preset: str, tables: Tables) -> RunConfig:
+    """Return the settings that tables give, the rest being defaults; ConfigError where wrong."""
     made: dict[str, Any] = {}
     for table, cls in classes_of(*chosen_names(tables)).items():
         known = kinds_of(cls)
         made[table] = cls(**{k: v for k, v in tables[table].items() if k in known})
     return RunConfig(preset=preset, **made)
-
-
-def _with_none(values: Mapping[str, Any], base: Tables) -> dict[str, dict[str, Any]]:
-    """Return the tables of a TOML file with None in place of the string "none"."""
-    result = {}
-    for table, given in values.items():
-        result[table] = dict(given)
-    chosen = {table: {**base.get(table, {}), **result.get(table, {})} for table in TABLES}
-    names = chosen_names(chosen)
-    for table, cls in classes_of(*names).items():
-        for name, kind in kinds_of(cls).items():
-            if None in kind.words and result.get(table, {}).get(name) == "none":
-                result[table][name] = None
-    return result
 
 
 def _check_together(config: RunConfig) -> None:

@@ -31,6 +31,11 @@ _CHOICES = {
     "network": "target network",
 }
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+_CALLED = {
+    **dict.fromkeys(("gpu", "nvidia", "rocm", "hip", "amd"), "cuda"),
+    **dict.fromkeys(("metal", "apple"), "mps"),
+    "intel": "xpu",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,10 @@ class RunSettings(Settings):
         kind, _, index = self.device.partition(":")
         has_bad_index = ":" in self.device and (kind == "auto" or not index.isdecimal())
         if kind not in _DEVICES or has_bad_index:
+            word = _CALLED.get(kind.lower())
+            meant = f" (did you mean {word!r}?)" if word else nearest(kind.lower(), _DEVICES)
             raise ConfigError(
-                f"device={self.device!r} is unknown{nearest(kind, _DEVICES)}; give auto, cpu, cuda "
+                f"device={self.device!r} is unknown{meant}; give auto, cpu, cuda "
                 "or a device with its number such as cuda:1"
             )
 

@@ -14,6 +14,7 @@ from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.scenarios import BatchStream
+from hypermask_fast.stages import stage
 from hypermask_fast.training.step import TrainingStep
 
 MODES = (True, False, "auto")
@@ -109,7 +110,7 @@ class GraphedStep:
         self._why_not = self._failure
         self._steps: _Steps | None = None
         self._graph: Captured | None = None
-        self._has_captured = False
+        self._has_captured = self._has_stepped = False
 
     @property
     def status(self) -> str:
@@ -152,6 +153,15 @@ class GraphedStep:
         Raises:
             TrainingError: The mode is True and the step cannot be captured.
         """
+        if self._has_stepped:
+            return self._take(number, before_update)
+        # In it kernels and passes are compiled.
+        with stage("taking the first step"):
+            losses = self._take(number, before_update)
+        self._has_stepped = True
+        return losses
+
+    def _take(self, number: int, before_update: Callable[[], None] | None) -> Losses:
         assert self._steps is not None
         step, stream, task = self._steps
         if self._why_not or before_update is not None:
@@ -198,7 +208,8 @@ class GraphedStep:
         # Capturing runs Python and nothing else: what that counts is put back.
         taken = step.learner.steps_taken
         try:
-            return self._cuda.capture(self._run, self._device)
+            with stage("capturing a CUDA graph"):
+                return self._cuda.capture(self._run, self._device)
         except RuntimeError as error:
             for optimizer in step.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)

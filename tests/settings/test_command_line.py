@@ -57,6 +57,8 @@ def test_text_is_converted_by_the_type_of_the_setting(name: str, text: str, valu
         pytest.param("hidden", "3,,4", "give a list of integers", id="list"),
         pytest.param("lr", "none", "lr='none'", id="none"),
         pytest.param("compile", "none", "give true or false, or auto", id="word"),
+        pytest.param("compile", "atuo", "did you mean 'auto'", id="misspelt-word"),
+        pytest.param("ramp", "flase", "did you mean 'false'", id="misspelt-bool"),
     ],
 )
 def test_text_that_cannot_be_converted_is_refused(name: str, text: str, message: str) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import re
+import struct
+import termios
 from typing import Any
 
 import pytest
 
+from hypermask_fast.terminal import shown_as
 from hypermask_fast.training.progress import Progress
 
 
@@ -143,32 +149,129 @@ def test_disabled_prints_nothing() -> None:
         assert stream.getvalue() == ""
 
 
-def test_terminal_has_a_bar_that_messages_do_not_break() -> None:
+def _frames(stream: io.StringIO) -> list[str]:
+    """What a terminal showed on its last line, one after the other, and the lines above."""
+    plain = re.sub("\033\\[[0-9]*[mK]", "", stream.getvalue())
+    return [frame for frame in re.split("[\r\n]", plain) if frame]
+
+
+def test_a_terminal_shows_a_line_that_messages_do_not_break() -> None:
     stream, clock = _Terminal(), _Clock()
-    with _progress(stream, clock, initial=50) as progress:
+    with _progress(stream, clock, initial=50, accuracy=97.0) as progress:
         clock.now += 1.0
         progress.update(60, 0, {"loss": 0.5})
-        assert " 60/200 " in stream.getvalue()
         progress.message("hello")
         progress.update(70, 0)  # not due
         clock.now += 1.0
         progress.update(100, 1)
-    shown = stream.getvalue().replace("\r", "\n").splitlines()
-    assert "hello" in shown
-    bars = [line for line in shown if "/200 " in line]
-    assert " 50/200 " in bars[0]
-    assert any("task 1/2 split 0/1" in line and " 60/200 " in line for line in bars)
-    assert not any(" 70/200 " in line for line in bars)
-    assert "task 2/2 split 2/3: 100%" in bars[-1]
-    assert "loss 0.5" in bars[-1]
+    frames = _frames(stream)
+    # 50 of 200 steps at first, 10 in a second, 80 columns.
+    assert "25 %" in frames[0]
+    assert "task 1/2 split 0/1" in frames[0]
+    assert " 30 %" in frames[1]
+    assert "loss 0.5" in frames[1]
+    assert "10.0 steps/s" in frames[1]
+    assert "ETA 0:14" in frames[1]
+    assert frames[2] == "hello"
+    assert not any(" 35 %" in frame for frame in frames)
+    assert "2/2 split 2/3" in frames[-1]
+    assert "100 %" in frames[-1]
+    assert "accuracy 97.00 %" in frames[-1]
     assert stream.getvalue().endswith("\n")
 
 
-def test_terminal_bar_shows_the_last_state_on_close() -> None:
+def test_a_terminal_shows_the_last_state_on_close() -> None:
     stream, clock = _Terminal(), _Clock()
     with _progress(stream, clock) as progress:
         progress.update(90, 1)
-    assert " 190/200 " in stream.getvalue().splitlines()[-1]
+    assert " 95 %" in _frames(stream)[-1]
+
+
+def test_the_accuracy_is_the_mean_of_the_learned_tasks() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    with _progress(stream, clock) as progress:
+        progress.learned("split 0/1", [90.0])
+        progress.learned("split 2/3", [80.0, 100.0])
+        clock.now += 10.0
+        progress.update(1, 1)
+    assert stream.getvalue().splitlines()[:2] == [
+        "learned split 0/1: 90.00 %, mean of the 1 learned 90.00 %",
+        "learned split 2/3: 100.00 %, mean of the 2 learned 90.00 %",
+    ]
+    assert stream.getvalue().endswith("ETA 0:10, accuracy 90.00 %\n")
+
+
+def test_lines_become_rarer_in_a_run_of_hours() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    with Progress(10_800, stream=stream, clock=clock) as progress:
+        for step in range(1, 10_801):
+            clock.now += 1.0
+            progress.update(step, 0)
+    # 5 s apart in the first 100 s, 60 s from 1,200 s on: 160 lines, and fewer than 100 before.
+    assert 160 < len(stream.getvalue().splitlines()) < 260
+
+
+def test_time_of_stages_does_not_count_for_the_rate() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    with _progress(stream, clock) as progress:
+        progress._leave_out(30.0)
+        clock.now += 40.0
+        progress.update(20, 0)
+    assert "2.0 steps/s" in stream.getvalue()
+
+
+def test_a_terminal_may_be_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = os.openpty()
+    clock = _Clock()
+    name = "a task whose name is longer than many a terminal is wide " * 4 + "17"
+    with open(theirs, "w", encoding="utf-8") as stream:
+        progress = Progress(
+            10**6, task_names=[name] * 10, stream=stream, clock=clock, accuracy=99.123
+        )
+        for place, columns in enumerate([80, 40, 200, 61, 41, 120, 40]):
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            clock.now += 1.0
+            progress.update(12_345 + place, 6, {"loss": 1.234567e-5, "task": 1.0})
+            written = os.read(ours, 10_000).decode()
+            frame = re.sub("\033\\[[0-9]*[mK]", "", written).strip("\r")
+            assert "\n" not in frame
+            assert columns // 2 < len(frame) < columns
+            assert "7/10 a " in frame or "7/10 a\u2026" in frame
+            assert "61" in frame
+            assert "1e-5" in frame or "1.23" in frame
+            assert "acc" in frame
+    os.close(ours)
+
+
+@pytest.mark.parametrize(("no_color", "is_colored"), [("", True), ("1", False)])
+def test_colours_are_for_terminals_whose_user_wants_them(
+    monkeypatch: pytest.MonkeyPatch, no_color: str, is_colored: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, wanted in ((_Terminal(), is_colored), (io.StringIO(), False)):
+        with Progress(10, stream=stream, clock=_Clock()) as progress:
+            progress.update(10, 0)
+        assert ("\033[32m" in stream.getvalue()) == wanted
+
+
+@pytest.mark.parametrize("why", ["plain", "dumb"])
+def test_a_plain_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    stream = _Terminal()
+    monkeypatch.setenv("TERM", "dumb" if why == "dumb" else "xterm")
+    mode = "plain" if why == "plain" else "auto"
+    with shown_as(mode), Progress(10, stream=stream, clock=_Clock()) as progress:
+        progress.update(10, 0)
+    assert stream.getvalue() == "task 1/1, step 10/10, 100 %\n"
+
+
+def test_quiet_prints_nothing() -> None:
+    stream = _Terminal()
+    with shown_as("quiet"), Progress(10, stream=stream, clock=_Clock()) as progress:
+        progress.update(10, 0)
+        progress.learned("a", [1.0])
+    assert stream.getvalue() == ""
 
 
 class _Failing(io.StringIO):

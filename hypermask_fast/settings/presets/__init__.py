@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from importlib import resources
 from typing import Any
@@ -23,7 +24,16 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     if name not in (names := presets()):
         raise ConfigError(
-            f"preset {name!r} is unknown{nearest(name, names)}; choose one of {', '.join(names)}"
+            f"preset {name!r} is unknown{nearest(name, names)}; `hypermask presets` lists all"
         )
-    text = resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(_text(name))
+
+
+def comment_of(name: str) -> str:
+    """Return what the file of a preset says of it at its top: where its settings are from."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), _text(name).splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
+def _text(name: str) -> str:
+    return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
