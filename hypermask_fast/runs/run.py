@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import PlanError
+from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.memory import available_memory
 from hypermask_fast.planning.plan import check_config, plan
