@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import hypermask_fast as hmf
 from hypermask_fast.head import shard as shards
+from hypermask_fast.hypernetworks.sharded import place_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.training import divided
 from tests.support.distributed_cases import (
@@ -184,6 +185,16 @@ def exchanged() -> dict[str, list[tuple[str, int]]]:
     return {"begin": list(begun), "step": list(stepped), "forward": list(seen)}
 
 
+def means(rank: int) -> tuple[Tensor, Tensor]:
+    """Return the means of own logits' gradients: of finite ones, and where one entry is not."""
+    shard = shards.RowShard(11, place_of())
+    grad = torch.arange(22.0, dtype=torch.float64).view(2, 11) * (rank + 1)
+    mean = shard.mean_of_own(grad)
+    if rank == 2:
+        grad[1, 0] = torch.inf  # of a row of process 0
+    return mean, shard.mean_of_own(grad)
+
+
 class Largest(TorchDispatchMode):
     """The numbers of the largest tensor that was made."""
 
@@ -318,6 +329,7 @@ def process(rank: int, folder: str) -> None:
             results[f"2/{name}"] = in_processes(case, pair)
     results |= resharded(rank, pair, Path(folder))
     results["exchanged"] = exchanged()
+    results["means"] = means(rank)
     results["largest"] = largest(Path(folder))
     results["refused"] = refused(rank, Path(folder))
     torch.save(results, f"{folder}/{rank}.pt")

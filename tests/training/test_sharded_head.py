@@ -167,6 +167,17 @@ def test_a_step_exchanges_two_n_numbers(found: list[dict[str, Any]]) -> None:
         ]
 
 
+def test_one_entry_that_is_not_finite_is_seen_in_all_processes(
+    found: list[dict[str, Any]],
+) -> None:
+    means = [results["means"] for results in found]
+    # Of 1, 2, 3 and 4 times the numbers from 0 on.
+    expected = torch.arange(22.0, dtype=torch.float64).view(2, 11) * 2.5
+    assert torch.equal(torch.cat([mean for mean, _ in means], 1), expected)
+    assert [bool(mean.isfinite().all()) for mean, _ in means] == [True] * WORLD
+    assert [bool(broken.isfinite().all()) for _, broken in means] == [False] * WORLD
+
+
 def test_no_process_ever_makes_the_whole_head(found: list[dict[str, Any]]) -> None:
     rows = -(-N // WORLD)
     for results in found:
