@@ -21,6 +21,7 @@ from hypermask_fast.runs import run as runs
 from hypermask_fast.settings.config import RunConfig
 from tests.support.sharded_cases import (
     CASES,
+    IN_TWO,
     RESHARDED,
     WIDTH,
     WORLD,
@@ -92,8 +93,11 @@ def in_one_process(name: str) -> Run:
     return run(CASES[name], learner_of(CASES[name]))
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.dtype == torch.float64])
-@pytest.mark.parametrize("processes", [2, 4])
+EQUAL = [(4, n) for n, case in CASES.items() if case.dtype == torch.float64]
+EQUAL += [(2, n) for n in IN_TWO]
+
+
+@pytest.mark.parametrize(("processes", "name"), EQUAL)
 def test_processes_equal_one(found: list[dict[str, Any]], name: str, processes: int) -> None:
     whole = in_one_process(name)
     both = joined_run(found, name, processes, whole)
@@ -105,14 +109,11 @@ def test_processes_equal_one(found: list[dict[str, Any]], name: str, processes: 
         assert own == pytest.approx(expected, rel=1e-10, abs=1e-10, nan_ok=True)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_float32_is_as_near_to_float64_as_one_process(
-    found: list[dict[str, Any]], processes: int
-) -> None:
+def test_float32_is_as_near_to_float64_as_one_process(found: list[dict[str, Any]]) -> None:
     case = CASES["float32"]
     whole = in_one_process("float32")
     exact = run(case._replace(rounds=True), learner_of(case).double())
-    both = joined_run(found, "float32", processes, whole)
+    both = joined_run(found, "float32", WORLD, whole)
 
     def error(of: Run) -> float:
         parts = (of.state[name].double() - value for name, value in exact.state.items())
