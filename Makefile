@@ -9,12 +9,13 @@ KERNEL_TESTS := $(sort $(shell find tests -name 'test_*_kernel.py'))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_DOCS := $(VENV)/.ready-docs
 # A long test begins first, and each process takes the next test when it is done with one.
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --benchmark-disable
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all fuzz campaign kernel-compat lint clean
+.PHONY: run test test-all fuzz campaign kernel-compat lint docs dist-check clean
 
 run: $(READY)
 	$(BIN)/hypermask train $(ARGS)
@@ -52,8 +53,17 @@ lint: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hypermask_fast benchmarks tests/fuzz tests/campaign
 
+# The site, with warnings as errors: links, anchors, pages outside the navigation.
+docs: $(READY_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q $(ARGS)
+
+# A wheel and an sdist, installed into environments of their own and tried there.
+# ARGS: other interpreters, as python3.12 python3.13
+dist-check: $(READY_DEV)
+	$(BIN)/python -m tests.dist $(ARGS)
+
 clean:
-	rm -rf $(VENV) .compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) .compat build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are touched only after a complete install, so a broken one is tried again.
@@ -64,4 +74,8 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 
 $(READY_DEV): $(READY)
 	$(INSTALL) ".[dev]"
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	$(INSTALL) ".[docs]"
 	@touch $@

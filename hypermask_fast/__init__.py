@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hypermask_fast.training.distributed import DistributedDataParallel
     from hypermask_fast.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HNET",

@@ -138,3 +138,22 @@ def test_data_files_are_installed(setup_arguments):
     present = {path for path in files if path.is_file() and path.suffix not in {".py", ".pyc"}}
     assert package / "py.typed" in present
     assert present == shipped
+
+
+def test_a_copy_without_the_link_to_the_kernels_gets_it(tmp_path, monkeypatch):
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hypermask_fast").mkdir()
+    (tmp_path / "setup.py").write_bytes((ROOT / "setup.py").read_bytes())
+    for _ in range(2):
+        runpy.run_path("setup.py")
+    assert (tmp_path / "hypermask_fast" / "kernels").readlink() == Path("../kernels")
+
+
+def test_an_sdist_has_what_its_tests_read():
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines()]
+    named = {name for kind, *names in lines if kind in {"graft", "include"} for name in names}
+    assert {"tests", "benchmarks", "docs", "Makefile", "mkdocs.yml", "constraints.txt"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert {page.name for page in ROOT.glob("*.md")} <= named

@@ -1,35 +1,48 @@
-"""The guides run as they stand, and show what they say."""
+"""The pages run as they stand, and show what they say; what is not run is checked."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+from tests.support.command_server import forked_commands
+from tests.support.documents import (
+    PAGES,
+    REASONS,
+    ROOT,
+    blocks,
+    check_block,
+    check_command,
+    missing,
+)
+
+RUN = {page: [block for block in blocks(page) if not block.reason] for page in PAGES}
+RUN = {page: found for page, found in RUN.items() if any(b.kind != "text" for b in found)}
+each_page = pytest.mark.parametrize(
+    "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in RUN]
+)
 
 
-def shell(code: str) -> str:
-    """What commands print; ``hypermask`` is this package's, ``python`` what runs this."""
-    bin_folder = Path("bin")
-    bin_folder.mkdir(exist_ok=True)
-    for name, words in {"hypermask": " -m hypermask_fast", "python": ""}.items():
-        command = bin_folder / name
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
-        command.chmod(0o755)
-    paths = {"PATH": f"{bin_folder.resolve()}{os.pathsep}{os.environ['PATH']}"}
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Path]:
+    with forked_commands() as folder:
+        yield folder
+
+
+def shell(code: str, commands: Path) -> str:
+    """What a script prints, with a folder of commands before the others."""
     done = subprocess.run(
         ["sh", "-e", "-c", code],
-        env=os.environ | paths | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -39,40 +52,81 @@ def shell(code: str) -> str:
     return done.stdout
 
 
-def missing(expected: str, output: str) -> list[str]:
-    """Lines that the output lacks; three dots stand for anything, spaces for more of them."""
-    lines = [" ".join(line.split()) for line in output.splitlines()]
-    patterns = {
-        line: re.compile(".*".join(map(re.escape, " ".join(line.split()).split("..."))))
-        for line in expected.splitlines()
-    }
-    return [line for line, pattern in patterns.items() if not any(map(pattern.fullmatch, lines))]
+def run_page(page: Path, commands: Path) -> None:
+    """Run a page's blocks in the current folder, and look for what it says they print."""
+    names, output = dict[str, Any](), ""
+    for block in RUN[page]:
+        if block.kind == "text":
+            assert not (lacks := missing(block.code, output)), f"{lacks} not in:\n{output}"
+            output = ""
+        elif block.kind == "sh":
+            output += shell(block.code, commands)
+        elif block.file_name:
+            Path(block.file_name).write_text(block.code, encoding="utf-8")
+        elif block.kind in {"python", "setup"}:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
+            output += printed.getvalue()
+        else:
+            check_block(block)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("guide", [pytest.param(path, id=path.stem) for path in GUIDES])
-def test_guide(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.xdist_group("pages")
+@each_page
+def test_guide(page: Path, forked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text, names, output = guide.read_text(encoding="utf-8"), dict[str, Any](), ""
-    found = list(BLOCK.finditer(text))
-    assert len(found) == text.count("```") / 2
-    for block in found:
-        kind, code = block.groups()
-        if kind == "text":
-            assert not (lacks := missing(code, output)), f"{lacks} not in:\n{output}"
-            output = ""
-        elif kind == "sh":
-            output += shell(code)
-        elif code.partition("\n")[0].endswith(".py"):
-            name = code.partition("\n")[0].removeprefix("# ")
-            Path(name).write_text(code, encoding="utf-8")
-        else:
-            assert kind == "python"
-            line = text.count("\n", 0, block.start(2))
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(compile("\n" * line + code, str(guide), "exec"), names)
-            output += printed.getvalue()
+    run_page(page, forked)
+
+
+@pytest.mark.slow
+@each_page
+def test_guide_in_new_processes(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, words in {"hypermask": " -m hypermask_fast", "python": ""}.items():
+        command = commands / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        command.chmod(0o755)
+    run_page(page, commands)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
+)
+def test_blocks_that_are_not_run_name_what_there_is(page: Path) -> None:
+    for block in blocks(page):
+        if block.reason:
+            assert block.reason in REASONS
+            check_block(block)
 
 
 def test_a_line_that_is_not_shown_is_found() -> None:
     assert missing("a ... c\nb", "a b c\nb b") == ["b"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "hypermask train --stpes 3",
+        "hypermask train --preset split-minst",
+        "hypermask trian",
+        "python -m benchmarks run --csae x",
+        "python -m no_such_module",
+        "torchrun --nproc-per-node=2 -m hypermask_fast train --stpes 3",
+        "make no-such-target",
+        "pip install 'hypermask_fast[no]'",
+        "pytest tests/no_such_file.py",
+        "hypremask train",
+    ],
+)
+def test_what_a_command_names_wrongly_is_found(command: str) -> None:
+    import shlex
+
+    from hypermask_fast.errors import ConfigError
+
+    with pytest.raises((AssertionError, ConfigError, SystemExit)):
+        check_command(shlex.split(command))
