@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypermask_fast.conversion.report import conversion_report
     from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
     from hypermask_fast.hypernetworks.full import Hypernetwork
+    from hypermask_fast.hypernetworks.sharded import sharded_head
     from hypermask_fast.inference.export import export_subnet
     from hypermask_fast.inference.one_shot import one_shot
     from hypermask_fast.inference.predictor import MultiTaskPredictor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hypermask_fast.planning.plan import plan
     from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
+    from hypermask_fast.runs.sharded import load_sharded, save_sharded
     from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
     from hypermask_fast.training.distributed.started import data_parallel
     from hypermask_fast.training.trainer import Trainer
@@ -62,12 +64,15 @@ __all__ = [
     "export_subnet",
     "functional",
     "load",
+    "load_sharded",
     "networks",
     "one_shot",
     "plan",
     "reference",
     "save",
+    "save_sharded",
     "scenarios",
+    "sharded_head",
     "unconvert",
 ]
 
@@ -94,9 +99,12 @@ _MODULES = {
     "explain": "backends.choice",
     "export_subnet": "inference.export",
     "load": "runs.saving",
+    "load_sharded": "runs.sharded",
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
     "save": "runs.saving",
+    "save_sharded": "runs.sharded",
+    "sharded_head": "hypernetworks.sharded",
     "unconvert": "conversion.convert",
     "functional": "functional",
     "networks": "networks",

@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         "checkpoints, without making or reading anything but what functions of your own make. The "
         "status is 2 where it does not fit."
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="plan one of N processes that train together, each with its rows of a batch, and with "
+        "--shard-head of the head [1]",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     add_settings(parser, words)
 
@@ -28,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     """Plan, print, and return the exit status."""
     from hypermask_fast.planning.plan import plan
 
-    found = plan(from_arguments(options), memory=memory_bytes(options))
+    memory = memory_bytes(options)
+    found = plan(from_arguments(options), memory=memory, processes=options.processes)
     if options.json:
         print(json.dumps(found.to_json(), indent=2))
     else:

@@ -39,10 +39,16 @@ class Quadratic(NamedTuple):
 @torch.no_grad()
 def freeze(weight: Tensor, bias: Tensor, hidden: Tensor) -> FrozenHead:
     """Return copies of a head and of the hidden rows (t, H) that depend on nothing any more."""
+    return FrozenHead(weight.clone(), bias.clone(), hidden.clone(), gram_of(weight))
+
+
+@torch.no_grad()
+def gram_of(weight: Tensor) -> Tensor:
+    """Return A^T A, float64 (H, H)."""
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     for rows in tiles_of(weight):
         gram += weight[rows].t() @ weight[rows]
-    return FrozenHead(weight.clone(), bias.clone(), hidden.clone(), gram)
+    return gram
 
 
 def task_rows(hidden: Tensor, frozen: FrozenHead) -> Tensor:

@@ -14,7 +14,15 @@ from hypermask_fast.backends.choice import backend, requested
 from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import shown
 from hypermask_fast.head import cuda, passes
-from hypermask_fast.head.types import FrozenHead, Head, HeadStep, Kept, KeptBoxes, KeptSample
+from hypermask_fast.head.types import (
+    FrozenHead,
+    Head,
+    HeadGrads,
+    HeadStep,
+    Kept,
+    KeptBoxes,
+    KeptSample,
+)
 from hypermask_fast.hypernetworks.autograd_frozen import frozen_logits
 from hypermask_fast.modes import is_followed, is_plain, is_transformed, needs_operators
 from hypermask_fast.optim.factored_adam import FactoredAdam
@@ -169,6 +177,10 @@ class HeadUpdate:
         for loss, factor in losses:
             loss.add_(output_reg, alpha=factor)
 
+    def _of_all_rows(self, grads: HeadGrads) -> HeadGrads:
+        """Return what an update of the rows that are here gives, with that of all others."""
+        return grads
+
     def apply(
         self, head: nn.Linear, hidden: Tensor, kept: Kept | None, dz: Tensor, weight: Tensor
     ) -> tuple[Tensor, None, Tensor | None]:
@@ -194,6 +206,7 @@ class HeadUpdate:
         else:
             step = step._replace(coefficient=2 * weight.double() / earlier)
             grads = self.optimizer.update_in_backward(step)
+        grads = self._of_all_rows(grads)
         self._complete(grads.squares, earlier)
         return grads.hidden, None, step.bias_grad
 

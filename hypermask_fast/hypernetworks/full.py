@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +15,7 @@ from hypermask_fast.backends.precision import full_precision
 from hypermask_fast.errors import shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.head.frozen import freeze
+from hypermask_fast.head.shard import RowShard
 from hypermask_fast.head.types import FrozenHead, KeptSample
 from hypermask_fast.hypernetworks import trunk
 from hypermask_fast.hypernetworks.autograd import (
@@ -69,6 +70,7 @@ class Hypernetwork(nn.Module):
         trains_earlier: Whether embeddings of earlier tasks get gradients in a step. Default True.
         keeps_all: False: where logits to keep are NaN, nothing is kept, and :meth:`forward` takes
             no update. Default True.
+        shard: The rows of the head that this process holds; None, the default: all.
 
     Raises:
         ConfigError: A size is below 1 or the activation is unknown.
@@ -77,6 +79,7 @@ class Hypernetwork(nn.Module):
     trains_earlier: bool = True
     embedding_std: float = 1.0
     keeps_all: bool = True
+    shard: RowShard | None = None
     _compiled_trunk: CompiledModule | None = None
 
     def __init__(
@@ -100,7 +103,12 @@ class Hypernetwork(nn.Module):
         )
         widths = [embedding_dim + self._extra_inputs(), *hidden]
         self.trunk = _trunk(widths, activation, device, dtype)
-        self.head = nn.Linear(widths[-1], self._head_outputs(), device=device, dtype=dtype)
+        self.head = self._make_head(widths[-1], device, dtype)
+
+    def _make_head(
+        self, width: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> nn.Linear:
+        return nn.Linear(width, self._head_outputs(), device=device, dtype=dtype)
 
     def _extra_inputs(self) -> int:
         return 0
@@ -112,6 +120,19 @@ class Hypernetwork(nn.Module):
     def chunks(self) -> int:
         """Passes of the trunk and head that a task's outputs take."""
         return -(-self.num_outputs // self.head.out_features)
+
+    @property
+    def own_outputs(self) -> int:
+        """Entries of a task that this process keeps and forms: those of all, but of a shard."""
+        return self.num_outputs
+
+    def own_rows(self, whole: Tensor) -> Tensor:
+        """Return the part of a tensor (N, ...) that belongs to the rows of this process."""
+        return whole
+
+    def draw_rows_(self, low: int, high: int, fill: Callable[[Tensor], object]) -> None:
+        """Let a function fill rows of the head's matrix, ``low`` to ``high`` of N."""
+        fill(self.head.weight[low:high])
 
     @property
     def capacity(self) -> int:
@@ -213,7 +234,7 @@ class Hypernetwork(nn.Module):
         return hidden if torch.is_grad_enabled() else hidden.detach()
 
     def _check_kept(self, kept: object, ids: Tensor) -> None:
-        wanted = (len(ids) - 1, self.num_outputs)
+        wanted = (len(ids) - 1, self.own_outputs)
         if not isinstance(kept, Tensor):
             raise TypeError(f"kept is {shown(kept)}; give logits {wanted}, a FrozenHead or None")
         if kept.shape != wanted:
@@ -317,6 +338,8 @@ class Hypernetwork(nn.Module):
     def kept(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """Return the logits (t, N) to keep of the earlier tasks in ``ids`` (1 + t,); None if none.
 
+        Those of own rows, (t, n), where the head is divided among processes.
+
         The current task takes part, so that the sums are formed in the same order as in a step.
 
         Args:
@@ -325,7 +348,8 @@ class Hypernetwork(nn.Module):
         """
         if len(ids) == 1:
             return None
-        logits = self.logits(ids)[1:]
+        with full_precision(self.embeddings.device):
+            logits = self._logits(ids)[1:]
         return logits.to(dtype or logits.dtype, copy=True)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -75,13 +76,14 @@ def hyperfan_(hypernetwork: Hypernetwork, fans: Sequence[Fan]) -> None:
             nn.init.zeros_(layer.bias)
     head = hypernetwork.head
     nn.init.zeros_(head.bias)
-    sizes = [fan.size for fan in fans]
-    for rows, fan in zip(head.weight.split(sizes), fans, strict=True):
+    low = 0
+    for fan in fans:
         variance = 1 / head.in_features
         if not fan.is_bias:
             variance *= (1 if fan.layer_has_bias else 2) / fan.fan_in
         bound = math.sqrt(3 * variance)
-        rows.uniform_(-bound, bound)
+        hypernetwork.draw_rows_(low, low + fan.size, partial(nn.init.uniform_, a=-bound, b=bound))
+        low += fan.size
 
 
 _OPEN = (3.0, 4.0)
@@ -106,7 +108,10 @@ def open_(hypernetwork: Hypernetwork, weights: Sequence[Tensor]) -> None:
     if isinstance(hypernetwork, ChunkedHypernetwork):
         head.bias.fill_(low)
         return
-    rows = head.bias.split([w.numel() for w in weights])
-    for row, weight in zip(rows, weights, strict=True):
+    rows = []
+    for weight in weights:
         order = weight.detach().flatten().abs().argsort(stable=True)
-        row[order] = torch.linspace(low, high, len(order), dtype=row.dtype, device=row.device)
+        rows.append(torch.empty_like(order, dtype=head.bias.dtype))
+        count, dtype = len(order), head.bias.dtype
+        rows[-1][order] = torch.linspace(low, high, count, dtype=dtype, device=order.device)
+    head.bias.copy_(hypernetwork.own_rows(torch.cat(rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +56,14 @@ class KeptOutputs(HoldsTensors):
 
     Attributes:
         ids: int64 (1 + t,), the current task and the earlier ones; None outside a task.
+        divided: Names of tensors of :meth:`state` that have a part for each row of the head, with
+            the dimension that it is along.
         free: Sets, in logits (k, N) of the tasks int64 (k,), those to NaN that need not be kept;
             None: all are kept. A learner sets it.
     """
 
     held = ("ids", "logits", *_FROZEN, _COPY)
+    divided: ClassVar[Mapping[str, int]] = {"targets": 1, "frozen_weight": 0, "frozen_bias": 0}
     ids: Tensor | None
     logits: Tensor | None
     frozen_hypernetwork: Tensor | None
@@ -213,7 +216,7 @@ class KeptOutputs(HoldsTensors):
 
     def describe(self, hypernetwork: Hypernetwork) -> str:
         """Return a line about the memory it takes while a task is learned."""
-        size, each = hypernetwork.num_outputs, hypernetwork.head.weight.element_size()
+        size, each = hypernetwork.own_outputs, hypernetwork.head.weight.element_size()
         width = hypernetwork.head.in_features
         bytes_of, per = {
             "full": (size * each, "for each earlier task"),

@@ -12,15 +12,16 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.conversion.convert import unconvert
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import TaskNorms
-from hypermask_fast.errors import CheckpointError, shown
+from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import Fan
 from hypermask_fast.hypernetworks.kept import KeptOutputs
+from hypermask_fast.hypernetworks.sharded import shares_heads
 from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.counting import CountsSteps
 from hypermask_fast.methods.head_memory import require_fit
 from hypermask_fast.methods.protocol import ParameterGroup
-from hypermask_fast.methods.state_checks import check_count, check_ids
+from hypermask_fast.methods.state_checks import check_count, check_ids, check_rows
 from hypermask_fast.methods.steps import Steps
 from hypermask_fast.methods.tasks import TaskId
 
@@ -69,6 +70,13 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         super().__init__(net, capacity=capacity, bn=bn, norms_too=norms_too, **options)
         self._kept = kept
         try:
+            if shares_heads() and not self._settings.divides_head:
+                form = getattr(self._settings, "head", "full")
+                raise ConfigError(
+                    f"a {type(self).__name__} with head={form!r} is "
+                    "built inside sharded_head(), and its head cannot be divided among processes; "
+                    "use HyperMask with head='full', or build it outside"
+                )
             first = self._network.weights()[0]
             size = self._network.size
             require_fit(type(self).__name__, self._make_hypernetwork, size, first, self._settings)
@@ -150,6 +158,9 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         of_kept = self._kept.state()
         tensors |= of_kept[0]
         state |= of_kept[1]
+        shard = self.hypernetwork.shard
+        if shard is not None:
+            state["rows"] = [shard.first, shard.last, shard.size]
         return tensors, state
 
     def _without_tensors(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -159,6 +170,7 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
     def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         super()._check_state(tensors, state)
         check_count(state, "sampling_seed", default=0)
+        check_rows(state, self.hypernetwork.shard)
         current, ids, frozen = state["current"], state["ids"], state.get("frozen", [])
         check_ids("frozen", frozen, len(state["tasks"]))
         others = [o for o in state["learned"] if o != current and o not in frozen]

@@ -50,6 +50,11 @@ class MethodSettings(Settings):
         return []
 
     @property
+    def divides_head(self) -> bool:
+        """Whether processes may share the rows of a hypernetwork's head."""
+        return False
+
+    @property
     def width(self) -> int:
         """Width of the method's largest part; 0 where it has none that can be chosen."""
         return 0

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, shown
+from hypermask_fast.head.shard import RowShard
 
 _MADE = "give what task_state() returned"
 
@@ -54,6 +55,17 @@ def check_ids(name: str, value: object, count: int) -> None:
         )
     if len(set(ids)) != len(ids):
         raise CheckpointError(f"the state has {name}={shown(value)}, each id once; {_MADE}")
+
+
+def check_rows(state: Mapping[str, Any], shard: RowShard | None) -> None:
+    """Raise CheckpointError where a state is of other rows of a head than a learner has."""
+    own = None if shard is None else [shard.first, shard.last, shard.size]
+    if state.get("rows") != own:
+        raise CheckpointError(
+            f"the state has rows={shown(state.get('rows'))} and the learner rows={own} (first, "
+            "last and all of a head that processes share, None: all); exchange it by "
+            "save_sharded() and load_sharded()"
+        )
 
 
 def check_phase(state: Mapping[str, Any], phases: Sequence[str]) -> None:

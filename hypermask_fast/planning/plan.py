@@ -31,6 +31,7 @@ LIBRARIES = 160 * 2**20
 # A checkpoint passes the host in blocks of this size.
 _SAVING = 8 * 2**20
 _CHECKPOINTS = 3
+_NEAR = 4  # processes more than the estimate
 
 
 def _mib(size: int) -> str:
@@ -63,6 +64,7 @@ class Plan:
         size: Of the scenario.
         found: Bytes of every part at every moment.
         available: Bytes that the device has left; None where nothing tells.
+        processes: Those that train together, each with a device; it is a plan of one of them.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Plan:
     size: ScenarioSize
     found: Simulation
     available: int | None
+    processes: int = 1
 
     @property
     def moment(self) -> str:
@@ -124,9 +127,47 @@ class Plan:
     def _changed(self, changes: dict[str, Any]) -> Plan | None:
         try:
             changed = self.config.replace(**changes)
-            return _planned(changed, self.size, self.device, self.available)
+            return self._like(changed, self.processes)
         except ConfigError:
             return None
+
+    def _like(self, config: RunConfig, processes: int) -> Plan:
+        return _planned(config, self.size, self.device, self.available, processes)
+
+    def fewest(self) -> Plan | None:
+        """Return the plan of the smallest number of processes that fits where they share the head.
+
+        None where no number does, or the method has no head to share.
+        """
+        if not self.config.method.divides_head:
+            return None
+        config = self.config.replace(shard_head=True)
+
+        @functools.cache
+        def of(processes: int) -> Plan | None:
+            try:
+                return self._like(config, processes)
+            except ConfigError:
+                return None  # more processes than rows
+
+        def fits(processes: int) -> bool:
+            found = of(processes)
+            return found is not None and found.fits()
+
+        two, eight = of(2), of(8)
+        if fits(2) or two is None or eight is None or self.available is None:
+            return two
+        # What is needed is nearly a part for each row and a rest.
+        rows = (two.needed() - eight.needed()) / (1 / 2 - 1 / 8)
+        left = self.available - (eight.needed() - rows / 8)
+        if left <= 0:
+            return None
+        guess = max(3, math.ceil(rows / left))
+        near = range(guess, guess + _NEAR)
+        most = next((n for n in near if fits(n)), None)
+        while most is not None and fits(most - 1):
+            most -= 1
+        return None if most is None else of(most)
 
     def _largest_width(self) -> int:
         """Return the largest H that fits, if it is less than the present one, else 0."""
@@ -153,6 +194,10 @@ class Plan:
                 for change, other in self.alternatives()
                 if other.fits()
             ]
+            fewest = self.fewest()
+            if fewest is not None:
+                needed = _mib(fewest.needed())
+                fitting.append(f"{fewest.processes} processes, shard_head=True ({needed} each)")
             fix = f"what would fit: {'; '.join(fitting)}" if fitting else "use a smaller network"
         raise ConfigError(
             f"the run needs {_mib(self.needed(resuming=resuming))} of {self.device} memory ("
@@ -188,7 +233,7 @@ class Plan:
         """Return the plan for people to read."""
         found, title = self.found, self.config.preset or self.config.scenario.name
         lines = [
-            f"{title} on {self.device}, at the last of {self.size.tasks} tasks",
+            f"{title} on {self.device}, at the last of {self.size.tasks} tasks{self._of_each}",
             ", ".join(
                 f"{name.replace('_', ' ')}: {value:,}" for name, value in found.facts.items()
             ),
@@ -216,17 +261,26 @@ class Plan:
         return "\n".join(lines)
 
     @property
+    def _of_each(self) -> str:
+        if self.processes == 1:
+            return ""
+        shared = ", which share the head" if self.config.run.shard_head else ""
+        return f", in one of {self.processes} processes{shared}"
+
+    @property
     def logits(self) -> int:
         """Bytes of the logits that the run keeps on the disk of all tasks."""
         return self.size.tasks * min(ROWS, self.size.test) * self.size.classes * 4
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, in bytes."""
+        fewest = None if self.fits() else self.fewest()
         return {
             "preset": self.config.preset,
             "scenario": self.config.scenario.name,
             "device": self.device,
             "tasks": self.size.tasks,
+            "processes": self.processes,
             **self.found.facts,
             "moment": self.moment,
             "parts": self.parts,
@@ -237,6 +291,7 @@ class Plan:
             "disk": _CHECKPOINTS * self.found.checkpoint + self.logits,
             "available": self.available,
             "fits": self.fits(),
+            "fewest_processes": None if fewest is None else fewest.processes,
         }
 
 
@@ -246,7 +301,13 @@ def check_config(config: RunConfig) -> None:
         raise TypeError(f"config is {shown(config)}; give a RunConfig, as RunConfig.from_preset()")
 
 
-def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | None = None) -> Plan:
+def plan(
+    config: RunConfig,
+    *,
+    memory: int | None = None,
+    scenario: Scenario | None = None,
+    processes: int = 1,
+) -> Plan:
     """Return what a run takes, before anything of it is made.
 
     The last task runs on the meta device, whose tensors have no memory, through the code that
@@ -256,8 +317,11 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
 
     Args:
         config: The settings.
-        memory: Bytes that the device has; default: what this machine has left.
+        memory: Bytes that a process has; default: what this machine has left, on a CPU of
+            all of them together.
         scenario: What the function made that the settings name. Default: it is called.
+        processes: Those that train together, each with its rows of a batch and, with
+            ``shard_head``, of the head; planned is the first one. Default 1.
 
     Raises:
         ConfigError: A setting does not fit, or the memory is no number of bytes.
@@ -267,6 +331,7 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
     """
     check_config(config)
     check_value("memory", int, memory, None, low=0)
+    check_value("processes", int, processes, low=1)
     if scenario is not None and not isinstance(scenario, Scenario):
         raise TypeError(f"scenario is {shown(scenario)}; give a Scenario, or leave it out")
     device = config.run.device.partition(":")[0]
@@ -274,27 +339,35 @@ def plan(config: RunConfig, *, memory: int | None = None, scenario: Scenario | N
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if memory is None:  # before data of one's own are there, which the plan counts
         memory = available_memory(device if config.run.device == "auto" else config.run.device)
-    return _planned(config, scenario_size(config, scenario), device, memory)
+        if memory is not None and device == "cpu":
+            memory //= processes
+    return _planned(config, scenario_size(config, scenario), device, memory, processes)
 
 
 @functools.lru_cache(maxsize=32)
-def _of_catalogue(config: RunConfig, size: ScenarioSize, on_cpu: bool, threads: int) -> Simulation:
+def _of_catalogue(
+    config: RunConfig, size: ScenarioSize, on_cpu: bool, processes: int, threads: int
+) -> Simulation:
     """Return the simulation of settings that name nothing outside of the package."""
-    return simulate(config, size, on_cpu=on_cpu)
+    return simulate(config, size, on_cpu=on_cpu, processes=processes)
 
 
-def _simulation(config: RunConfig, size: ScenarioSize, on_cpu: bool) -> Simulation:
+def _simulation(config: RunConfig, size: ScenarioSize, on_cpu: bool, processes: int) -> Simulation:
     if config.scenario.is_own or isinstance(config.network, OwnNetworkSettings):
-        return simulate(config, size, on_cpu=on_cpu)  # a function may return another one by now
+        # A function may return another one by now.
+        return simulate(config, size, on_cpu=on_cpu, processes=processes)
     # Runs of several seeds have one plan.
-    return _of_catalogue(config.replace(seed=0), size, on_cpu, torch.get_num_threads())
+    alike = config.replace(seed=0)
+    return _of_catalogue(alike, size, on_cpu, processes, torch.get_num_threads())
 
 
-def _planned(config: RunConfig, size: ScenarioSize, device: str, memory: int | None) -> Plan:
+def _planned(
+    config: RunConfig, size: ScenarioSize, device: str, memory: int | None, processes: int
+) -> Plan:
     if config.tasks is None:
         config = config.replace(tasks=size.tasks)
     try:
-        found = _simulation(config, size, device == "cpu")
+        found = _simulation(config, size, device == "cpu", processes)
     except HypermaskError:
         raise
     except Exception as error:
@@ -312,4 +385,4 @@ def _planned(config: RunConfig, size: ScenarioSize, device: str, memory: int | N
             f"device, it fails ({type(error).__name__}: {' '.join(str(error).split())}); make it "
             "free of .item() and of tensors that are no parameters or buffers"
         ) from error
-    return Plan(config, device, size, found, memory)
+    return Plan(config, device, size, found, memory, processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.head.shard import Place
 from hypermask_fast.head.types import HeadGrads, HeadStep
+from hypermask_fast.hypernetworks.sharded import sharing_among
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.extra_state import moving_of, weights_of
+from hypermask_fast.methods.sharded import shard_of
 from hypermask_fast.native.head import partition
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.planning.live_memory import LiveMemory
 from hypermask_fast.settings.build import make_learner
 from hypermask_fast.settings.config import RunConfig
-from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.divided import divided_dims
+from hypermask_fast.training.optimizers import make_optimizers, optimizer_state
 
 DATA, TARGET = "data set", "target network"
 MOMENTS, BEST, LOADED = "Adam's moments", "best model so far", "checkpoint that is loaded"
@@ -58,7 +63,7 @@ class Simulation:
         facts: Of the learner.
         peaks: For each moment the bytes of each part at its peak.
         learner: Bytes of its parameters and buffers.
-        checkpoint: Bytes of a checkpoint within the last task.
+        checkpoint: Bytes of a checkpoint within the last task, of all processes.
     """
 
     facts: Mapping[str, int]
@@ -90,13 +95,18 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Run:
     """A run, moment by moment, under a count of the memory it takes."""
 
-    def __init__(self, config: RunConfig, size: ScenarioSize, memory: LiveMemory) -> None:
+    def __init__(
+        self, config: RunConfig, size: ScenarioSize, memory: LiveMemory, processes: int
+    ) -> None:
         self.config, self.size, self.memory = config, size, memory
+        self.batch_size = -(-config.training.batch_size // processes)
         self.peaks: dict[str, dict[str, int]] = {}
         self.last = size.tasks - 1
         with memory.making(DATA):
             self.data = torch.empty(size.data, dtype=torch.uint8, device="meta")
-        with memory.making(TARGET), torch.device("meta"):
+        divides = config.run.shard_head and processes > 1
+        divided = sharing_among(Place(0, processes)) if divides else nullcontext()
+        with memory.making(TARGET), torch.device("meta"), divided:
             self.learner = make_learner(config, size.input_shape, size.classes)
         self._assign()
         self.learner.net.register_forward_pre_hook(lambda *_: self._now_make(ACTIVATIONS))
@@ -154,6 +164,20 @@ class _Run:
         within, _ = self.learner.task_state()
         return _bytes(weights_of(self.learner).values()) + _bytes(within.values())
 
+    def bytes_elsewhere(self, optimizers: Mapping[str, Optimizer]) -> int:
+        """Return what other processes add to a checkpoint: what they have for their rows."""
+        shard = shard_of(self.learner)
+        if shard is None:
+            return 0
+        named = {f"learner/{name}": value for name, value in weights_of(self.learner).items()}
+        if self.config.training.selection != "last":
+            named |= {f"best/{name.partition('/')[2]}": value for name, value in named.items()}
+        named |= {f"task/{name}": value for name, value in self.learner.task_state()[0].items()}
+        named |= optimizer_state(optimizers)[0]
+        shapes = {name: tuple(value.shape) for name, value in named.items()}
+        divided = divided_dims(self.learner, optimizers, shapes, shard.rows)
+        return _bytes(named[name] for name in divided) * (shard.size - shard.rows) // shard.rows
+
     def make_optimizers(self) -> dict[str, Optimizer]:
         """Return the present phase's optimizers as they are after their first step."""
         adam = _CompiledAdam if self.memory.heap else _Adam
@@ -177,8 +201,8 @@ class _Run:
 
     def step(self, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor] | None:
         """Take a step; return the weights before it where the published selection wants them."""
-        x = self._inputs(self.config.training.batch_size)
-        y = torch.zeros(self.config.training.batch_size, dtype=torch.int64, device="meta")
+        x = self._inputs(self.batch_size)
+        y = torch.zeros(self.batch_size, dtype=torch.int64, device="meta")
         stale: dict[str, Tensor] = {}
 
         def after_forward() -> None:
@@ -217,21 +241,24 @@ class _Run:
         self._ended("evaluation")
 
 
-def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulation:
+def simulate(
+    config: RunConfig, size: ScenarioSize, *, on_cpu: bool, processes: int = 1
+) -> Simulation:
     """Run the moments of the last task on the meta device; no weight is made.
 
     Args:
         config: The settings.
         size: Of its scenario.
         on_cpu: Count as on a CPU, else as on CUDA.
+        processes: Those that train together, of which it is the first one. Default 1.
 
     Raises:
         ConfigError: A setting does not fit.
     """
     with LiveMemory(heap=on_cpu) as memory:
-        run = _Run(config, size, memory)
+        run = _Run(config, size, memory, processes)
         run.begin()
-        checkpoint, stale = 0, None
+        checkpoint, elsewhere, stale = 0, 0, None
         phases = run.learner.phases(run.last, run.steps)
         for phase in phases:
             if run.learner.phase != phase.name:
@@ -241,6 +268,7 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
             states = [state for each in optimizers.values() for state in each.state.values()]
             moments = sum(_bytes(state.values()) for state in states)
             checkpoint = max(checkpoint, run.state_bytes() + moments)
+            elsewhere = max(elsewhere, run.bytes_elsewhere(optimizers))
             if phase is not phases[-1]:
                 del optimizers, states
         if config.training.validates or config.training.measured == "test":
@@ -256,5 +284,5 @@ def simulate(config: RunConfig, size: ScenarioSize, *, on_cpu: bool) -> Simulati
         facts=run.learner.facts(),
         peaks=run.peaks,
         learner=size_of_learner,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint + elsewhere,
     )

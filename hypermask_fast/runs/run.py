@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hypermask_fast.errors import PlanError
+from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.planning.plan import check_config, plan
 from hypermask_fast.runs import checkpoint, confusion, report, run_page
@@ -118,6 +119,13 @@ def _built(
     check_config(config)
     device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun sets it
+    if config.run.shard_head and world > 1:
+        raise ConfigError(
+            f"shard_head=True in {world} processes, of which the first writes the checkpoints "
+            "and has only its rows of the head; train in a script with sharded_head() and "
+            "save_sharded(), or give shard_head=False"
+        )
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):
         # Before the data are there, which the plan counts.

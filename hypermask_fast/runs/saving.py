@@ -21,6 +21,7 @@ from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, weights_of
 from hypermask_fast.methods.replay.learner import ReplayLearner
 from hypermask_fast.methods.settings import MethodSettings
+from hypermask_fast.methods.sharded import shard_of
 from hypermask_fast.runs import learner_file, network_of
 from hypermask_fast.runs.restoring import in_a_sentence
 
@@ -43,13 +44,18 @@ def save(learner: Learner, path: str | os.PathLike[str], *, network: str | None 
             :func:`load` is given one.
 
     Raises:
-        ConfigError: The path is taken or cannot be written, the function makes another network, or
-            the learner's class is of no method.
+        ConfigError: The path is taken or cannot be written, the function makes another network,
+            the learner's class is of no method, or processes share its head.
         CheckpointError: A module of the network has a state of its own that is no tensor.
         TypeError: It is no learner.
     """
     check_learner(learner)
     target = Path(check_value("path", str, path, path=True))
+    if shard_of(learner) is not None:
+        raise ConfigError(
+            f"the learner has {shard_of(learner)} of a head that processes share, and {target} "
+            "would lack the others; call save_sharded() in all processes"
+        )
     learner_file.require_replaceable(target)
     learner.check_network()
     settings = _settings_of(learner)

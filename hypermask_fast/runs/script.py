@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.methods.sharded import require_whole_head
 from hypermask_fast.runs import checkpoint, report
 from hypermask_fast.runs.closing import Closing
 from hypermask_fast.runs.environment import environment_of
@@ -176,6 +177,7 @@ class Run(Closing):
                 f"the learner has learned of {names} already, which the run would not have; give a "
                 "new learner, the run itself continues from its checkpoint"
             )
+        require_whole_head(learner)
         self.trainer = trainer
         self._show = trainer.progress and writes()
         self._open, self._is_closed = ExitStack(), False

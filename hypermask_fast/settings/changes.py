@@ -9,7 +9,16 @@ from typing import Any
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.settings.config import RunConfig
 
-FREE = ("device", "data_dir", "log_every", "checkpoint_every", "log", "graph", "compile")
+FREE = (
+    "device",
+    "data_dir",
+    "log_every",
+    "checkpoint_every",
+    "log",
+    "graph",
+    "compile",
+    "shard_head",
+)
 """What a run may go on with whatever it was before: where and how, and never what it learns."""
 
 _BETWEEN_TASKS = ("optimizer", "moments", "schedule", "warmup_steps", "train_target", "adam_beta1")

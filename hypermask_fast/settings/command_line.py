@@ -86,6 +86,8 @@ def add_arguments(
         groups[title].add_argument(
             f"--{name.replace('_', '-')}",
             default=argparse.SUPPRESS,
+            nargs="?" if option.kind.base is bool else None,
+            const="true" if option.kind.base is bool else None,
             metavar=option.kind.metavar,
             help=f"{text} [{default or 'none'}]".replace("%", "%%"),
         )

@@ -204,6 +204,11 @@ def _check_together(config: RunConfig) -> None:
         )
     # Where the tasks are not known yet, a run gives their number before it begins.
     config.method.check_run(tasks=config.tasks or 1, moments=training.moments)
+    if config.run.shard_head and not config.method.divides_head:
+        raise ConfigError(
+            f"shard_head=True and method={config.method_name!r} has no full head that processes "
+            "can divide; use method='hypermask' with head='full', or shard_head=False"
+        )
     if scenario.validation == 0 and training.validates:
         raise ConfigError(
             f"validation=0 leaves nothing to measure for selection={training.selection!r} and "

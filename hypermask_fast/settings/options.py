@@ -71,6 +71,14 @@ class RunSettings(Settings):
         "", "where the log goes beside metrics.jsonl: tensorboard, wandb, or tensorboard,wandb"
     )
 
+    shard_head: bool = setting(
+        False,
+        "divide the head among the processes that train together, so that the largest target grows "
+        "with them",
+        "each holds its rows, their moments and what earlier tasks keep of them; one process alone "
+        "holds all",
+    )
+
     def check(self) -> None:
         sink_names(self.log)
         kind, _, index = self.device.partition(":")

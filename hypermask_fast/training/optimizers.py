@@ -82,7 +82,8 @@ def first_rate(optimizers: Mapping[str, Optimizer]) -> float:
     return float(f"{float(rate):.7g}") if isinstance(rate, Tensor) else float(rate)
 
 
-def _prefix(name: str) -> str:
+def prefix_of(name: str) -> str:
+    """Return how the names of an optimizer's tensors begin."""
     return "optimizer" if name == MAIN else f"optimizer.{name}"
 
 
@@ -99,7 +100,7 @@ def optimizer_state(
         saved = optimizer.state_dict()
         for index, entries in saved["state"].items():
             kept = {key: v for key, v in entries.items() if isinstance(v, Tensor)}
-            tensors |= {f"{_prefix(name)}/{index}/{key}": v for key, v in kept.items()}
+            tensors |= {f"{prefix_of(name)}/{index}/{key}": v for key, v in kept.items()}
         groups[name] = [{**group, "lr": float(group["lr"])} for group in saved["param_groups"]]
     return tensors, groups
 
@@ -114,7 +115,7 @@ def load_optimizer_state(
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
-            if part == _prefix(name):
+            if part == prefix_of(name):
                 index, _, field = rest.partition("/")
                 entries.setdefault(int(index), {})[field] = value
         # JSON has no tuples.

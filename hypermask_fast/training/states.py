@@ -47,6 +47,12 @@ def _outline(manifest: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: entry.get(key) for key in ("name", "shape")} for entry in manifest]
 
 
+def check_network(learner: Learner, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a state is of another network than a learner's."""
+    # What else is in the manifests depends on the state that is loaded.
+    check_manifest(*map(_outline, (state["manifest"], learner.manifest())))
+
+
 def load_learner(learner: Learner, parts: Parts, state: Mapping[str, Any]) -> None:
     """Load a learner, with its tasks and what it keeps of them while one is learned.
 
@@ -60,8 +66,7 @@ def load_learner(learner: Learner, parts: Parts, state: Mapping[str, Any]) -> No
             tasks are then as before.
     """
     before, fixed = learner.task_state(), fixed_of(learner)
-    # What else is in them depends on the state that is loaded.
-    check_manifest(*map(_outline, (state["manifest"], learner.manifest())))
+    check_network(learner, state)
     try:
         learner.load_task_state(dict(parts["task"]), state["task"])
         check_manifest(state["manifest"], learner.manifest())

@@ -204,6 +204,8 @@ SUBJECTS = [
     Subject("DistributedDataParallel", traced,
             lambda it, **a: hmf.DistributedDataParallel(**{"learner": it, **a}), {},
             {"learner": [*NOT_MODULES, nn.Linear(5, 3)]}, runs=False),
+    Subject("sharded_head", nothing, lambda _, **a: enter(hmf.sharded_head(**a)), {},
+            {"process_group": ["gloo", [0], 3, 1.5, nn.Linear(5, 3)]}, runs=False),
     Subject("FactoredAdam", optimizer,
             lambda it, **a: hmf.FactoredAdam([torch.ones(3, requires_grad=True)], **a), {},
             {"lr": ["fast", None, -1.0, nan, [0.1], 3j, True, torch.ones(2), object()],

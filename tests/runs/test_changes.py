@@ -92,18 +92,12 @@ def test_a_changed_setting_is_refused_with_both_values(
 
 
 def test_what_may_change_does_not_change_a_bit(half: Path, tmp_path: Path) -> None:
-    assert FREE == (
-        "device",
-        "data_dir",
-        "log_every",
-        "checkpoint_every",
-        "log",
-        "graph",
-        "compile",
-    )
+    where = ("device", "data_dir", "log_every", "checkpoint_every", "log")
+    assert (*where, "graph", "compile", "shard_head") == FREE
     shutil.copytree(half, tmp_path / "same")
     resume(tmp_path / "same")
     free = {"device": "auto", "data_dir": "x", "log_every": 1, "checkpoint_every": 9.0}
+    free["shard_head"] = True
     if torch.cuda.is_available():
         del free["device"]
     result = resume(changed(half, tmp_path / "free", **free))

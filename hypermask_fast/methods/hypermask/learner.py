@@ -17,6 +17,7 @@ from hypermask_fast.hypernetworks.chunked import ChunkedHypernetwork
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.hypernetworks.init import hyperfan_, open_
 from hypermask_fast.hypernetworks.kept import KeptOutputs
+from hypermask_fast.hypernetworks.sharded import full_hypernetwork
 from hypermask_fast.methods.batches import (
     check_devices,
     random_state_kept,
@@ -145,7 +146,7 @@ class HyperMask(MaskedLearner):
         }
         shared |= {"device": like.device, "dtype": like.dtype}
         if settings.head == "full":
-            made = Hypernetwork(size, **shared)
+            made = full_hypernetwork(size, **shared)
         else:
             chunks = settings.chunk_size, settings.chunk_embedding_dim
             made = ChunkedHypernetwork(

@@ -127,6 +127,10 @@ class HyperMaskSettings(HeadSettings):
                 f"entries; give {100 * self.sparsity:g} if a fraction was meant"
             )
 
+    @property
+    def divides_head(self) -> bool:
+        return self.head == "full"
+
     def cheaper(self) -> list[dict[str, Any]]:
         chunked = {"head": "chunked"}
         if self.targets == "frozen_head":

@@ -14,11 +14,13 @@ from torch.nn.parallel import DistributedDataParallel as _TorchDDP
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.conversion.norm_tables import NormTable
+from hypermask_fast.head.shard import RowShard
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.base import Learner, ordinary_step
 from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.methods.sharded import divided_weights
 from hypermask_fast.training.distributed.processes import Processes
 
 _Gradients = Sequence[Tensor | None]
@@ -81,6 +83,10 @@ def _check(learner: Learner, group: dist.ProcessGroup | None) -> None:
         )
 
 
+def _whole_shape(value: Tensor, shard: RowShard | None) -> tuple[int, ...]:
+    return tuple(value.shape) if shard is None else (shard.size, *value.shape[1:])
+
+
 def check_same_layout(
     learner: Learner, gathered: Callable[[dict[str, str]], list[dict[str, str]]]
 ) -> None:
@@ -90,8 +96,10 @@ def check_same_layout(
         learner: This process's.
         gathered: Returns what each process gives.
     """
+    divided = divided_weights(learner)
     own = {
-        name: f"{value.dtype} of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
+        name: f"{value.dtype} of shape {_whole_shape(value, divided.get(name))}, "
+        f"requires_grad={value.requires_grad}"
         for name, value in weights_of(learner, keep_vars=True).items()
     }
     layouts = gathered(own)
@@ -109,7 +117,11 @@ def check_same_layout(
 def _copy_from_first(learner: Learner, group: dist.ProcessGroup | None) -> None:
     """Give every process the parameters, buffers, tasks and targets of process 0."""
     source = 0 if group is None else dist.get_global_rank(group, 0)
+    divided = divided_weights(learner)
     tensors, state = learner.task_state()
+    if divided:
+        tensors = {}
+        _check_same_tasks(state, group)
     shapes = {name: (value.shape, value.dtype) for name, value in tensors.items()}
     box: list[Any] = [state, shapes]
     dist.broadcast_object_list(box, source, group)
@@ -121,13 +133,29 @@ def _copy_from_first(learner: Learner, group: dist.ProcessGroup | None) -> None:
             name: torch.empty(shape, dtype=dtype, device=device)
             for name, (shape, dtype) in shapes.items()
         }
-    for value in (*tensors.values(), *weights_of(learner).values()):
+    weights = [value for name, value in weights_of(learner).items() if name not in divided]
+    for value in (*tensors.values(), *weights):
         sent = value.contiguous()
         dist.broadcast(sent, source, group)
         if sent is not value:
             value.copy_(sent)
-    if is_copy:
+    if is_copy and not divided:
         learner.load_task_state(tensors, state)
+
+
+def _check_same_tasks(state: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Raise where process 0 has other tasks, of which the others cannot have its rows."""
+    own = {key: value for key, value in state.items() if key != "rows"}
+    states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(states, own, group=group)
+    for rank, other in enumerate(states):
+        for key in other:
+            if other[key] != states[0].get(key):
+                raise ValueError(
+                    f"{key} is {states[0].get(key)} in process 0 and {other[key]} in process "
+                    f"{rank}, and a head whose rows they share is not copied; call load_sharded() "
+                    "in every process"
+                )
 
 
 def _wrapped(
@@ -267,7 +295,10 @@ class DistributedDataParallel(nn.Module):
         assert dz is not None
         # Without its version counter: batch norm saved the row for its backward pass, unread.
         rows = [buffer.data[row] for norms in self._norms() for buffer in norms.buffers()]
-        dz, *means = self._mean([dz, *rows])
+        if _hypernetwork_of(self.learner).shard is None:  # type: ignore[union-attr]
+            dz, *means = self._mean([dz, *rows])
+        else:
+            means = self._mean(rows)  # the processes that share the head average dz themselves
         for statistics, mean in zip(rows, means, strict=True):
             statistics.copy_(mean)
         return [dz]
