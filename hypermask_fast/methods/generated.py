@@ -107,6 +107,16 @@ class GeneratedLearner(CountsSteps, ConvertedLearner):
         yield from super().follows_exchange()
         yield from self.hypernetwork.parameters()
 
+    def _exchanged(self, value: Tensor) -> Tensor:
+        shard = self.hypernetwork.shard
+        if self.share is None or shard is None:
+            return super()._exchanged(value)
+        # Those who share the head take the mean themselves: it counts the rows of a batch alike.
+        factor = self.share.weight * shard.place.world
+        if value.requires_grad and factor != 1:
+            value.register_hook(lambda grad: grad * factor)
+        return value
+
     def _grow(self, capacity: int) -> None:
         self.hypernetwork.grow(capacity)
         self.norms.grow(capacity)

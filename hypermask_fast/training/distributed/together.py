@@ -12,6 +12,7 @@ from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.extra_state import weights_of
+from hypermask_fast.methods.sharded import divided_weights
 from hypermask_fast.scenarios import BatchStream
 from hypermask_fast.training.distributed.exchange import SharedStep
 from hypermask_fast.training.distributed.own_loop import check_same_layout
@@ -89,7 +90,9 @@ class Together:
         if not self._is_checked:
             check_same_layout(self._learner, self.processes.all)
             self._is_checked = True
-        self.processes.copy_(list(weights_of(self._learner).values()))
+        divided = divided_weights(self._learner)
+        weights = weights_of(self._learner)
+        self.processes.copy_([v for name, v in weights.items() if name not in divided])
         self.draw_alike()
 
     def draw_alike(self) -> None:
