@@ -29,7 +29,7 @@ def test_train_writes_a_whole_run_and_eval_repeats_its_last_row(
     assert {
         "accuracy.csv",
         "accuracy.npz",
-        "accuracy.png",
+        "accuracy.svg",
         "checkpoints",
         "config.toml",
         "metrics.jsonl",

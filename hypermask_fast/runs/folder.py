@@ -28,7 +28,7 @@ _LEARNED = "learned"
 _SINKS = ("tensorboard", "wandb")  # folders of what else a run logs to
 _SUMMARY, _REPORT = "summary.json", "report.html"
 _CONFUSION = ("confusion.npz", "confusion.csv", "classes.csv")
-_ACCURACY = ("accuracy.npz", "accuracy.csv", "accuracy.png")
+_ACCURACY = ("accuracy.npz", "accuracy.csv", "accuracy.svg")
 _AFTER_CHECKPOINT = (_MANIFEST, _TIMING, _SUMMARY, _REPORT, *_ACCURACY, *_CONFUSION)
 _held_locks: set[int] = set()
 
@@ -327,9 +327,9 @@ class RunFolder(Closing):
         return self.path / "accuracy.csv"
 
     @property
-    def accuracy_png(self) -> Path:
+    def accuracy_svg(self) -> Path:
         """The accuracy matrix as a picture."""
-        return self.path / "accuracy.png"
+        return self.path / "accuracy.svg"
 
     def require_no_checkpoint_was_made(self) -> None:
         """Raise CheckpointError where a file tells that a checkpoint was made, which is not there.

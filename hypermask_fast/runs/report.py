@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hypermask_fast.errors import DataError
 from hypermask_fast.figures.accuracy import matrix_of
+from hypermask_fast.figures.draw import drawing
 from hypermask_fast.figures.labels import shortened
-from hypermask_fast.figures.paint import paint
 from hypermask_fast.runs.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.runs.metrics import summary
 from hypermask_fast.settings.changes import described
@@ -152,12 +152,12 @@ def format_changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[str]) -> None:
-    """Draw R as a PNG: a row after each task, a column for each task, blank where not measured.
+    """Draw R as an SVG: a row after each task, a column for each task, blank where not measured.
 
     Rows without a value are left out.
 
     Args:
-        path: The PNG file.
+        path: The SVG file.
         accuracy: R, (T + 1, T), percent.
         task_names: Names of the T tasks.
 
@@ -169,7 +169,7 @@ def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[st
     final = summary(matrix)
     shown = [("ACC", final["acc_final"]), ("BWT", final["bwt_gem"])]
     title = "   ".join(f"{name} {value:.2f} %" for name, value in shown if not math.isnan(value))
-    write_bytes_atomic(Path(path), paint(replace(chart, title=title), "png"))
+    write_text_atomic(Path(path), drawing(replace(chart, title=title)).markup(alone=True))
 
 
 def write_accuracy(

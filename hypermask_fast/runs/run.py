@@ -189,7 +189,7 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
     """Write what tells how a run ended; the report stays where there is one, unless ``anew``."""
     folder, trainer = session.folder, session.trainer
     session.write_results()
-    report.write_heatmap(folder.accuracy_png, trainer.accuracy, session.names)
+    report.write_heatmap(folder.accuracy_svg, trainer.accuracy, session.names)
     confusion.write(folder.path, trainer)
     if anew or not folder.report_path.exists():
         run_page.write_page(folder.path, session.config)

@@ -334,7 +334,7 @@ class Run(Closing):
             return
         self._session.write_results()
         accuracy, names = self.trainer.accuracy, self._session.all_names
-        report.write_heatmap(self._folder.accuracy_png, accuracy, names)
+        report.write_heatmap(self._folder.accuracy_svg, accuracy, names)
 
     def close(self) -> None:
         """Close the log and free the folder; calling it again does nothing."""

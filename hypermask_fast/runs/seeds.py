@@ -236,7 +236,7 @@ def _continued(
         if begins is not None:
             begins(job.config.run.seed)
 
-    ended = {job.name for job in jobs if RunFolder(job.folder).accuracy_png.exists()}
+    ended = {job.name for job in jobs if RunFolder(job.folder).accuracy_svg.exists()}
     units = [alone(job) for job in jobs]
     outcomes = (
         in_turn(units, begins=start)

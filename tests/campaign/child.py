@@ -149,7 +149,7 @@ def _warm_up() -> None:
 
     library.load()
     with tempfile.TemporaryDirectory() as folder:
-        write_heatmap(f"{folder}/accuracy.png", np.zeros((2, 1)), ["a"])
+        write_heatmap(f"{folder}/accuracy.svg", np.zeros((2, 1)), ["a"])
 
 
 def _serve() -> None:

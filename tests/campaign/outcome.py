@@ -49,8 +49,8 @@ def outcome(run: Path) -> dict[str, Any]:
     for file in ("accuracy.npz", "confusion.npz"):
         with np.load(run / file) as arrays:
             found[file] = {name: arrays[name].tobytes() for name in arrays.files}
-    if not (run / "accuracy.png").read_bytes().startswith(b"\x89PNG"):
-        found["accuracy.png"] = "no picture"
+    if not (run / "accuracy.svg").read_bytes().startswith(b"<svg"):
+        found["accuracy.svg"] = "no picture"
     return found
 
 

@@ -60,7 +60,7 @@ def test_a_run_goes_on_without_a_stream(
     # checkpoint_every below 1 warns nothing; sparsity below 1 prints a warning on the way.
     arguments = ["--checkpoint-every", "0", "--sparsity", "0.5", "--out", str(out)]
     assert cli.main(["train", *QUICK, *arguments]) == 0
-    assert (out / "accuracy.png").exists()
+    assert (out / "accuracy.svg").exists()
     assert cli.main(["eval", str(out)]) == 0
 
 
@@ -78,7 +78,7 @@ def test_a_full_disk_under_the_output_is_an_error(
     assert cli.main(["train", *QUICK, "--seeds", "2", "--jobs", "1", "--out", str(out)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("hypermask: cannot print: No space left on device;")
-    assert (out / "seed-1" / "accuracy.png").exists()
+    assert (out / "seed-1" / "accuracy.svg").exists()
 
 
 def test_an_ascii_stream_takes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_closed_descriptors_are_not_taken_by_the_files_of_a_run(tmp_path: Path) 
     out = tmp_path / "run"
     assert start(out, "0<&- 1>&- 2>&-").wait() == 0
     assert read(out / "metrics.jsonl")
-    assert (out / "accuracy.png").exists()
+    assert (out / "accuracy.svg").exists()
 
 
 @pytest.mark.long
@@ -163,4 +163,4 @@ def test_nohup_keeps_a_run_going(tmp_path: Path) -> None:
     wait_for_checkpoint(process, out)
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 0
-    assert (out / "accuracy.png").exists()
+    assert (out / "accuracy.svg").exists()

@@ -30,7 +30,7 @@ def test_create_then_open(tmp_path: Path) -> None:
             run.metrics_path,
             run.accuracy_npz,
             run.accuracy_csv,
-            run.accuracy_png,
+            run.accuracy_svg,
         ]
     assert [str(file.relative_to(path)) for file in files] == [
         "config.toml",
@@ -38,7 +38,7 @@ def test_create_then_open(tmp_path: Path) -> None:
         "metrics.jsonl",
         "accuracy.npz",
         "accuracy.csv",
-        "accuracy.png",
+        "accuracy.svg",
     ]
     assert sorted(p.name for p in path.iterdir()) == [".lock", "config.toml"]
 
