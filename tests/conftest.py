@@ -28,6 +28,14 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    """Whether a test shares a fixture, which each process would make, with others of its module."""
+    info = getattr(item, "_fixtureinfo", None)
+    made = [] if info is None else info.name2fixturedefs.values()
+    return any(each[-1].scope == "module" for each in made)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _why_no_gpu()
     if reason:
@@ -35,8 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=reason))
     if SIDE_BY_SIDE:
+        for item in items:
+            if _shares_a_fixture(item) and not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         # Else the last long one runs while the other cores have nothing left to do.
-        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+        begins_first = ("long", "xdist_group")
+        items.sort(key=lambda item: not any(map(item.get_closest_marker, begins_first)))
 
 
 @pytest.fixture(autouse=True)
