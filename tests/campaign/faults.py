@@ -27,7 +27,7 @@ _ERRORS = {
 KINDS = frozenset(_ERRORS)
 _SENTENCE = re.compile(r"hypermask: (?!warning: )")
 _NOT_REMOVED = "hypermask: warning: cannot remove the old checkpoint "
-_PROGRESS = re.compile(r"learned |task \d+/\d+ ")
+_PROGRESS = re.compile(r"learned |task \d+/\d+ |[^:]+( \.\.\.|: [\d.]+ s)$")  # and stages
 
 
 class Fault(NamedTuple):

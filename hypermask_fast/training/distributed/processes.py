@@ -27,6 +27,7 @@ class Processes:
 
     Args:
         group: Of torch.distributed. Default: all processes.
+        meet: Waits until all processes have come there. Default: a barrier of the group.
 
     Attributes:
         rank: Of this process.
@@ -34,8 +35,11 @@ class Processes:
         seconds: What exchanges took so far; on a GPU estimated from some of them.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, meet: Callable[[], object] | None = None
+    ) -> None:
         self._group = group
+        self._meet = partial(dist.barrier, group=group) if meet is None else meet
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.seconds = 0.0
         self._exchanges = 0
@@ -151,7 +155,7 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes have come here."""
         with self._answered():
-            dist.barrier(group=self._group)
+            self._meet()
 
     def agreed(self, own: Callable[[], int | None]) -> Callable[[], int | None]:
         """Return a function that gives all processes the same signal: one that any of them caught.

@@ -82,6 +82,26 @@ class _Telling:
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
         self._store, self._rank, self._world = store, rank, world
+        self._meetings = 0
+
+    def meet(self) -> None:
+        """Wait until all processes have come here.
+
+        A barrier would keep one that comes late waiting for others that are still there after an
+        error.
+
+        Raises:
+            RuntimeError: Another process has said why all end, or did not come in time.
+        """
+        self._meetings += 1
+        came, last = f"meeting/{self._meetings}", time.monotonic() + TIMEOUT.total_seconds()
+        self._store.add(came, 1)
+        while self._store.add(came, 0) < self._world:
+            if self._store.check([_TOLD]):
+                raise RuntimeError("another process has said why all end")
+            if time.monotonic() > last:
+                raise RuntimeError("timed out")
+            time.sleep(0.005)
 
     def claims(self, status: int) -> bool:
         """Return whether this process is the one that tells; its exit status is the others' too."""
@@ -161,7 +181,7 @@ def data_parallel() -> Iterator[Processes | None]:
         return
     telling = _connected()
     try:
-        with joining(Processes()) as processes:
+        with joining(Processes(meet=telling.meet)) as processes:
             yield processes
             processes.wait()
     except BaseException as error:
