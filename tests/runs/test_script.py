@@ -44,7 +44,7 @@ def test_it_has_the_files_of_a_run(whole: Path) -> None:
     names = {file.name for file in whole.iterdir()}
     expected = {"script.json", "metrics.jsonl", "timing.json", "checkpoints", "manifest.json"}
     expected.add("summary.json")
-    expected |= {"learned", *(f"accuracy.{end}" for end in ("csv", "npz", "png"))}
+    expected |= {"learned", *(f"accuracy.{end}" for end in ("csv", "npz", "svg"))}
     assert names - {".lock"} == expected
     settings = json.loads((whole / "script.json").read_bytes())
     assert settings["learner"]["class"] == "HyperMask"
