@@ -38,11 +38,12 @@ def show_all(make: Callable[..., Iterable[RunResult]], folder: Path, **options: 
         **options: Of ``make``.
     """
     from hypermask_fast.runs import seeds
+    from hypermask_fast.runs.apart import failure_text
 
     failures: dict[int, str] = {}
 
     def failed(seed: int, error: Exception) -> None:
-        failures[seed] = seeds.failure_text(error)
+        failures[seed] = failure_text(error)
 
     for result in make(failed=failed, **options):
         show(result)

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.training.distributed.launched import rank, world_size
 
 _TRAINING = ("train", "resume")
 
 
 def is_several() -> bool:
     """Return whether torchrun started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+    return world_size() > 1
 
 
 def prints() -> bool:
     """Return whether this process prints what a command has to say."""
-    return not is_several() or os.environ.get("RANK") == "0"
+    return rank() == 0
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def several_processes(words: Sequence[str]) -> Iterator[None]:
         stack.enter_context(data_parallel())
         if words and words[0] not in (*_TRAINING, "-h", "--help"):
             raise ConfigError(
-                f"`hypermask {words[0]}` was started by torchrun in {os.environ['WORLD_SIZE']} "
+                f"`hypermask {words[0]}` was started by torchrun in {world_size()} "
                 "processes, which are for train and resume; start it without torchrun"
             )
         yield
@@ -71,7 +72,7 @@ def one_run(is_one: bool, what: str) -> None:
     """
     if is_several() and not is_one:
         raise ConfigError(
-            f"{what} is of several runs, and torchrun started {os.environ['WORLD_SIZE']} processes "
+            f"{what} is of several runs, and torchrun started {world_size()} processes "
             "that train one together; start it without torchrun, or one run after the other"
         )
 

@@ -295,6 +295,13 @@ class Plan:
         }
 
 
+def device_kind(config: RunConfig) -> str:
+    """Return the kind of a run's device: "cpu", "cuda" or another one."""
+    if config.run.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.run.device.partition(":")[0]
+
+
 def check_config(config: RunConfig) -> None:
     """Raise TypeError where settings are none."""
     if not isinstance(config, RunConfig):
@@ -334,9 +341,7 @@ def plan(
     check_value("processes", int, processes, low=1)
     if scenario is not None and not isinstance(scenario, Scenario):
         raise TypeError(f"scenario is {shown(scenario)}; give a Scenario, or leave it out")
-    device = config.run.device.partition(":")[0]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_kind(config)
     if memory is None:  # before data of one's own are there, which the plan counts
         memory = available_memory(device if config.run.device == "auto" else config.run.device)
         if memory is not None and device == "cpu":

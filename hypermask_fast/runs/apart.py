@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 
 from hypermask_fast import errors
-from hypermask_fast.errors import Stopped, TrainingError
+from hypermask_fast.errors import HypermaskError, Stopped, TrainingError
 from hypermask_fast.runs import report, run, validated
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.run import RunResult
@@ -60,6 +60,12 @@ def stopping(path: Path) -> Iterator[None]:
         yield
     except SignalCaught as error:
         raise Stopped(error.signum, path) from error
+
+
+def failure_text(error: Exception) -> str:
+    """Return why a run failed, in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, HypermaskError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from hypermask_fast.inference.registry import make_score
 from hypermask_fast.planning.growth import bytes_a_task, trained_parameters
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.runs import comparison_files, metrics, run, seeds, timing
+from hypermask_fast.runs.apart import failure_text
 from hypermask_fast.runs.atomic import TEMPORARY, write_text_atomic
 from hypermask_fast.runs.comparison_result import Comparison, RunFigures
 from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder
@@ -228,7 +229,7 @@ class _Maker:
             self._say(f"{method}, seed {seed}: run {len(self._runs) + 1} of {count}")
 
         def failed(seed: int, error: Exception) -> None:
-            reason = seeds.failure_text(error)
+            reason = failure_text(error)
             self._runs.append(RunFigures(method, seed, failure=reason))
             self._say(f"failed: {reason}")
 

@@ -9,7 +9,7 @@ import torch
 
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.planning.plan import plan
+from hypermask_fast.planning.plan import device_kind, plan
 from hypermask_fast.settings.config import RunConfig
 
 
@@ -49,7 +49,7 @@ def share(config: RunConfig, runs: int, jobs: int | None, memory: int | None) ->
     """
     check_value("jobs", int, jobs, None, low=1)
     wanted = min(runs, jobs or cores())
-    if jobs is None and _device(config) != "cpu":
+    if jobs is None and device_kind(config) != "cpu":
         wanted = 1
     if wanted > 1:
         fitting, needed, memory = _fitting(config, memory)
@@ -67,12 +67,6 @@ def share(config: RunConfig, runs: int, jobs: int | None, memory: int | None) ->
     if wanted > 1:
         threads = min(threads, max(1, cores() // wanted))
     return Share(wanted, threads, memory)
-
-
-def _device(config: RunConfig) -> str:
-    if config.run.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.run.device.partition(":")[0]
 
 
 def _fitting(config: RunConfig, memory: int | None) -> tuple[int | None, int, int | None]:

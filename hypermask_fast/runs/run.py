@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -43,7 +42,7 @@ from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.stages import stage
 from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
-from hypermask_fast.training.distributed.started import local_world_size
+from hypermask_fast.training.distributed.launched import local_world_size, world_size
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -119,12 +118,11 @@ def _built(
     check_config(config)
     device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
-    world = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun sets it
-    if config.run.shard_head and world > 1:
+    if config.run.shard_head and world_size() > 1:
         raise ConfigError(
-            f"shard_head=True in {world} processes, of which the first writes the checkpoints "
-            "and has only its rows of the head; train in a script with sharded_head() and "
-            "save_sharded(), or give shard_head=False"
+            f"shard_head=True in {world_size()} processes, of which the first writes the "
+            "checkpoints and has only its rows of the head; train in a script with sharded_head() "
+            "and save_sharded(), or give shard_head=False"
         )
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):

@@ -24,7 +24,7 @@ from hypermask_fast.errors import (
     TrainingError,
 )
 from hypermask_fast.runs import seeds_summary, seeds_times
-from hypermask_fast.runs.apart import Job, alone, at_once, in_turn, stopping
+from hypermask_fast.runs.apart import Job, alone, at_once, failure_text, in_turn, stopping
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.folder import FolderLock, RunFolder, make_folder, require_vacant
 from hypermask_fast.runs.jobs import Share, share
@@ -262,12 +262,6 @@ def _continued(
             else:
                 failures[seed] = failure_text(error)
                 failed(seed, error)
-
-
-def failure_text(error: Exception) -> str:
-    """Return why a run failed, in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, HypermaskError) else f"{type(error).__name__}: {text}"
 
 
 def summary(path: Path, failures: Mapping[int, str] | None = None) -> SeedsSummary:

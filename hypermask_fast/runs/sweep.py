@@ -17,11 +17,20 @@ from typing import Any
 
 from hypermask_fast.errors import ConfigError, DataError, Stopped
 from hypermask_fast.runs import sweep_files, validated
-from hypermask_fast.runs.apart import Job, Make, Pruned, Unit, at_once, in_turn, stopping
+from hypermask_fast.runs.apart import (
+    Job,
+    Make,
+    Pruned,
+    Unit,
+    at_once,
+    failure_text,
+    in_turn,
+    stopping,
+)
 from hypermask_fast.runs.atomic import write_text_atomic
 from hypermask_fast.runs.folder import FolderLock, make_folder
 from hypermask_fast.runs.jobs import Share, share
-from hypermask_fast.runs.seeds import failure_text, say_unless_quiet
+from hypermask_fast.runs.seeds import say_unless_quiet
 from hypermask_fast.runs.sweep_files import SweepResult
 from hypermask_fast.runs.sweep_study import (
     ENDED,

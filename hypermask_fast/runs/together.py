@@ -12,8 +12,8 @@ from hypermask_fast.errors import ProcessLost
 from hypermask_fast.memory import available_memory
 from hypermask_fast.runs.folder import RunFolder
 from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
+from hypermask_fast.training.distributed.launched import local_world_size
 from hypermask_fast.training.distributed.processes import joined
-from hypermask_fast.training.distributed.started import local_world_size
 
 
 def writes() -> bool:

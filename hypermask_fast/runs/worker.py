@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from hypermask_fast.errors import HypermaskError
-from hypermask_fast.runs.apart import Job
+from hypermask_fast.runs.apart import Job, failure_text
 from hypermask_fast.runs.plain_json import plain_json
 from hypermask_fast.runs.warned import plain_warnings
 
@@ -37,8 +37,7 @@ def _ended(job: Job, answer: Any) -> dict[str, Any]:
     except Exception as error:
         if not isinstance(error, (ArithmeticError, MemoryError, RuntimeError)):
             traceback.print_exc()
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return {"error": "TrainingError", "text": text}
+        return {"error": "TrainingError", "text": failure_text(error)}
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
@@ -140,16 +139,12 @@ def _fork(job: Job) -> int:
 
 def _warm_up() -> None:
     """Import what a run imports, which takes longer than a small run itself."""
-    import numpy as np
     import torch._dynamo  # noqa: F401
 
     import hypermask_fast.runs.run  # noqa: F401
     from hypermask_fast.native import library
-    from hypermask_fast.runs.report import write_heatmap
 
     library.load()
-    with tempfile.TemporaryDirectory() as folder:
-        write_heatmap(f"{folder}/accuracy.svg", np.zeros((2, 1)), ["a"])
 
 
 def _serve() -> None:

@@ -287,7 +287,9 @@ def test_a_run_whose_checkpoints_would_lack_rows_is_refused(
         learner = hmf.HyperMask(net())
     with pytest.raises(ConfigError, match=r"rows 0 to 22 of 23, process 0 of 1 of a head"):
         hmf.Run(tmp_path / "run", hmf.Trainer(learner, steps=1, progress=False))
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    started = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
     config = RunConfig.from_preset("split-digits", shard_head=True)
     with pytest.raises(ConfigError, match="shard_head=True in 4 processes"):
         runs.train(config, tmp_path / "other")

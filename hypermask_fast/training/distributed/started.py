@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _abort_proces
 from torch.distributed.rendezvous import rendezvous
 
 from hypermask_fast.errors import ConfigError, HypermaskError, ProcessLost
+from hypermask_fast.training.distributed.launched import local_world_size, rank, world_size
 from hypermask_fast.training.distributed.processes import Processes, joining
 
 TIMEOUT = timedelta(minutes=10)
@@ -23,7 +24,6 @@ TIMEOUT = timedelta(minutes=10)
 _TOLD, _ENDED = "told", "ended"
 _LAST_SECONDS = 3.0
 _starts = count()  # a store may still have what an earlier group left
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ToldElsewhere(SystemExit):
@@ -31,23 +31,6 @@ class ToldElsewhere(SystemExit):
 
     Its code is the exit status of that one.
     """
-
-
-def world_size() -> int:
-    """Return how many processes torchrun started beside and with this one; 1 without torchrun."""
-    if any(name not in os.environ for name in _VARIABLES):
-        return 1
-    return int(os.environ["WORLD_SIZE"])
-
-
-def rank() -> int:
-    """Return the number of this process among those that torchrun started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if world_size() > 1 else 0
-
-
-def local_world_size() -> int:
-    """Return how many of the processes are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
 def local_device(device: torch.device) -> torch.device:
