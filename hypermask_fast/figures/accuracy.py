@@ -93,11 +93,12 @@ def compared(groups: Mapping[str, Sequence[Array]]) -> list[Lines]:
         groups: By label, the accuracy matrices of one run, or of one for each seed: their mean is
             drawn, with a band from the least to the largest.
     """
+    note = _BAND if any(len(each) > 1 for each in groups.values()) else ""
     return [
         Lines(
             name="accuracy-so-far",
             title="Mean accuracy of the tasks learned so far",
-            note=_BAND if any(len(each) > 1 for each in groups.values()) else "",
+            note=note,
             series=[_band(label, [so_far(r) for r in each]) for label, each in groups.items()],
             x_title="tasks learned",
             y_title="accuracy (%)",
@@ -105,7 +106,7 @@ def compared(groups: Mapping[str, Sequence[Array]]) -> list[Lines]:
         Lines(
             name="forgetting-compared",
             title="Mean loss since the best time of each task",
-            note=_BAND if any(len(each) > 1 for each in groups.values()) else "",
+            note=note,
             series=[_band(label, [forgotten(r) for r in each]) for label, each in groups.items()],
             x_title="tasks learned",
             y_title="forgetting (percent points)",

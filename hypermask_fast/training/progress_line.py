@@ -43,6 +43,11 @@ class Place:
         return 100 * self.done // max(self.total, 1)
 
     @property
+    def loss(self) -> float | None:
+        """The first of the losses, the total; None where there is none yet."""
+        return next(iter(self.losses.values()), None)
+
+    @property
     def remaining(self) -> float | None:
         """Seconds to the end of the whole run."""
         return (self.total - self.done) / self.rate if self.rate > 0 else None
@@ -97,7 +102,7 @@ def _short_loss(loss: float) -> str:
 
 
 def _long(place: Place) -> list[str]:
-    loss = next(iter(place.losses.values()), None)
+    loss = place.loss
     return [
         f"{place.percent} %",
         "" if loss is None else f"loss {loss:.4g}",
@@ -108,7 +113,7 @@ def _long(place: Place) -> list[str]:
 
 
 def _middle(place: Place) -> list[str]:
-    loss = next(iter(place.losses.values()), None)
+    loss = place.loss
     return [
         f"{place.percent} %",
         "" if loss is None else f"loss {loss:.3g}",
@@ -119,7 +124,7 @@ def _middle(place: Place) -> list[str]:
 
 
 def _short(place: Place) -> list[str]:
-    loss = next(iter(place.losses.values()), None)
+    loss = place.loss
     return [
         f"{place.percent}%",
         "" if loss is None else f"loss {_short_loss(loss)}",
