@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from hypermask_fast.methods.supsup.learner import SupSup
     from hypermask_fast.optim.factored_adam import FactoredAdam
     from hypermask_fast.planning.plan import plan
-    from hypermask_fast.runs.saving import load, save
     from hypermask_fast.runs.script import Run
-    from hypermask_fast.runs.sharded import load_sharded, save_sharded
+    from hypermask_fast.saving.learners import load, save
+    from hypermask_fast.saving.sharded import load_sharded, save_sharded
     from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
     from hypermask_fast.training.distributed.started import data_parallel
     from hypermask_fast.training.trainer import Trainer
@@ -98,12 +98,12 @@ _MODULES = {
     "data_parallel": "training.distributed.started",
     "explain": "backends.choice",
     "export_subnet": "inference.export",
-    "load": "runs.saving",
-    "load_sharded": "runs.sharded",
+    "load": "saving.learners",
+    "load_sharded": "saving.sharded",
     "one_shot": "inference.one_shot",
     "plan": "planning.plan",
-    "save": "runs.saving",
-    "save_sharded": "runs.sharded",
+    "save": "saving.learners",
+    "save_sharded": "saving.sharded",
     "sharded_head": "hypernetworks.sharded",
     "unconvert": "conversion.convert",
     "functional": "functional",

@@ -26,12 +26,12 @@ from hypermask_fast.commands import (
     verify,
 )
 from hypermask_fast.commands.torchrun import prints, several_processes
+from hypermask_fast.console.streams import lasting_streams
+from hypermask_fast.console.terminal import colored, shown_as
+from hypermask_fast.console.warned import plain_warnings
 from hypermask_fast.errors import ConfigError, HypermaskError, nearest
 from hypermask_fast.factories import folder_importable
-from hypermask_fast.runs.console import lasting_streams
-from hypermask_fast.runs.warned import plain_warnings
 from hypermask_fast.settings.command_line import Parser, unknown_option
-from hypermask_fast.terminal import colored, shown_as
 
 
 class _Command(Protocol):

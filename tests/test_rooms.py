@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("benchmarks",),
     ("face",),
+    ("finished",),
+    ("studies",),
     ("runs", "integrations"),
-    ("figures", "planning"),
-    ("settings",),
+    ("records",),
+    ("figures", "planning", "saving"),
+    ("settings", "files"),
     ("training",),
     ("inference",),
     ("methods",),
@@ -28,6 +31,7 @@ FLOORS = (
     ("backends",),
     ("native",),
     ("kernels",),
+    ("console", "metrics"),
     ("ground",),
 )
 # The rooms that are no folder.
@@ -50,8 +54,6 @@ GROUND = (
     "modes",
     "memory",
     "held",
-    "stages",
-    "terminal",
     "vision",
 )
 

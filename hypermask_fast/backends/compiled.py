@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, TrainingError
-from hypermask_fast.stages import stage
 
 MODES = (True, False, "auto")
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import warn_caller
 from hypermask_fast.modes import is_followed
 from hypermask_fast.native import cache
-from hypermask_fast.stages import stage
 
 if TYPE_CHECKING:
     from hypermask_fast.kernels.selfcheck.run import Capture

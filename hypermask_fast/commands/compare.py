@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 def run(options: argparse.Namespace) -> int:
     """Train, print, and return the exit status: 2 where a run failed."""
-    from hypermask_fast.runs import comparison
+    from hypermask_fast.studies import comparison
 
     config, memory = comparison_line.from_arguments(options), memory_bytes(options)
     out = options.out or new_folder(f"compare-{options.preset}")

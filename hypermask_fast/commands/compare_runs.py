@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print, and return the exit status: 1 where the runs differ."""
-    from hypermask_fast.runs.identity import compare_runs
+    from hypermask_fast.finished.identity import compare_runs
 
     found = compare_runs(options.a, options.b)
     print(json.dumps(found.to_json(), indent=2) if options.json else found.table())

@@ -86,9 +86,9 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print, and return the exit status."""
     if options.infer is not None:
         return _infer(options)
-    from hypermask_fast.runs.evaluated import evaluate
-    from hypermask_fast.runs.inferred import loaded
-    from hypermask_fast.runs.seeds import holds_seeds
+    from hypermask_fast.finished.evaluated import evaluate
+    from hypermask_fast.finished.inferred import loaded
+    from hypermask_fast.studies.seeds import holds_seeds
 
     for name in _OF_INFERENCE:
         value = getattr(options, name)
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from hypermask_fast.runs.inferred import infer
+    from hypermask_fast.finished.inferred import infer
 
     names = [name.strip() for name in options.infer.split(",")]
     if options.calibrate_on is not None and not (options.calibrate or options.unknown_rate):

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export, print, and return the exit status."""
-    from hypermask_fast.runs.exporting import export
+    from hypermask_fast.finished.exporting import export
 
     found = export(
         options.run,

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from hypermask_fast.terminal import cells, width_of
+from hypermask_fast.console.terminal import cells, width_of
 
 _BETWEEN = re.compile(r"(?<=\S) {2,}(?=\S)")
 _FEWEST = 12

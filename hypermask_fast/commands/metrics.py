@@ -13,7 +13,7 @@ HELP = "metrics of a run, by the definitions of several libraries"
 
 def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """Add the options of the command."""
-    from hypermask_fast.runs.metrics_like import LIBRARIES
+    from hypermask_fast.metrics.like import LIBRARIES
 
     parser.description = (
         "Print the metrics of a run by their definitions: in percent by the names of this package, "
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print, and return the exit status."""
-    from hypermask_fast.runs import metrics_of
+    from hypermask_fast.records import metrics_of
 
     found = metrics_of.metrics_of(options.run, options.like)
     if options.json:

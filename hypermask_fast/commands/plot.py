@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw, print where to, and return the exit status."""
-    from hypermask_fast.runs.plotting import plot
+    from hypermask_fast.finished.plotting import plot
 
     made = plot(options.runs, options.out, options.format)
     for note in made.notes:

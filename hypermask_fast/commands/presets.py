@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hypermask_fast.console.terminal import width_of
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.methods import registry
 from hypermask_fast.settings.config import RunConfig, presets
 from hypermask_fast.settings.presets import comment_of
-from hypermask_fast.terminal import width_of
 
 HELP = "the named settings to start from"
 _FOR_A_LINE = 140

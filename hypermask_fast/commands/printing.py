@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypermask_fast.commands.fitting import print_fitted
-from hypermask_fast.terminal import width_of
+from hypermask_fast.console.terminal import width_of
 
 if TYPE_CHECKING:
-    from hypermask_fast.runs.comparison_result import Comparison
     from hypermask_fast.runs.run import RunResult
-    from hypermask_fast.runs.sweep_files import SweepResult
+    from hypermask_fast.studies.comparison_result import Comparison
+    from hypermask_fast.studies.sweep_files import SweepResult
 
 
 def show(result: RunResult) -> None:
     """Print the accuracies of a run, what was changed on its way, and its folder."""
-    from hypermask_fast.runs.report import format_changes, format_matrix
+    from hypermask_fast.records.accuracy_files import format_changes, format_matrix
 
     print(format_matrix(result.accuracy, result.task_names, width=width_of(sys.stdout)))
     for line in format_changes(result.changes):
@@ -33,12 +33,12 @@ def show_all(make: Callable[..., Iterable[RunResult]], folder: Path, **options: 
     """Show each run when it has ended, and what all have in common; the status is 2 if one failed.
 
     Args:
-        make: :func:`hypermask_fast.runs.seeds.train` or ``resume``, given what fails.
+        make: :func:`hypermask_fast.studies.seeds.train` or ``resume``, given what fails.
         folder: Of the runs.
         **options: Of ``make``.
     """
-    from hypermask_fast.runs import seeds
-    from hypermask_fast.runs.apart import failure_text
+    from hypermask_fast.studies import seeds
+    from hypermask_fast.studies.apart import failure_text
 
     failures: dict[int, str] = {}
 
@@ -65,7 +65,7 @@ def marks() -> tuple[str, str]:
 
 def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> int:
     """Print a comparison; the status is 2 where a run failed."""
-    from hypermask_fast.runs.comparison_files import text_table
+    from hypermask_fast.studies.comparison_files import text_table
 
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
@@ -78,7 +78,7 @@ def show_comparison(found: Comparison, folder: Path, as_json: bool = False) -> i
 
 def show_sweep(found: SweepResult, folder: Path) -> int:
     """Print what a search has reached; the status is 2 where no trial ended."""
-    from hypermask_fast.runs.sweep_files import BEST
+    from hypermask_fast.studies.sweep_files import BEST
 
     print(found.table())
     command = found.command()

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Continue, print, and return the exit status: 2 where one of several runs failed."""
-    from hypermask_fast.runs import comparison, run, seeds, sweep
+    from hypermask_fast.runs import run
+    from hypermask_fast.studies import comparison, seeds, sweep
 
     memory = memory_bytes(options)
     is_sweep = sweep.holds_sweep(options.run)

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 def run(options: argparse.Namespace) -> int:
     """Search, print, and return the exit status: 2 where no trial ended."""
-    from hypermask_fast.runs.sweep import sweep
+    from hypermask_fast.studies.sweep import sweep
 
     base, memory = from_arguments(options), memory_bytes(options)
     config = SweepConfig(

@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 
 def run(options: argparse.Namespace) -> int:
     """Train, print, and return the exit status: 2 where one of several runs failed."""
-    from hypermask_fast.runs import run, seeds
+    from hypermask_fast.runs import run
+    from hypermask_fast.studies import seeds
 
     config, memory = from_arguments(options), memory_bytes(options)
     if options.print_config:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Verify, print, and return the exit status."""
-    from hypermask_fast.runs.verifying import verify
+    from hypermask_fast.finished.verifying import verify
 
     found = verify(options.run, device=options.device, data_dir=options.data_dir)
     if options.json:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from hypermask_fast.figures.charts import Array, Heat, Lines, Series
 from hypermask_fast.figures.labels import shortened
+from hypermask_fast.metrics.continual import acc_final, forgetting_max, learned
 
 BEFORE = "before training"
 
@@ -37,12 +38,6 @@ def matrix_of(accuracy: Array, names: Sequence[str], *, name: str = "accuracy-ma
     )
 
 
-def _learned(accuracy: Array) -> int:
-    """Return how many tasks were learned: the last row with a value below the diagonal."""
-    measured = np.tril(~np.isnan(accuracy), -1).any(axis=1)
-    return int(np.flatnonzero(measured)[-1]) if measured.any() else 0
-
-
 def curves(accuracy: Array, names: Sequence[str]) -> Lines:
     """Return the figure of each task's accuracy from when it was learned on, and of their mean.
 
@@ -50,7 +45,7 @@ def curves(accuracy: Array, names: Sequence[str]) -> Lines:
         accuracy: R (T + 1, T), percent.
         names: Of the tasks.
     """
-    count = _learned(accuracy)
+    _, count = learned(accuracy)
     x = np.arange(1, count + 1, dtype=np.float64)
     series = [
         Series(names[j], x[j:], accuracy[j + 1 : count + 1, j], shade=j / max(count - 1, 1))
@@ -70,20 +65,22 @@ def curves(accuracy: Array, names: Sequence[str]) -> Lines:
 
 def so_far(accuracy: Array) -> Array:
     """Return the mean accuracy of the tasks learned so far after each of them, (t,)."""
-    count = _learned(accuracy)
-    return np.array([accuracy[i, :i].mean() for i in range(1, count + 1)])
+    return _after_each(acc_final, accuracy)
 
 
 def forgotten(accuracy: Array) -> Array:
     """Return the mean loss since the best time of the tasks learned before, after each task, (t,).
 
-    The first value is 0; the last one is ``forgetting_max`` of the metrics.
+    The first value is 0, for there was nothing to forget.
     """
-    found = [0.0]
-    for t in range(2, _learned(accuracy) + 1):
-        falls = [accuracy[j + 1 : t + 1, j].max() - accuracy[t, j] for j in range(t - 1)]
-        found.append(float(np.mean(falls)))
-    return np.array(found[: _learned(accuracy)])
+    values = _after_each(forgetting_max, accuracy)
+    values[:1] = 0.0
+    return values
+
+
+def _after_each(metric: Callable[[Array], float], accuracy: Array) -> Array:
+    _, count = learned(accuracy)
+    return np.array([metric(accuracy[: t + 1, :t]) for t in range(1, count + 1)])
 
 
 def compared(groups: Mapping[str, Sequence[Array]]) -> list[Lines]:

@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.native import cache
 from hypermask_fast.native.head import HeadPass
 from hypermask_fast.native.masks import MaskPass
 from hypermask_fast.native.packed import PackedPass
 from hypermask_fast.native.top_k import TopKPass
-from hypermask_fast.stages import stage
 
 _SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp") for name in ("head", "masks", "top_k", "packed")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.runs import checkpoint
-from hypermask_fast.runs.environment import environment
-from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
-from hypermask_fast.runs.restoring import in_a_sentence
+from hypermask_fast.files import checkpoint
+from hypermask_fast.files.fit import in_a_sentence
+from hypermask_fast.files.folder import RunFolder
+from hypermask_fast.records.environment import environment
+from hypermask_fast.records.metrics_log import START, MetricsLog, Position
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Scenario

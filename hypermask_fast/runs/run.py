@@ -15,17 +15,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
+from hypermask_fast.files import checkpoint
+from hypermask_fast.files.fit import in_a_sentence
+from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.runs import checkpoint, confusion, report, run_page
+from hypermask_fast.records import accuracy_files, confusion, page
+from hypermask_fast.records.metrics_log import MetricsLog
+from hypermask_fast.records.restoring import changes_since, settings_of
+from hypermask_fast.records.sinks import Sinks, require
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.devices import device_named
-from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import MetricsLog
-from hypermask_fast.runs.restoring import changes_since, in_a_sentence, settings_of
 from hypermask_fast.runs.signals import caught_signal
-from hypermask_fast.runs.sinks import Sinks, require
 from hypermask_fast.runs.together import (
     Efficiency,
     NoLog,
@@ -39,7 +42,6 @@ from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings.build import make_learner, make_scenario, make_trainer
 from hypermask_fast.settings.changes import Changes
 from hypermask_fast.settings.config import RunConfig
-from hypermask_fast.stages import stage
 from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.distributed.launched import local_world_size, world_size
@@ -187,10 +189,10 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
     """Write what tells how a run ended; the report stays where there is one, unless ``anew``."""
     folder, trainer = session.folder, session.trainer
     session.write_results()
-    report.write_heatmap(folder.accuracy_svg, trainer.accuracy, session.names)
+    accuracy_files.write_heatmap(folder.accuracy_svg, trainer.accuracy, session.names)
     confusion.write(folder.path, trainer)
     if anew or not folder.report_path.exists():
-        run_page.write_page(folder.path, session.config)
+        page.write_page(folder.path, session.config)
 
 
 def train(

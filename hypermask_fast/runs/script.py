@@ -18,14 +18,15 @@ from torch.utils._pytree import tree_leaves
 
 from hypermask_fast.errors import CheckpointError, ConfigError, shown
 from hypermask_fast.fields import check_value
+from hypermask_fast.files import checkpoint
+from hypermask_fast.files.closing import Closing
+from hypermask_fast.files.fit import in_a_sentence
+from hypermask_fast.files.folder import RunFolder
+from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.methods.sharded import require_whole_head
-from hypermask_fast.runs import checkpoint, report
-from hypermask_fast.runs.closing import Closing
-from hypermask_fast.runs.environment import environment_of
-from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
-from hypermask_fast.runs.plain_json import plain_json
-from hypermask_fast.runs.restoring import in_a_sentence
+from hypermask_fast.records import accuracy_files
+from hypermask_fast.records.environment import environment_of
+from hypermask_fast.records.metrics_log import START, MetricsLog, Position
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.runs.together import NoLog, agreed, resumable, run_folder, wait_for_all, writes
@@ -334,7 +335,7 @@ class Run(Closing):
             return
         self._session.write_results()
         accuracy, names = self.trainer.accuracy, self._session.all_names
-        report.write_heatmap(self._folder.accuracy_svg, accuracy, names)
+        accuracy_files.write_heatmap(self._folder.accuracy_svg, accuracy, names)
 
     def close(self) -> None:
         """Close the log and free the folder; calling it again does nothing."""

@@ -14,17 +14,19 @@ import numpy.typing as npt
 import torch
 
 from hypermask_fast.errors import CheckpointError, Stopped
+from hypermask_fast.files import checkpoint
+from hypermask_fast.files.atomic import write_text_atomic
+from hypermask_fast.files.fit import require_same
+from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.methods.protocol import Losses
-from hypermask_fast.runs import checkpoint, learned, report
-from hypermask_fast.runs.atomic import write_text_atomic
-from hypermask_fast.runs.environment import differences
-from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.machine import machine, peak_memory
-from hypermask_fast.runs.metrics_log import MetricsLog, Position
-from hypermask_fast.runs.restoring import as_json, require_same
-from hypermask_fast.runs.sinks import Sinks
-from hypermask_fast.runs.summary import is_recorded, summary
-from hypermask_fast.runs.timing import StepClock
+from hypermask_fast.records import accuracy_files, learned
+from hypermask_fast.records.environment import differences
+from hypermask_fast.records.machine import machine, peak_memory
+from hypermask_fast.records.metrics_log import MetricsLog, Position
+from hypermask_fast.records.restoring import as_json
+from hypermask_fast.records.sinks import Sinks
+from hypermask_fast.records.summary import is_recorded, summary
+from hypermask_fast.records.timing import StepClock
 from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
@@ -261,7 +263,7 @@ class Session:
         The last two stay where they tell it already, with the times and the machine of then.
         """
         trainer = self.trainer
-        report.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
+        accuracy_files.write_accuracy(self.folder.path, trainer.accuracy, self.all_names)
         written = summary(trainer, self.all_names, self.clock, self.done, sum(self.steps))
         if not is_recorded(self.folder.summary_path, written):
             write_text_atomic(self.folder.summary_path, json.dumps(written, indent=1) + "\n")

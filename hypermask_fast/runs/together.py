@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import ProcessLost
+from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.memory import available_memory
-from hypermask_fast.runs.folder import RunFolder
-from hypermask_fast.runs.metrics_log import START, MetricsLog, Position
+from hypermask_fast.records.metrics_log import START, MetricsLog, Position
 from hypermask_fast.training.distributed.launched import local_world_size
 from hypermask_fast.training.distributed.processes import joined
 

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import DataError
-from hypermask_fast.stages import stage
 
 
 def fetch_missing(

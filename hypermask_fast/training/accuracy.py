@@ -25,7 +25,7 @@ class AccuracyRecord:
         return *self.order, *(task for task in added if task not in self.order)
 
     def matrix(self, added: Collection[int]) -> npt.NDArray[np.float64]:
-        """Return the matrix (T + 1, T) of :mod:`hypermask_fast.runs.metrics`."""
+        """Return the matrix (T + 1, T) of :mod:`hypermask_fast.metrics.continual`."""
         columns = self.columns(added)
         matrix = np.full((len(columns) + 1, len(columns)), np.nan)
         for row, values in enumerate(self._rows):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hypermask_fast.stages import listening
-from hypermask_fast.terminal import Screen, is_quiet
+from hypermask_fast.console.stages import listening
+from hypermask_fast.console.terminal import Screen, is_quiet
 
 _LONG = 0.5
 

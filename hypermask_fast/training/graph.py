@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.scenarios import BatchStream
-from hypermask_fast.stages import stage
 from hypermask_fast.training.step import TrainingStep
 
 MODES = (True, False, "auto")

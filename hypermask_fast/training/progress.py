@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TextIO
 
-from hypermask_fast.stages import listening
-from hypermask_fast.terminal import Screen, is_quiet, printable, shortened
+from hypermask_fast.console.stages import listening
+from hypermask_fast.console.terminal import Screen, is_quiet, printable, shortened
 from hypermask_fast.training.busy import Busy
 from hypermask_fast.training.progress_line import Place, fitted_line, plain_line
 

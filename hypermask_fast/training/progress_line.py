@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hypermask_fast.terminal import cells, printable, shortened
+from hypermask_fast.console.terminal import cells, printable, shortened
 
 _SEPARATOR = "  "
 _FEWEST_BAR, _MOST_BAR = 8, 40

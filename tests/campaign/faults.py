@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hypermask_fast.runs.atomic import TEMPORARY
+from hypermask_fast.files.atomic import TEMPORARY
 from tests.campaign.processes import Ended, Operation, Processes, Run
 from tests.campaign.undisturbed import Undisturbed, copy_half
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hypermask_fast.runs.atomic import TEMPORARY
+from hypermask_fast.files.atomic import TEMPORARY
 from tests.campaign.outcome import difference, names, outcome
 from tests.campaign.processes import Operation, Processes, Run, operations
 

@@ -17,7 +17,7 @@ from hypermask_fast.figures.draw import drawing
 from hypermask_fast.figures.inside import Inside
 from hypermask_fast.figures.paint import paint
 from hypermask_fast.figures.scales import log_ticks, ticks
-from hypermask_fast.runs import metrics
+from hypermask_fast.metrics import continual
 
 NAN = float("nan")
 R = np.array(
@@ -97,8 +97,8 @@ def test_curves_are_those_of_the_matrix() -> None:
         [NAMES[0], "1", "90.0"], [NAMES[0], "2", "94.0"], [NAMES[0], "3", "80.0"],
     ]  # fmt: skip
     assert [float(r[2]) for r in rows if r[0] == "mean of the learned"] == [90.0, 87.0, 88.0]
-    assert accuracy.so_far(R)[-1] == metrics.acc_final(R)
-    assert accuracy.forgotten(R)[-1] == metrics.forgetting_max(R)
+    assert accuracy.so_far(R)[-1] == continual.acc_final(R)
+    assert accuracy.forgotten(R)[-1] == continual.forgetting_max(R)
 
 
 def test_seeds_are_a_mean_with_a_band() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hypermask_fast import cli
+from hypermask_fast.finished import inferred
 from hypermask_fast.inference import registry
 from hypermask_fast.inference.base import UNKNOWN, Score
 from hypermask_fast.inference.calibration import calibrate
@@ -20,8 +21,10 @@ from hypermask_fast.inference.fecam import FeCAM
 from hypermask_fast.inference.outputs import Energy, Margin
 from hypermask_fast.inference.registry import make_score, scores
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.runs import inferred, report, run, seeds
+from hypermask_fast.records import accuracy_files
+from hypermask_fast.runs import run
 from hypermask_fast.scenarios.task import Task
+from hypermask_fast.studies import seeds
 from hypermask_fast.training.trainer import Trainer
 from tests.support.run_cases import SHORT, short, stopped
 
@@ -301,7 +304,9 @@ def test_seeds_have_means_and_deviations(
     known = capsys.readouterr().out
     assert cli.main(["eval", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    last = np.stack([report.read_accuracy(f"{each}/accuracy.npz")[0][-1] for each in found["runs"]])
+    last = np.stack(
+        [accuracy_files.read_accuracy(f"{each}/accuracy.npz")[0][-1] for each in found["runs"]]
+    )
     assert len(last) == 2
     for task, values in zip(found["tasks"], last.T, strict=True):
         assert task["accuracy"]["values"] == pytest.approx(values)

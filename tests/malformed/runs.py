@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import hypermask_fast as hmf
-from hypermask_fast.runs import comparison, run
-from hypermask_fast.runs.comparison import compare
+from hypermask_fast.runs import run
 from hypermask_fast.scenarios import (
     BatchStream,
     DatasetSource,
@@ -24,6 +23,8 @@ from hypermask_fast.scenarios import (
 )
 from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.studies import comparison
+from hypermask_fast.studies.comparison import compare
 from hypermask_fast.training.settings import TrainingSettings
 from tests.malformed.learners import learner
 from tests.malformed.operations import nothing

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hypermask_fast.errors import CheckpointError, ConfigError, TrainingError
 from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.metrics import continual
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.runs import metrics
 from hypermask_fast.scenarios import Scenario, split
 from hypermask_fast.training import optimizers
 from hypermask_fast.training.trainer import Trainer
@@ -141,7 +141,7 @@ class TestTrainer:
         assert_same(before, snapshot(trainer.learner))
         torch.testing.assert_close(trainer.accuracy, accuracy, equal_nan=True, rtol=0, atol=0)
         trainer.fit(good[1])
-        assert metrics.acc_final(trainer.accuracy) > 0
+        assert continual.acc_final(trainer.accuracy) > 0
 
     def test_a_setting_found_wrong_late_leaves_it_free(self, monkeypatch: Any) -> None:
         trainer, good = trainer_of(), tasks_of()

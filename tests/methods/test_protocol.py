@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import cli, export_subnet
+from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.planning.simulation import MOMENTS, TARGET
-from hypermask_fast.runs import checkpoint, run
-from hypermask_fast.runs.metrics_log import read
+from hypermask_fast.records.metrics_log import read
+from hypermask_fast.runs import run
 from hypermask_fast.scenarios import Scenario, Task
 from hypermask_fast.settings import build
 from hypermask_fast.settings.config import RunConfig

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from hypermask_fast.files import checkpoint
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.planning.simulation import MOMENTS
-from hypermask_fast.runs import checkpoint, run
+from hypermask_fast.runs import run
 from hypermask_fast.settings import build
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.trainer import Trainer

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from hypermask_fast import export_subnet
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.exssnet.learner import ExSSNeT
 from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.methods.subnetwork import SubnetworkLearner
 from hypermask_fast.methods.supsup.learner import SupSup
 from hypermask_fast.networks import MLP, GEMResNet18
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.runs import checkpoint
 from hypermask_fast.settings.config import RunConfig
 from tests.support.subnetwork_cases import KINDS, SmallConvNet
 

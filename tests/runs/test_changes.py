@@ -16,8 +16,9 @@ import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import HypermaskError
-from hypermask_fast.runs import checkpoint, run
-from hypermask_fast.runs.environment import environment
+from hypermask_fast.files import checkpoint
+from hypermask_fast.records.environment import environment
+from hypermask_fast.runs import run
 from hypermask_fast.settings.changes import FREE, carry_into
 from tests.support.run_cases import STOP, assert_same_run, contents, short, stopped
 
@@ -238,7 +239,7 @@ def test_the_environment_is_in_the_manifest(half: Path) -> None:
 @pytest.mark.long
 def test_the_environment_tells_the_cpu_capability() -> None:
     code = (
-        "import torch, json; from hypermask_fast.runs.environment import environment\n"
+        "import torch, json; from hypermask_fast.records.environment import environment\n"
         "from hypermask_fast.settings.config import RunConfig\n"
         "config = RunConfig.from_preset('split-digits')\n"
         "print(json.dumps(environment(config, torch.device('cpu'))))"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hypermask_fast.files.atomic import write_bytes_atomic
 from hypermask_fast.runs import run
-from hypermask_fast.runs.atomic import write_bytes_atomic
 from hypermask_fast.settings.config import RunConfig
 
 

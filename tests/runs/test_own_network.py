@@ -16,9 +16,10 @@ import torch
 from hypermask_fast.cli import main
 from hypermask_fast.errors import CheckpointError, ConfigError, PlanError
 from hypermask_fast.planning.plan import plan
-from hypermask_fast.runs import comparison, run, seeds
+from hypermask_fast.runs import run
 from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.studies import comparison, seeds
 from tests.support.own_cases import SOURCE, write_module
 from tests.support.run_cases import assert_same_run, stopped
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from hypermask_fast.errors import ConfigError, TrainingError
-from hypermask_fast.runs import checkpoint, run
-from hypermask_fast.runs.metrics_log import read
+from hypermask_fast.files import checkpoint
+from hypermask_fast.records.metrics_log import read
+from hypermask_fast.runs import run
 from hypermask_fast.settings.config import RunConfig
 from tests.support.run_cases import assert_same_run
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from hypermask_fast.errors import CheckpointError, HypermaskError
-from hypermask_fast.runs import checkpoint, run
+from hypermask_fast.files import checkpoint
+from hypermask_fast.runs import run
 from tests.support.run_cases import STOP, assert_same_run, contents, edit_state, short, stopped
 
 NEWEST, OLDER = (f"checkpoints/step-{step:09d}" for step in (STOP, STOP - 1))

@@ -14,10 +14,13 @@ import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, DataError
-from hypermask_fast.runs import confusion, metrics, metrics_log, run, run_page, seeds, summary
-from hypermask_fast.runs.plotting import learner_of, plot
-from hypermask_fast.runs.records import records
+from hypermask_fast.finished.plotting import learner_of, plot
+from hypermask_fast.metrics import continual
+from hypermask_fast.records import confusion, metrics_log, page, summary
+from hypermask_fast.records.records import records
+from hypermask_fast.runs import run
 from hypermask_fast.settings.expected import Expected
+from hypermask_fast.studies import seeds
 from tests.figures.test_page import Parsed
 from tests.support.run_cases import contents, short
 
@@ -50,11 +53,11 @@ def test_the_summary_has_every_metric_by_its_definition(whole: Path) -> None:
     found = summary.read(whole / "summary.json")
     matrix = np.load(whole / "accuracy.npz")["accuracy"]
     counts = found["test_examples"]
-    expected = metrics.summary(matrix, counts)
-    assert {*expected} == {*metrics.NAMES}
+    expected = continual.summary(matrix, counts)
+    assert {*expected} == {*continual.NAMES}
     for name, value in expected.items():
         assert found["metrics"][name] == (None if np.isnan(value) else value)
-    assert {*found["definitions"]} == {*metrics.NAMES}
+    assert {*found["definitions"]} == {*continual.NAMES}
     assert found["accuracy"] == matrix[2].tolist()
     assert (found["tasks_learned"], found["steps"], found["total_steps"]) == (2, 12, 12)
     assert found["steps_per_second"] == pytest.approx(1e3 / found["ms_a_step"], abs=0.01)
@@ -202,7 +205,7 @@ def test_the_report_marks_what_its_preset_is_known_to_reach(
     whole: Path, monkeypatch: pytest.MonkeyPatch, acc: float, others: list[str], mark: str
 ) -> None:
     known = Expected(acc=acc, std=0.1, seeds=3, source="a table")
-    monkeypatch.setattr(run_page, "expected_of", lambda config: (known, others))
-    text = run_page.run_page(records(whole))
+    monkeypatch.setattr(page, "expected_of", lambda config: (known, others))
+    text = page.run_page(records(whole))
     assert f"{acc:.2f} ± 0.10 (3 seeds)" in text
     assert mark in text

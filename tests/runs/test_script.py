@@ -17,8 +17,9 @@ import torch
 import hypermask_fast as hmf
 from hypermask_fast.cli import main as command
 from hypermask_fast.errors import CheckpointError, ConfigError, Stopped
-from hypermask_fast.runs import checkpoint, run
-from hypermask_fast.runs.metrics_log import read
+from hypermask_fast.files import checkpoint
+from hypermask_fast.records.metrics_log import read
+from hypermask_fast.runs import run
 from tests.support import script_cases
 from tests.support.run_cases import assert_same_run, contents, short
 from tests.support.script_cases import STEPS, Points, at, main, tasks, trainer

@@ -130,7 +130,7 @@ def _command(client: socket.socket) -> None:
 _OPTIONAL = (
     "hypermask_fast.kernels",
     "hypermask_fast.integrations",
-    "hypermask_fast.runs.sweep_optuna",
+    "hypermask_fast.studies.sweep_optuna",
 )
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from hypermask_fast.runs import checkpoint, report, run
+from hypermask_fast.files import checkpoint
+from hypermask_fast.records import accuracy_files
+from hypermask_fast.runs import run
 from hypermask_fast.settings.config import RunConfig
 
 SHORT = {
@@ -38,7 +40,7 @@ def short(**changes: object) -> RunConfig:
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Leave plans and pictures out, half of the time of a short run."""
     patch.setattr(run, "plan", MagicMock())
-    patch.setattr(report, "write_heatmap", lambda path, *_: path.write_bytes(b""))
+    patch.setattr(accuracy_files, "write_heatmap", lambda path, *_: path.write_bytes(b""))
 
 
 def stopped(config: RunConfig, path: Path, after: int = STOP) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hypermask_fast.methods.hypermask.learner import HyperMask
+from hypermask_fast.metrics import continual
 from hypermask_fast.networks import MLP
-from hypermask_fast.runs import metrics
 from hypermask_fast.scenarios import Scenario, split_digits
 from hypermask_fast.training.trainer import Trainer
 
@@ -78,7 +78,7 @@ def test_metrics_are_their_definitions_in_every_order(
         "fwt_gem": np.mean([r[j, i] - r[0, i] for j, i in enumerate(order) if j]),
         "learning_acc": np.mean([r[j + 1, i] for j, i in enumerate(order)]),
     }
-    result = metrics.summary(matrix)
+    result = continual.summary(matrix)
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
@@ -120,8 +120,8 @@ def test_tasks_learned_otherwise_have_a_row_and_a_column(
     np.testing.assert_array_equal(trainer.accuracy[2], hand.rows[1])
     assert trainer.accuracy[1, 1] == hand.rows[0][1]
     assert math.isnan(trainer.accuracy[1, 0])
-    assert metrics.acc_final(trainer.accuracy) == pytest.approx(np.mean(hand.rows[1]))
-    assert math.isnan(metrics.bwt_gem(trainer.accuracy))
+    assert continual.acc_final(trainer.accuracy) == pytest.approx(np.mean(hand.rows[1]))
+    assert math.isnan(continual.bwt_gem(trainer.accuracy))
 
 
 def test_a_checkpoint_keeps_the_order(digits: Scenario) -> None:

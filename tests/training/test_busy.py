@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from hypermask_fast.stages import listening, stage
-from hypermask_fast.terminal import Screen, shown_as
+from hypermask_fast.console.stages import listening, stage
+from hypermask_fast.console.terminal import Screen, shown_as
 from hypermask_fast.training import busy
 from hypermask_fast.training.busy import Busy, showing_stages
 

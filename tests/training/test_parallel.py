@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.runs import checkpoint
-from hypermask_fast.runs.metrics_log import TIMED, read
+from hypermask_fast.records.metrics_log import TIMED, read
 from hypermask_fast.training.distributed.processes import Processes, joining
 from hypermask_fast.training.distributed.started import local_device
 from hypermask_fast.training.trainer import Trainer

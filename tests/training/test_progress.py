@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hypermask_fast.terminal import shown_as
+from hypermask_fast.console.terminal import shown_as
 from hypermask_fast.training.progress import Progress
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hypermask_fast.terminal import cells
+from hypermask_fast.console.terminal import cells
 from hypermask_fast.training.progress_line import Place, duration, fitted_line, plain_line
 
 PLACE = Place(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hypermask_fast import export_subnet, unconvert
 from hypermask_fast.errors import ConfigError
+from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.hnet.learner import HNET
 from hypermask_fast.networks import MLP
-from hypermask_fast.runs import checkpoint
 from hypermask_fast.settings import build
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.trainer import Trainer

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hypermask_fast import cli
+from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.hyperinterval.learner import HyperInterval
 from hypermask_fast.planning.plan import plan
-from hypermask_fast.runs import checkpoint, run
+from hypermask_fast.runs import run
 from hypermask_fast.scenarios import Scenario
 from hypermask_fast.settings import build
 from hypermask_fast.settings.config import RunConfig

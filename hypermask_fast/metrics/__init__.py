@@ -1,0 +1,1 @@
+"""Metrics of continual learning, and the statistics that compare them."""

@@ -1,0 +1,1 @@
+"""Files of a learner, whole or in the parts of several processes."""

@@ -1,0 +1,1 @@
+"""Several runs as one: seeds, comparisons of methods, searches."""
