@@ -32,15 +32,25 @@ _NOT_COMPARED = ("seed", "preset")
 
 
 def preset_of(method: str, preset: str) -> str:
-    """Return the preset that a method takes its settings from: METHOD-PRESET where there is one.
+    """Return the preset that a method takes its settings from.
+
+    That is METHOD-PRESET where there is one of the same tasks, else PRESET.
 
     Raises:
         ConfigError: There is no such preset or method.
     """
-    load_preset(preset)
+    base = load_preset(preset)
     registry.settings_of(method)
     own = f"{method}-{preset}"
-    return own if own in presets() else preset
+    if own not in presets():
+        return preset
+    alike = (_tasks_of(each) for each in (base, load_preset(own)))
+    return own if len(set(alike)) == 1 else preset
+
+
+def _tasks_of(tables: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
+    scenario = tables["scenario"]
+    return scenario["name"], scenario.get("tasks")
 
 
 def known_options(
@@ -139,9 +149,9 @@ class ComparisonConfig:
     ) -> ComparisonConfig:
         """Return the settings of a comparison of methods on what a preset describes.
 
-        A method takes the settings of the preset METHOD-PRESET where there is one; else those of
-        PRESET, if that is of the method; else the scenario, network and training of PRESET with the
-        method's defaults.
+        A method takes the settings of the preset METHOD-PRESET where there is one of the same
+        tasks; else those of PRESET, if that is of the method; else the scenario, network and
+        training of PRESET with the method's defaults.
 
         Args:
             preset: The preset.

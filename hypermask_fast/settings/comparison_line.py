@@ -18,6 +18,8 @@ from hypermask_fast.settings.presets import load_preset
 
 # What the names of settings begin with in a namespace, which holds a command's own options too.
 _SETTING = "setting "
+PRESET_NAMES = ("--preset", "--benchmark")
+"""Options of one meaning."""
 # Of which a run has one, so that the line's replaces that of a file.
 _ONE_OF = ("steps", "epochs")
 
@@ -28,7 +30,8 @@ def _chosen(
     """Return the preset, the methods and the networks that a command line chooses, and its file."""
     first = Parser(prog=prog, add_help=False, argument_default=argparse.SUPPRESS)
     networks = ["network", *(f"{method}.network" for method in registry.methods())]
-    for name in ("preset", "methods", "config", *networks):
+    first.add_argument(*PRESET_NAMES, dest="preset")
+    for name in ("methods", "config", *networks):
         first.add_argument(f"--{name}", dest=name)
     given = vars(first.parse_known_args(words)[0])
     named = [name.strip() for name in given.get("methods", "").split(",")]
@@ -78,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     parser.set_defaults(config_file=file)
     add = parser.add_argument
     add("--config", metavar="FILE", help=CONFIG_HELP)
-    add("--preset", default=chosen, metavar="TEXT", help=f"what is learned [{chosen}]")
+    add(*PRESET_NAMES, default=chosen, metavar="NAME", help=f"what is learned [{chosen}]")
     all_methods, all_scores = ",".join(registry.methods()), ",".join(scores())
     add("--methods", default="", metavar="NAMES", help=f"of {all_methods} [all]")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each, of as many seeds [5]")
