@@ -75,9 +75,12 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.runs:
         return _two_runs(options)
-    from hypermask_fast.studies import comparison
+    from hypermask_fast.studies import budget, comparison
 
     config, memory = comparison_line.from_arguments(options), memory_bytes(options)
+    factor = comparison_line.budget_of(options)
+    if factor is not None:
+        config = budget.within_budget(config, factor)
     out = options.out or new_folder(f"compare-{options.preset}")
     found = comparison.compare(config, out, memory=memory, jobs=options.jobs or 1)
     return show_comparison(found, out, options.json)

@@ -86,6 +86,8 @@ class ComparisonConfig:
         infer: Names of the scores by which unknown tasks are inferred.
         calibrate: Report what is inferred after calibration.
         calibrate_on: "validation" data, or "train" where a method's runs hold none out.
+        budget_params: What :func:`hypermask_fast.studies.budget.within_budget` gave the runs, as a
+            multiple of the target network's parameters; None: the sizes are the settings' own.
 
     Raises:
         ConfigError: A value is wrong, or the methods do not have the same tasks and seeds.
@@ -96,6 +98,7 @@ class ComparisonConfig:
     infer: Sequence[str] = ()
     calibrate: bool = False
     calibrate_on: str = "validation"
+    budget_params: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.runs, Mapping) or not self.runs:
@@ -122,6 +125,7 @@ class ComparisonConfig:
             raise ConfigError(
                 f"calibrate_on={self.calibrate_on!r} is for a calibration; give calibrate=True too"
             )
+        check_value("budget_params", float, self.budget_params, None, above=0.0)
         first, *others = self.runs.items()
         for other in others:
             _check_alike(first, other)
@@ -200,6 +204,8 @@ class ComparisonConfig:
             f"calibrate = {toml_value(self.calibrate)}\n",
             f"calibrate_on = {toml_value(self.calibrate_on)}\n",
         ]
+        if self.budget_params is not None:
+            lines.append(f"budget_params = {toml_value(self.budget_params)}\n")
         for method, config in self.runs.items():
             at = f"runs.{json.dumps(method)}"
             # The tables of a run's file stand below the method's.

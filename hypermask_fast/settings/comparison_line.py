@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import text_of
 from hypermask_fast.inference.registry import scores
 from hypermask_fast.methods import registry
@@ -90,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     add("--calibrate", action="store_true", help="tell what is inferred after calibration")
     text = "validation, or train where a method's runs hold none out [validation]"
     add("--calibrate-on", default="validation", metavar="SPLIT", help=text)
+    text = (
+        "sizes of the hypernetworks: what each method trains beside the target network's own "
+        "parameters is at most so many times those [the settings' sizes]"
+    )
+    add("--budget-params", metavar="1.0x", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}
     shown: dict[str, tuple[argparse.Action, str, set[str]]] = {}
     for method in methods:
@@ -134,3 +141,24 @@ def from_arguments(namespace: argparse.Namespace) -> ComparisonConfig:
         as_text=True,
         **{name: given[name] for name in ("seeds", "infer", "calibrate", "calibrate_on")},
     )
+
+
+def budget_of(namespace: argparse.Namespace) -> float | None:
+    """Return the budget of a command line, such as 1.0 for ``1.0x``; None where it gives none.
+
+    Raises:
+        ConfigError: It is no number above 0.
+    """
+    text: str | None = namespace.budget_params
+    if text is None:
+        return None
+    try:
+        factor = float(text.removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < math.inf:
+        raise ConfigError(
+            f"budget-params={text!r} is no multiple of the target network's parameters; give one "
+            "above 0, such as 1.0x"
+        )
+    return factor
