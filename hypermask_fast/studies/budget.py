@@ -49,18 +49,17 @@ def _sized(config: RunConfig, factor: float) -> RunConfig:
     if head != "chunked" and trained_beside(config) <= limit:
         return _widened(config, limit)
     chunked = _chunked(config)
-    while chunked is not None:
-        found = _with_chunks(chunked, target, limit)
-        if found is not None:
-            is_whole = found.options()["chunk_size"] == target
-            return _widened(found, limit) if is_whole else found
-        if chunked.method.width == 1:
-            break
+    if chunked is None:
+        one = _with_width(config, 1)
+        if width == 1 or trained_beside(one) > limit:
+            return one
+        return _with_width(config, _largest(lambda w: _with_width(config, w), 1, width, limit))
+    found = _with_chunks(chunked, target, limit)
+    while trained_beside(found) > limit and chunked.method.width > 1:
         chunked = _with_width(chunked, chunked.method.width // 2)
-    one = _with_width(chunked or config, 1)
-    if width == 1 or trained_beside(one) > limit:
-        return one
-    return _with_width(config, _largest(lambda w: _with_width(config, w), 1, width, limit))
+        found = _with_chunks(chunked, target, limit)
+    is_whole = found.options()["chunk_size"] == target and trained_beside(found) <= limit
+    return _widened(found, limit) if is_whole else found
 
 
 def _with_width(config: RunConfig, width: int) -> RunConfig:
@@ -85,8 +84,8 @@ def _widened(config: RunConfig, limit: float) -> RunConfig:
     return _with_width(config, _largest(lambda w: _with_width(config, w), low, high, limit))
 
 
-def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig | None:
-    """Return settings with the largest chunks up to the whole target that fit; None: none do."""
+def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig:
+    """Return settings with the largest chunks up to the whole target that fit; else the least."""
 
     def made(size: int) -> RunConfig:
         return config.replace(chunk_size=size)
@@ -95,10 +94,10 @@ def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig | No
     low = min(target, math.ceil(limit / (config.method.width + 1)))
     high, found = low + 1, trained_beside(made(low))
     while found > limit:
-        high, low, before = low, low // 2, found
         # Smaller chunks are more of them, with an embedding each.
-        if not low or (found := trained_beside(made(low))) >= before:
-            return None
+        if low == 1 or (smaller := trained_beside(made(low // 2))) >= found:
+            return made(low)
+        high, low, found = low, low // 2, smaller
     return made(_largest(made, low, high, limit))
 
 

@@ -67,12 +67,12 @@ def _by_task(found: Comparison, methods: Sequence[str]) -> Lines:
         means = found.by_task(method)
         mean = np.array([each.mean for each in means])
         half = np.nan_to_num(np.array([each.half for each in means]))
-        places = np.arange(1.0, len(means) + 1)
-        lines.append(Series(method, places, mean, low=mean - half, high=mean + half))
+        low, high = (np.clip(mean + sign * half, 0.0, 100.0) for sign in (-1, 1))
+        lines.append(Series(method, np.arange(1.0, len(means) + 1), mean, low, high))
     return Lines(
         name=BY_TASK,
         title="Accuracy of each task at the end",
-        note="Bands are 95 % intervals over seeds.",
+        note="Bands are 95 % intervals over seeds, as far as they lie within 0 to 100 %.",
         series=lines,
         x_title="task",
         y_title="accuracy at the end (%)",
