@@ -40,7 +40,7 @@ def hypernetwork(config: RunConfig) -> int:
     [
         pytest.param("hypermask", 1.0, "chunk_size", id="hypermask-chunked"),
         pytest.param("hypermask", 9.5, "hidden", id="hypermask-wider"),
-        pytest.param("hypermask", 0.5, "chunk_size", id="hypermask-narrower"),
+        pytest.param("hypermask", 0.55, "chunk_size", id="hypermask-narrower"),
         pytest.param("hnet", 1.0, "chunk_size", id="hnet"),
         pytest.param("hyperinterval", 4.0, "hidden", id="hyperinterval-narrower"),
         pytest.param("hyperinterval", 8.0, "hidden", id="hyperinterval-wider"),
@@ -56,6 +56,19 @@ def test_a_hypernetwork_is_the_largest_that_fits(method: str, factor: float, var
     value = config.options()[varied]
     more = (*value[:-1], value[-1] + 1) if isinstance(value, tuple) else value + 1
     assert hypernetwork(config.replace(**{varied: more})) > factor * target
+
+
+def test_a_hypernetwork_is_half_as_wide_where_no_chunk_fits() -> None:
+    def chunked(width: int, size: int) -> int:
+        # Embeddings of 3 tasks and of the chunks, two hidden layers, the head.
+        tables = 3 * 3 + -(-TARGET // size) * 32
+        return tables + (3 + 32 + 1) * 5 + (5 + 1) * width + (width + 1) * size
+
+    config = sized("hypermask", 0.5)
+    size = config.options()["chunk_size"]
+    assert config.options()["hidden"] == (5, 2)
+    assert hypernetwork(config) == chunked(2, size) <= TARGET / 2
+    assert min(chunked(4, size) for size in range(1, TARGET)) > TARGET / 2
 
 
 def test_what_cannot_be_smaller_is_as_small_as_it_can_be() -> None:
