@@ -118,8 +118,8 @@ class Bench:
             f"medians of {count} steps of each, in turn, and their 95 % intervals, by the order of "
             "the times; the whole step is what compares: a phase does more in one variant than in "
             "another where a note says so",
-            "errors: of losses, gradients and Adam's updates in one step from the same state, against "
-            "float64, in root mean square, and the largest of all entries that are compared"
+            "errors: of losses, gradients and Adam's updates in one step from the same state, "
+            "against float64, in root mean square, and the largest of all entries compared"
             if not self.why_no_errors
             else f"errors are not known: {self.why_no_errors}",
         ]
