@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +27,8 @@ from hypermask_fast.benching.variants import (
     ours,
     published,
 )
-from hypermask_fast.errors import ConfigError, PlanError
+from hypermask_fast.console.stages import stage
+from hypermask_fast.errors import ConfigError, HypermaskError, PlanError
 from hypermask_fast.memory import available_memory
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.hypermask.learner import HyperMask
@@ -39,6 +41,7 @@ from hypermask_fast.settings.config import RunConfig
 _WARM_UP = 2
 # How many times the memory of this package's step a plain one takes, and one in float64.
 _PLAIN, _EXACT = 2.0, 3.0
+_NO_ROOM = "float64 does not fit in memory"
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,6 @@ def _check_memory(start: Start, others: int) -> float:
             "narrower hidden layers, or fewer names to --against"
         )
     return left / (_EXACT * peak) if peak else float("inf")
-
-
-def _draws(take: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], bool]:
-    """Return what a first step did, and whether it drew random numbers."""
-    before = _random_state()
-    found = take()
-    return found, any(not a.equal(b) for a, b in zip(before, _random_state(), strict=True))
 
 
 def _random_state() -> list[Tensor]:
@@ -191,61 +187,93 @@ def bench(
         raise ConfigError(
             "clock='processor' does not see what a GPU does, and the device is cuda; use 'elapsed'"
         )
-    start = Start.of(config, device, phase)
-    without_values = replace(start, device=torch.device("meta")).learner()
-    makers = _makers(start, without_values, against)
+    # Events and streams are the current device's.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _bench(Start.of(config, device, phase), against, seconds, clock)
+
+
+def _bench(start: Start, against: Sequence[str], seconds: float, clock: str) -> Bench:
+    learner = _without_values(start)
+    makers = _makers(start, learner, against)
     if makers.missing and not makers.others:
         reasons = "; ".join(f"{name}: {why}" for name, why in makers.missing.items())
         raise ConfigError(f"nothing to measure against ({reasons}); use --against torch")
     room = _check_memory(start, len(makers.others))
-    timer = clock_of(device.type, clock)
+    timer = clock_of(start.device.type, clock)
     laps, (x, y) = Laps(timer), start.batch()
-
-    exact, why_no_errors = None, ""
-    if room < 1:
-        why_no_errors = "float64 does not fit in memory"
-    else:
-        reference = makers.exact(laps=laps)
-        exact, draws = _draws(lambda: reference.first_step(x.double(), y))
-        if draws:
-            exact, why_no_errors = None, "a step of this method draws random numbers"
-        del reference
-        gc.collect()  # hooks and what they are on hold each other
-
+    with stage("taking a step in float64"):
+        exact, why_no_errors = _exact_step(makers, laps, x, y) if room >= 1 else (None, _NO_ROOM)
     made: list[Variant] = []
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     makes: list[Callable[..., Variant]] = [partial(ours, start), *makers.others]
     for make in makes:
-        variant = make(laps=laps)
-        first = variant.first_step(x, y)
+        with stage("taking first steps"):
+            variant = make(laps=laps)
+            first = variant.first_step(x, y)
         found[variant.name] = {} if exact is None else _compared(first, exact)
         made.append(variant)
     del exact
-    steps: dict[str, Callable[[], object]] = {v.name: partial(v.take, x, y) for v in made}
+    with stage(f"taking steps of {', '.join(v.name for v in made)} in turn"):
+        times = _timed(made, laps, timer, (x, y), seconds)
+    measured = []
+    for v in made:
+        phases = times[v.name]
+        # What has a phase of its own needs no note of where it is.
+        notes = {p: note for p, note in v.notes.items() if p == OPTIMIZER or p not in phases}
+        measured.append(Measured(v.name, v.what, phases, notes, found[v.name], v.status()))
+    floor = _floor_bytes(start, learner)
+    return Bench(
+        setting=start.describe(),
+        device=device_name(start.device),
+        clock=CLOCKS[clock],
+        measured=measured,
+        missing=makers.missing,
+        why_no_errors=why_no_errors,
+        floor_ms=floor and floor / copy_bandwidth(start.device.type, timer) * 1e3,
+    )
+
+
+def _without_values(start: Start) -> Learner:
+    """Return the learner on the meta device, or where it is if its network wants values."""
+    try:
+        return replace(start, device=torch.device("meta")).learner()
+    except HypermaskError:
+        raise
+    except Exception:
+        return start.learner()
+
+
+def _exact_step(
+    makers: _Makers, laps: Laps, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor] | None, str]:
+    """Return what the first step does in float64, or None and why that is not known."""
+    variant = makers.exact(laps=laps)
+    before = _random_state()
+    found = variant.first_step(x.double(), y)
+    draws = any(not a.equal(b) for a, b in zip(before, _random_state(), strict=True))
+    del variant
+    gc.collect()  # hooks and what they are on hold each other
+    return (None, "a step of this method draws random numbers") if draws else (found, "")
+
+
+def _timed(
+    made: Sequence[Variant],
+    laps: Laps,
+    clock: Clock,
+    batch: tuple[Tensor, Tensor],
+    seconds: float,
+) -> dict[str, dict[str, Median]]:
+    """Return milliseconds of the phases of each variant and of its whole step, by its name."""
+    steps: dict[str, Callable[[], object]] = {v.name: partial(v.take, *batch) for v in made}
     firsts = {v.name: v.first for v in made}
     times = _in_turn({n: partial(laps.timed, steps[n], firsts[n]) for n in steps}, seconds)
     whole = {name: [sum(each.values()) for each in times[name]] for name in steps}
     if any(v.fastest is not None for v in made):
         for v in made:
-            steps[v.name] = steps[v.name] if v.fastest is None else v.fastest(x, y)
-        others = _in_turn({n: partial(_whole, steps[n], timer) for n in steps}, seconds)
+            steps[v.name] = steps[v.name] if v.fastest is None else v.fastest(*batch)
+        others = _in_turn({n: partial(_whole, steps[n], clock) for n in steps}, seconds)
         whole = {name: [each[STEP] for each in others[name]] for name in steps}
-    measured = []
-    for v in made:
-        phases = _medians(times[v.name], whole[v.name])
-        # What has a phase of its own needs no note of where it is.
-        notes = {p: note for p, note in v.notes.items() if p == OPTIMIZER or p not in phases}
-        measured.append(Measured(v.name, v.what, phases, notes, found[v.name], v.status()))
-    floor = _floor_bytes(start, without_values)
-    return Bench(
-        setting=start.describe(),
-        device=device_name(device),
-        clock=CLOCKS[clock],
-        measured=measured,
-        missing=makers.missing,
-        why_no_errors=why_no_errors,
-        floor_ms=floor and floor / copy_bandwidth(device.type, timer) * 1e3,
-    )
+    return {name: _medians(times[name], whole[name]) for name in steps}
 
 
 def _medians(times: Sequence[Mapping[str, float]], whole: Sequence[float]) -> dict[str, Median]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypermask_fast.benching.names import AGAINST, CLOCKS
 from hypermask_fast.commands.fitting import print_fitted
-from hypermask_fast.commands.options import DEFAULT_PRESET, add_settings
+from hypermask_fast.commands.options import DEFAULT_PRESET, add_console, add_settings
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.settings.command_line import Parser, from_arguments
 from hypermask_fast.settings.config import RunConfig, presets
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_console(parser)
     modelled = _modelled(words)
     parser.set_defaults(modelled=modelled)
     add_settings(parser, [*words, *(f"--{k}={v}" for k, v in modelled.items())])
@@ -138,16 +139,12 @@ def run(options: argparse.Namespace) -> int:
     from hypermask_fast.benching.measure import bench
     from hypermask_fast.files.atomic import write_text_atomic
     from hypermask_fast.runs.devices import device_named
+    from hypermask_fast.training.busy import showing_stages
 
     device = device_named(config.run.device)
-    found = bench(
-        config,
-        device,
-        against=against,
-        seconds=options.seconds,
-        clock=options.clock,
-        phase=options.phase,
-    )
+    chosen = {name: getattr(options, name) for name in ("seconds", "clock", "phase")}
+    with showing_stages():
+        found = bench(config, device, against=against, **chosen)
     if options.csv is not None:
         write_text_atomic(options.csv, found.to_csv())
     if options.json:

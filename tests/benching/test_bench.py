@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,10 @@ from hypermask_fast.benching.names import (
 )
 from hypermask_fast.benching.results import FIELDS, STEP, Bench
 from hypermask_fast.benching.start import Start
+from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.networks import MLP
 from hypermask_fast.settings.config import RunConfig
+from hypermask_fast.training.graph import Captured, CudaGraphs, GraphedStep
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"tasks": 3, "mlp_hidden": (6,), "hidden": (5,), "batch_size": 4}
@@ -42,9 +48,12 @@ def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "copy_bandwidth", lambda device, clock: 1e9)
 
 
-def bench(preset: str = "split-digits", **options: Any) -> Bench:
-    config = RunConfig.from_preset(preset, **{**TINY, **options})
-    return measure.bench(config, CPU, seconds=1e-3)
+def bench(**options: Any) -> Bench:
+    return bench_own(**{**TINY, **options})
+
+
+def bench_own(**options: Any) -> Bench:
+    return measure.bench(RunConfig.from_preset("split-digits", **options), CPU, seconds=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +174,56 @@ def test_a_phase_of_a_task_can_be_chosen() -> None:
     assert found.measured[0].errors["worst"].endswith(("edited", "total", "task"))
 
 
-def test_compiled_steps_are_timed_whole_without_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "Compiler", partial(Compiler, backend="eager"))
+class _Graphs(CudaGraphs):
+    """Graphs whose replays run the step again."""
+
+    replays = 0
+
+    def unavailable(self, device: torch.device) -> str | None:
+        return None
+
+    def warming_up(self, device: torch.device) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
+        def replay() -> None:
+            self.replays += 1
+            run()
+
+        return Captured(replay, run())
+
+
+def test_steps_that_are_replayed_are_timed_whole_without_hooks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = _Graphs()
+    monkeypatch.setattr(variants, "Compiler", lambda mode: Compiler(not mode))
+    monkeypatch.setattr(variants, "GraphedStep", partial(GraphedStep, cuda=graphs))
     ours, torchs = bench(compile=True).measured
-    assert ours.status == {"graph": "no: the learner is on cpu", "compile": "yes"}
-    assert "compile: yes" in Bench("", "", "", [ours, torchs], {}).table()
+    assert ours.status == {"graph": "yes", "compile": "no: it is off"}
+    assert graphs.replays >= ours.phases[STEP].size >= 6
+    assert "graph: yes" in Bench("", "", "", [ours, torchs], {}).table()
     phases = sum(m.value for name, m in ours.phases.items() if name != STEP)
     assert ours.phases[STEP].value != pytest.approx(phases, rel=1e-9)
+
+
+class _Careful(MLP):
+    """A network that looks at its inputs, which the meta device does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.isfinite().all().item()
+        return super().forward(x)
+
+
+def make_careful(input_shape: tuple[int, ...], num_outputs: int) -> _Careful:
+    return _Careful(math.prod(input_shape), (6,), num_outputs)
+
+
+def test_a_network_of_ones_own_may_want_values() -> None:
+    options = {k: v for k, v in TINY.items() if k != "mlp_hidden"}
+    ours, torchs = bench_own(network=f"{__name__}:make_careful", **options).measured
+    assert ours.errors["max_error"] < 1000 * EPS
+    assert "published algorithm" in torchs.what
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

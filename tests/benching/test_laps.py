@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermask_fast.benching.laps import HostClock, Laps, watch
+from hypermask_fast.benching.laps import CudaClock, HostClock, Laps, watch
 from hypermask_fast.benching.names import (
     BACKWARD,
     HYPERNETWORK,
@@ -46,6 +46,25 @@ def test_phases_have_the_time_between_their_beginnings() -> None:
     assert laps.timed(step, HYPERNETWORK) == expected
     laps.enter(TARGET)  # outside of a step
     assert laps.timed(step, HYPERNETWORK) == expected
+
+
+def test_events_of_cuda_are_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waits = Clock(), []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock.now
+
+        def elapsed_time(self, end: Event) -> float:
+            assert len(waits) == 2, "events are read when the device is done"
+            return 1e3 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(clock.now))
+    assert Laps(CudaClock()).timed(lambda: clock.passes(3), TARGET) == {TARGET: 3.0}
 
 
 def test_a_step_that_raises_leaves_no_phase() -> None:
