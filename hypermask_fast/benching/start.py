@@ -12,6 +12,7 @@ from hypermask_fast.backends.choice import backend
 from hypermask_fast.errors import ConfigError, nearest
 from hypermask_fast.fields import text_of
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.converted import ConvertedLearner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.methods.subnetwork import SubnetworkLearner
 from hypermask_fast.planning.simulation import ScenarioSize
@@ -137,6 +138,7 @@ class Start:
     def _move(self, learner: Learner) -> None:
         hypernetwork = getattr(learner, "hypernetwork", None)
         embeddings = None if hypernetwork is None else hypernetwork.embeddings
-        moved = [p for p in learner.net.parameters() if p.requires_grad]
+        parts = [learner.net, *([learner.norms] if isinstance(learner, ConvertedLearner) else [])]
+        moved = [p for part in parts for p in part.parameters() if p.requires_grad]
         for p in (*([] if embeddings is None else [embeddings]), *moved):
             p.add_(torch.randn_like(p), alpha=0.1 if p is embeddings else 1e-3)

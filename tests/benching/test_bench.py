@@ -196,12 +196,20 @@ class _Graphs(CudaGraphs):
 def test_steps_that_are_replayed_are_timed_whole_without_hooks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    graphs = _Graphs()
+    graphs, watched = _Graphs(), []
+    watch = variants.watch
+
+    def seen(*args: Any) -> Any:
+        watched.append(watch(*args))
+        return watched[-1]
+
+    monkeypatch.setattr(variants, "watch", seen)
     monkeypatch.setattr(variants, "Compiler", lambda mode: Compiler(not mode))
     monkeypatch.setattr(variants, "GraphedStep", partial(GraphedStep, cuda=graphs))
     ours, torchs = bench(compile=True).measured
     assert ours.status == {"graph": "yes", "compile": "no: it is off"}
     assert graphs.replays >= ours.phases[STEP].size >= 6
+    assert all(hook.id not in hook.hooks_dict_ref() for hook in watched[0])
     assert "graph: yes" in Bench("", "", "", [ours, torchs], {}).table()
     phases = sum(m.value for name, m in ours.phases.items() if name != STEP)
     assert ours.phases[STEP].value != pytest.approx(phases, rel=1e-9)
