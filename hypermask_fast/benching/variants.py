@@ -32,6 +32,7 @@ from hypermask_fast.benching.plain import make_dense, torch_optimizers
 from hypermask_fast.benching.published import Published, published_of
 from hypermask_fast.benching.start import Start
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.hnet.learner import HNET
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.graph import GraphedStep
@@ -115,13 +116,14 @@ def _picked(earlier: int, name: str, p: Tensor) -> Tensor:
 
 def _notes(learner: Learner, optimizers: Mapping[str, Optimizer], earlier: int) -> dict[str, str]:
     """Return where a learner's step does what has no phase of its own."""
-    adams = (o for o in optimizers.values() if isinstance(o, FactoredAdam))
+    adams = [o for o in optimizers.values() if isinstance(o, FactoredAdam)]
     in_backward = any(adam.steps_in_backward for adam in adams)
+    looks_ahead = isinstance(learner, HNET) and learner.lookahead
+    steps_ahead = looks_ahead and bool(adams) and learner._kept.form != "frozen_head"
     notes = {}
-    if in_backward:
+    if in_backward or steps_ahead:
         notes[OPTIMIZER] = "the head's in backward"
     if earlier and hasattr(learner, "hypernetwork"):
-        looks_ahead = getattr(learner, "lookahead", False)
         notes[REGULARIZER] = f"in {BACKWARD if in_backward or looks_ahead else HYPERNETWORK}"
         if isinstance(learner, HyperMask) and learner.lam:
             notes[REGULARIZER] += " and masks"

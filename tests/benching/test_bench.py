@@ -167,6 +167,26 @@ def test_other_steps_are_measured_beside_the_learner_in_an_ordinary_loop(
     assert max(m.errors["max_error"] for m in (ours, torchs)) < 1000 * EPS
 
 
+@pytest.mark.parametrize("method", ["hnet", "hyperinterval"])
+def test_a_head_that_is_stepped_in_backward_is_said_to_be(method: str) -> None:
+    config = RunConfig.from_preset("split-digits", **TINY, method=method)
+    start, laps = Start.of(config, CPU), Laps(HostClock())
+    fused, plain = variants.ours(start, laps), variants.ordinary(start, laps)
+    assert fused.notes[OPTIMIZER] == "the head's in backward"
+    assert OPTIMIZER not in plain.notes
+    batch, stepped = start.batch(), []
+    for variant in (fused, plain):
+        (head,) = variant.trained.named["head.weight"]
+        before = head.detach().clone()
+        optimizer = variant.trained.optimizers[0]
+        hook = optimizer.register_step_pre_hook(
+            lambda *_, p=head, old=before: stepped.append(not p.equal(old))
+        )
+        variant.take(*batch)
+        hook.remove()
+    assert stepped == [True, False]
+
+
 def test_a_phase_of_a_task_can_be_chosen() -> None:
     config = RunConfig.from_preset("exssnet-split-digits", tasks=2, mlp_hidden=(6,))
     found = measure.bench(config, CPU, seconds=1e-3, phase="weights")
