@@ -22,7 +22,7 @@ from hypermask_fast.files import checkpoint
 from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.records import accuracy_files, confusion, page
+from hypermask_fast.records import accuracy_files, page
 from hypermask_fast.records.metrics_log import MetricsLog
 from hypermask_fast.records.restoring import changes_since, settings_of
 from hypermask_fast.records.sinks import Sinks, require
@@ -180,6 +180,7 @@ def _run(
         found = efficiency.line(session.done - begun)
         if found is not None:
             progress.message(found)
+    session.write_confusions()
     if writes():
         _write_end(session, anew=session.done > begun)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
@@ -190,7 +191,6 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
     folder, trainer = session.folder, session.trainer
     session.write_results()
     accuracy_files.write_heatmap(folder.accuracy_svg, trainer.accuracy, session.names)
-    confusion.write(folder.path, trainer)
     if anew or not folder.report_path.exists():
         page.write_page(folder.path, session.config)
 
