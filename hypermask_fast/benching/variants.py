@@ -118,8 +118,10 @@ def _notes(learner: Learner, optimizers: Mapping[str, Optimizer], earlier: int) 
     """Return where a learner's step does what has no phase of its own."""
     adams = [o for o in optimizers.values() if isinstance(o, FactoredAdam)]
     in_backward = any(adam.steps_in_backward for adam in adams)
-    looks_ahead = isinstance(learner, HNET) and learner.lookahead
-    steps_ahead = looks_ahead and bool(adams) and learner._kept.form != "frozen_head"
+    looks_ahead = steps_ahead = False
+    if isinstance(learner, HNET):
+        looks_ahead = learner.lookahead
+        steps_ahead = looks_ahead and bool(adams) and learner._kept.form != "frozen_head"
     notes = {}
     if in_backward or steps_ahead:
         notes[OPTIMIZER] = "the head's in backward"
