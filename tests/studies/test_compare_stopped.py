@@ -74,37 +74,26 @@ def test_a_signal_names_the_folder_of_the_comparison(
 
 
 _KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import torch
 from hypermask_fast import cli
+from tests.support.killed import killed
 
 torch.set_num_threads(1)
 root, words = Path(sys.argv[1]), sys.argv[2:]
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
-def killed(path, point):
-    child = os.fork()
-    if child == 0:
-        seen = [0]
-        def hook(event, args):
-            if event in EVENTS and str(path) in str(args[0]):
-                if seen[0] == point:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                seen[0] += 1
-        sys.addaudithook(hook)
-        assert cli.main([*words, "--out", str(path)]) == 0
-        (root / "count").write_text(str(seen[0]))
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+def train(path):
+    assert cli.main([*words, "--out", str(path)]) == 0
 
-assert not killed(root / "reference", -1)
+whole = root / "reference"
+assert not killed(whole, -1, lambda: train(whole))
 count = int((root / "count").read_text())
 points = [0, 9, count // 2, count - 6]
 for point in points:
     path = root / str(point)
-    assert killed(path, point), point
-    assert cli.main([*words, "--out", str(path)]) == 0
+    assert killed(path, point, lambda: train(path)), point
+    train(path)
     print("point", point, flush=True)
 """
 
@@ -116,6 +105,7 @@ def test_killed_at_any_moment_and_continued_gives_the_same_table(
     few = ["--seeds", "1", "--steps", "2", "--log-every", "1"]
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, str(tmp_path), *words(tmp_path, *few)],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

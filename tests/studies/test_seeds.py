@@ -263,44 +263,31 @@ def test_names_of_runs_without_out_are_unique(
 
 
 _SUPERVISOR = """
-import json, os, signal, sys
+import json, sys
 from pathlib import Path
 import pytest
 import torch
 from hypermask_fast.studies import seeds
 from hypermask_fast.settings.config import RunConfig
+from tests.support.killed import killed
 from tests.support.run_cases import quicken
 
 torch.set_num_threads(1)
 quicken(pytest.MonkeyPatch())
 root, config = Path(sys.argv[1]), RunConfig.from_toml(sys.argv[2])
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
-def killed(path, point):
-    child = os.fork()
-    if child == 0:
-        seen = [0]
-        def hook(event, args):
-            # Of the runs' own files.
-            if event in EVENTS and str(path) in str(args[0]):
-                if seen[0] == point:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                seen[0] += 1
-        sys.addaudithook(hook)
-        list(seeds.train(config, path, 2, show_progress=False))
-        (root / "count").write_text(str(seen[0]))
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+def train(path):
+    return list(seeds.train(config, path, 2, show_progress=False))
 
-assert not killed(root / "reference", -1)
+whole = root / "reference"
+assert not killed(whole, -1, lambda: train(whole))
 count = int((root / "count").read_text())
 points = [0, 1, 2, 3, 4, 5, *range(9, count, count // 7)]
 for point in points:
     path = root / str(point)
-    assert killed(path, point), point
+    assert killed(path, point, lambda: train(path)), point
     begun = seeds.holds_seeds(path)
-    again = seeds.resume(path, show_progress=False) if begun else seeds.train(
-        config, path, 2, show_progress=False)
+    again = seeds.resume(path, show_progress=False) if begun else train(path)
     assert len(list(again)) == 2
     print(json.dumps([point, begun]), flush=True)
 """
