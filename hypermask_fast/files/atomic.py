@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypermask_fast.errors import ConfigError
@@ -27,6 +29,27 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where a file is to be written and brought to the disk, which then becomes ``path``.
+
+    After an error ``path`` is what it was.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    # Always the same: what a kill leaves here is gone after the next write.
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # gone already after the rename
+            temporary.unlink()
+
+
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a crash, finds the old content or the new.
 
@@ -37,23 +60,16 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             old or the new.
     """
     path = Path(path)
-    # Always the same: what a kill leaves here is gone after the next write.
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
     except OSError as error:
         raise ConfigError(
             f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; "
             "free space, correct the permissions, or choose another --out"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already after the rename
-            temporary.unlink()
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError, ConfigError
-from hypermask_fast.files.atomic import TEMPORARY, fsync_folder
+from hypermask_fast.files.atomic import replacing
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.files.tensor_file import check_kinds, safetensors_blocks, write_file
 
@@ -88,25 +88,20 @@ def write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, A
         _DESCRIPTION: text,
         _DIGEST: _NO_DIGEST,
     }
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        temporary.unlink(missing_ok=True)  # what a kill left
-        found = write_file(temporary, safetensors_blocks(tensors, metadata))
-        with open(temporary, "r+b") as file:
-            header = file.read(8 + int.from_bytes(file.read(8), "little"))
-            file.seek(8 + header.index(_digest_entry(_NO_DIGEST)))
-            file.write(_digest_entry(found["sha256"]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
+        with replacing(path) as temporary:
+            found = write_file(temporary, safetensors_blocks(tensors, metadata))
+            with open(temporary, "r+b") as file:
+                header = file.read(8 + int.from_bytes(file.read(8), "little"))
+                file.seek(8 + header.index(_digest_entry(_NO_DIGEST)))
+                file.write(_digest_entry(found["sha256"]))
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(
             f"cannot write {path}: {error.strerror or error}; free space, correct the permissions, "
             "or choose another path"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest_entry(digest: str) -> bytes:
