@@ -18,7 +18,6 @@ from torch import Tensor
 from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
-from hypermask_fast.files import checkpoint
 from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.planning.plan import check_config, plan
@@ -26,6 +25,7 @@ from hypermask_fast.records import accuracy_files, confusion, page
 from hypermask_fast.records.metrics_log import MetricsLog
 from hypermask_fast.records.restoring import changes_since, settings_of
 from hypermask_fast.records.sinks import Sinks, require
+from hypermask_fast.runs import checkpoints
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.signals import caught_signal
@@ -36,6 +36,7 @@ from hypermask_fast.runs.together import (
     memory_of_each,
     resumable,
     run_folder,
+    sharing_head,
     writes,
 )
 from hypermask_fast.scenarios import Scenario
@@ -100,7 +101,7 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
     sizes = scenario.input_shape, scenario.num_classes
-    with stage("building the learner"):
+    with stage("building the learner"), sharing_head(config):
         learner = make_learner(config, *sizes, _examples(scenario)).to(device)
         trainer = make_trainer(config, learner)
         for task in scenario:
@@ -120,12 +121,6 @@ def _built(
     check_config(config)
     device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
-    if config.run.shard_head and world_size() > 1:
-        raise ConfigError(
-            f"shard_head=True in {world_size()} processes, of which the first writes the "
-            "checkpoints and has only its rows of the head; train in a script with sharded_head() "
-            "and save_sharded(), or give shard_head=False"
-        )
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):
         # Before the data are there, which the plan counts.
@@ -135,7 +130,7 @@ def _built(
             scenario = make_scenario(config)
     try:
         with stage("planning the memory"):
-            found = plan(config, memory=memory, scenario=scenario)
+            found = plan(config, memory=memory, scenario=scenario, processes=world_size())
         found.require(resuming=resuming)
         if not resuming:
             found.require_resumable()
@@ -280,9 +275,9 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
     changes_since(folder, config, allowed=False)
     changes = {"device": device, "data_dir": data_dir}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
-    saved = checkpoint.load_latest(folder.checkpoints)
     with torch.random.fork_rng():
         _, trainer = build(config)
+        saved = checkpoints.load_latest(folder.checkpoints, trainer.learner)
         with in_a_sentence(folder.checkpoints):
             trainer.load_state(saved.tensors, saved.state["trainer"])
     return trainer
