@@ -8,14 +8,13 @@ a folder: hold the lock of `RunFolder`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import operator
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path

@@ -82,11 +82,11 @@ def require_vacant(path: Path) -> None:
         )
 
 
-def _require_run(path: Path) -> None:
-    """Raise ConfigError unless ``path`` holds a run."""
+def _require_run(path: Path, *, or_script: bool = False) -> None:
+    """Raise ConfigError unless ``path`` holds a run, of settings ``or_script``."""
     parent = None
     try:
-        if (path / _CONFIG).is_file():
+        if (path / _CONFIG).is_file() or (or_script and (path / _SCRIPT).is_file()):
             return
         if (path / _SCRIPT).is_file():
             raise ConfigError(
@@ -267,6 +267,16 @@ class RunFolder(Closing):
         if lock:
             run._lock = FolderLock(run.path)
         return run
+
+    @classmethod
+    def of_any(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Return the folder of a run that settings or a script made, to read its records.
+
+        Raises:
+            ConfigError: There is no run.
+        """
+        _require_run(Path(path), or_script=True)
+        return cls(path)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

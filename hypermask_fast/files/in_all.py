@@ -23,7 +23,8 @@ def in_all(place: Place, call: Callable[[], _Result]) -> list[_Result]:
         CheckpointError: It failed otherwise in one of them, in all.
         ProcessLost: Another process ended, or did not answer in time.
     """
-    result, error, kind = None, "", CheckpointError
+    result, error = None, ""
+    kind: type[CheckpointError | TrainingError] = CheckpointError
     try:
         result = call()
     except Exception as failed:

@@ -84,6 +84,9 @@ def learner_of(path: Path) -> Learner:
 
 def learner_charts(path: Path) -> tuple[list[Chart], list[str]]:
     """Return the figures that need a run's learner, and what was left out."""
+    if not RunFolder(path).config_path.exists():
+        left = "figures of masks and embeddings were left out"
+        return [], [f"{left}: only the script that made the run has its network"]
     try:
         learner = learner_of(path)
         found = inside(learner)
@@ -178,7 +181,7 @@ def labels_of(found: Sequence[Sequence[Records]]) -> list[str]:
     several = any(len(group) > 1 for group in found)
     aside = (*FREE, "seed") if several else FREE
     names = [_group_name(group) for group in found]
-    return told_apart([group[0].config.options() for group in found], names, aside)
+    return told_apart([group[0].options for group in found], names, aside)
 
 
 def _group_name(group: Sequence[Records]) -> str:
@@ -218,7 +221,7 @@ def _overview(
             shown = (values[name] for name in ("acc_final", "bwt_gem", "forgetting_max"))
             seconds = each.summary.get("seconds")
             time = "-" if seconds is None else duration(seconds)
-            seed = str(each.config.run.seed)
+            seed = str(each.options.get("seed"))
             rows.append((str(len(rows)), label, seed, *(f"{v:.2f}" for v in shown), time))
     count = sum(map(len, found))
     return Report(

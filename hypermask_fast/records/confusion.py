@@ -15,7 +15,6 @@ import torch
 
 from hypermask_fast.errors import DataError
 from hypermask_fast.files.atomic import write_bytes_atomic, write_text_atomic
-from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.training.trainer import Trainer
 
 FILE = "confusion.npz"
@@ -47,45 +46,39 @@ class Confusion(NamedTuple):
         return np.divide(100.0 * self.counts.diagonal(), totals, out=shares, where=totals > 0)
 
 
-def confusion(trainer: Trainer, task_id: int) -> Confusion:
-    """Return the predictions for a task, batch by batch as its accuracy is measured.
-
-    Args:
-        trainer: Its trainer.
-        task_id: A task that was added.
-    """
-    learner, task = trainer.learner, trainer.tasks[task_id]
-    count = task.num_classes
-    device = next(learner.parameters()).device
-    counts = torch.zeros(count * count, dtype=torch.int64, device=device)
-    one = torch.ones(1, dtype=torch.int64, device=device)
-    with evaluating(learner), learner.activated(task_id) as net:
-        for x, y in task.evaluation_batches("test", trainer.settings.eval_batch_size):
-            places = y * count + net(x)[:, :count].argmax(1)
-            counts.index_add_(0, places, one.expand(len(places)))
-    return Confusion(task.name, tuple(task.classes), counts.view(count, count).cpu().numpy())
+def _learned(trainer: Trainer) -> list[int]:
+    """Return the learned tasks that the trainer has the examples of."""
+    tasks, learned = trainer.tasks, trainer.learner.learned
+    return [task for task in dict.fromkeys(trainer.columns) if task in learned and task in tasks]
 
 
-def write(folder: Path, trainer: Trainer) -> None:
-    """Write ``confusion.npz``, ``confusion.csv`` and ``classes.csv`` of all learned tasks.
-
-    Nothing where the accuracies say that the file there is of these weights already.
-    """
-    learned = [task for task in dict.fromkeys(trainer.columns) if task in trainer.learner.learned]
-    learned = [task for task in learned if task in trainer.tasks]
+def is_written(folder: Path, trainer: Trainer) -> bool:
+    """Return whether the file there has the accuracies that the trainer has now."""
     last = dict(zip(trainer.columns, trainer.accuracy[trainer.tasks_done], strict=True))
-    expected = {trainer.tasks[task].name: float(last[task]) for task in learned}
+    expected = {trainer.tasks[task].name: float(last[task]) for task in _learned(trainer)}
     try:
-        found = {each.name: each.accuracy for each in read(folder / FILE)}
+        return {each.name: each.accuracy for each in read(folder / FILE)} == expected
     except DataError:
-        found = {}
-    if not learned or (found and found == expected):
-        return
-    write_all(folder, [confusion(trainer, task) for task in learned])
+        return not expected
 
 
-def write_all(folder: Path, found: Sequence[Confusion]) -> None:
-    """Write the files of :func:`write`.
+def confusions(trainer: Trainer) -> list[Confusion]:
+    """Return the predictions for the learned tasks; those that it has not yet are made now.
+
+    Several processes call it together. The global random state stays as it is.
+    """
+    device = next(trainer.learner.parameters()).device
+    found = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else ()):
+        for task_id in _learned(trainer):
+            task, counts = trainer.tasks[task_id], trainer.confusions.get(task_id)
+            counts = trainer.confusion(task_id) if counts is None else counts
+            found.append(Confusion(task.name, tuple(task.classes), counts))
+    return found
+
+
+def write(folder: Path, found: Sequence[Confusion]) -> None:
+    """Write ``confusion.npz``, ``confusion.csv`` and ``classes.csv``.
 
     The npz holds ``task_names``, and ``counts-i`` and ``classes-i`` of the i-th task. confusion.csv
     has a row for each pair of classes that occurs, classes.csv one for each class.
@@ -113,7 +106,7 @@ def write_all(folder: Path, found: Sequence[Confusion]) -> None:
 
 
 def read(path: Path) -> list[Confusion]:
-    """Return what :func:`write_all` wrote into an npz.
+    """Return what :func:`write` wrote into an npz.
 
     Raises:
         DataError: There is no such file.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,13 @@ def run_page(found: Records, more: Sequence[Chart] = (), notes: Sequence[str] = 
     """
     config, values = found.config, found.metrics
     learned = int(found.summary.get("tasks_learned", continual.learned(found.accuracy)[1]))
-    parts = [config.method_name, config.scenario.name, config.network.name]
-    parts += [f"preset {config.preset}"] if config.preset else []
-    parts += [f"seed {config.run.seed}", f"{learned} of {len(found.names)} tasks learned"]
+    if config is None:
+        parts = [str(found.options.get("class")), "run of a script"]
+    else:
+        parts = [config.method_name, config.scenario.name, config.network.name]
+        parts += [f"preset {config.preset}"] if config.preset else []
+    seed = found.options.get("seed")
+    parts += [f"seed {seed}", f"{learned} of {len(found.names)} tasks learned"]
     changes = found.manifest.get("changes") or []
     report = Report(
         title=found.path.resolve().name,
@@ -68,7 +72,7 @@ def run_page(found: Records, more: Sequence[Chart] = (), notes: Sequence[str] = 
         tasks=_task_rows(found),
         metrics=[(name, _percent(values[name]), text) for name, text in _definitions(values)],
         charts=[*recorded_charts(found), *more],
-        settings=_settings(config),
+        settings=_script_settings(found.script) if config is None else _settings(config),
         machine=_machine(found),
         command=shlex.join(found.manifest.get("machine", {}).get("command", [])),
         made_by=f"hypermask_fast {_version(found)}",
@@ -76,8 +80,13 @@ def run_page(found: Records, more: Sequence[Chart] = (), notes: Sequence[str] = 
     return page(report)
 
 
-def write_page(path: Path, config: RunConfig) -> None:
-    """Write ``report.html`` of a run from its records, in its folder."""
+def write_page(path: Path, config: RunConfig | None = None) -> None:
+    """Write ``report.html`` of a run from its records, in its folder.
+
+    Args:
+        path: The folder.
+        config: Its settings. Default: they are read.
+    """
     write_text_atomic(RunFolder(path).report_path, run_page(records(path, config)))
 
 
@@ -120,8 +129,10 @@ def _tiles(found: Records, values: dict[str, float]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _expected(config: RunConfig, values: dict[str, float], ended: bool) -> list[Expected]:
+def _expected(config: RunConfig | None, values: dict[str, float], ended: bool) -> list[Expected]:
     """Return what the run's preset is known to reach, where that is recorded."""
+    if config is None:
+        return []
     try:
         known, others = expected_of(config)
     except HypermaskError:
@@ -173,6 +184,15 @@ def _settings(config: RunConfig) -> list[Setting]:
         changed = before if option.table and value != before else None
         found.append(Setting(option.table, key, value or "none", changed))
     return found
+
+
+def _script_settings(script: Mapping[str, Mapping[str, Any]]) -> list[Setting]:
+    """Return the settings of a script's run, by part."""
+    return [
+        Setting(part, name, _text(value), None)
+        for part, values in script.items()
+        for name, value in values.items()
+    ]
 
 
 def _text(value: Any) -> str:

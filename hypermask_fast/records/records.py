@@ -28,7 +28,8 @@ class Records:
 
     Attributes:
         path: Its folder.
-        config: Its settings.
+        config: Its settings; None of a script's run.
+        script: What a script's run was begun with, by part and name.
         accuracy: R (T + 1, T), percent.
         names: Of the tasks.
         rows: Of the log, those of steps.
@@ -37,13 +38,21 @@ class Records:
     """
 
     path: Path
-    config: RunConfig
+    config: RunConfig | None
+    script: Mapping[str, Mapping[str, Any]]
     accuracy: npt.NDArray[np.float64]
     names: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     confusions: Sequence[Confusion]
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All settings, by name."""
+        if self.config is not None:
+            return self.config.options()
+        return {name: value for part in self.script.values() for name, value in part.items()}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,19 +69,22 @@ def records(path: Path, config: RunConfig | None = None) -> Records:
         config: Its settings. Default: they are read too.
 
     Raises:
-        ConfigError: There is no run, or a script made it.
+        ConfigError: There is no run, or its settings cannot be read.
         DataError: It has learned no task yet, or a file is damaged.
     """
-    folder = RunFolder.open(path, lock=False)
+    folder = RunFolder.of_any(path)
+    by_script = config is None and not folder.config_path.exists()
     if not folder.accuracy_npz.exists():
         raise DataError(
             f"{path} has learned no task to the end yet; continue it with `hypermask resume {path}`"
+            " or the script that began it"
         )
     accuracy, names = read_accuracy(folder.accuracy_npz)
     rows = read(folder.metrics_path) if folder.metrics_path.exists() else []
     return Records(
         path=folder.path,
-        config=settings_of(folder) if config is None else config,
+        config=None if by_script else config or settings_of(folder),
+        script=_or_nothing(lambda: json.loads(folder.script_path.read_bytes()), {}),
         accuracy=accuracy,
         names=names,
         rows=[row for row in rows if "step" in row],

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.console.stages import stage
-from hypermask_fast.errors import ConfigError, PlanError
+from hypermask_fast.errors import PlanError
 from hypermask_fast.fields import check_value
+from hypermask_fast.files import checkpoint
 from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.planning.plan import check_config, plan
-from hypermask_fast.records import accuracy_files, confusion, page
+from hypermask_fast.records import accuracy_files, page
 from hypermask_fast.records.metrics_log import MetricsLog
 from hypermask_fast.records.restoring import changes_since, settings_of
 from hypermask_fast.records.sinks import Sinks, require
-from hypermask_fast.runs import checkpoints
 from hypermask_fast.runs.configured import ConfiguredSession
 from hypermask_fast.runs.devices import device_named
 from hypermask_fast.runs.signals import caught_signal
@@ -175,6 +175,7 @@ def _run(
         found = efficiency.line(session.done - begun)
         if found is not None:
             progress.message(found)
+    session.write_confusions()
     if writes():
         _write_end(session, anew=session.done > begun)
     return RunResult(folder.path, trainer.accuracy, session.names, session.changes)
@@ -185,7 +186,6 @@ def _write_end(session: ConfiguredSession, *, anew: bool) -> None:
     folder, trainer = session.folder, session.trainer
     session.write_results()
     accuracy_files.write_heatmap(folder.accuracy_svg, trainer.accuracy, session.names)
-    confusion.write(folder.path, trainer)
     if anew or not folder.report_path.exists():
         page.write_page(folder.path, session.config)
 
@@ -273,11 +273,11 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
     folder = RunFolder.open(path, lock=False)
     config = settings_of(folder)
     changes_since(folder, config, allowed=False)
-    changes = {"device": device, "data_dir": data_dir}
+    changes = {"device": device, "data_dir": data_dir, "shard_head": False}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
+    saved = checkpoint.load_latest(folder.checkpoints)
     with torch.random.fork_rng():
         _, trainer = build(config)
-        saved = checkpoints.load_latest(folder.checkpoints, trainer.learner)
         with in_a_sentence(folder.checkpoints):
             trainer.load_state(saved.tensors, saved.state["trainer"])
     return trainer

@@ -24,7 +24,7 @@ from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.methods.sharded import require_whole_head
-from hypermask_fast.records import accuracy_files
+from hypermask_fast.records import accuracy_files, page
 from hypermask_fast.records.environment import environment_of
 from hypermask_fast.records.metrics_log import START, MetricsLog, Position
 from hypermask_fast.runs.session import Session
@@ -128,7 +128,7 @@ class _ScriptSession(Session):
 
 
 class Run(Closing):
-    """A run of one's own: a folder with log, checkpoints, accuracies and a picture.
+    """A run of one's own: a folder with log, checkpoints, accuracies, a picture and a report.
 
     The folder is that of ``hypermask train``, but for the settings (``script.json``). A script that
     was stopped or killed is started again as it is: it makes the same learner, trainer and tasks,
@@ -331,11 +331,13 @@ class Run(Closing):
         return row
 
     def _write_results(self) -> None:
+        self._session.write_confusions()
         if not writes():
             return
         self._session.write_results()
         accuracy, names = self.trainer.accuracy, self._session.all_names
         accuracy_files.write_heatmap(self._folder.accuracy_svg, accuracy, names)
+        page.write_page(self.path)
 
     def close(self) -> None:
         """Close the log and free the folder; calling it again does nothing."""

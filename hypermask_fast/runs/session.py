@@ -19,7 +19,7 @@ from hypermask_fast.files.atomic import write_text_atomic
 from hypermask_fast.files.fit import require_same
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.methods.protocol import Losses
-from hypermask_fast.records import accuracy_files, learned
+from hypermask_fast.records import accuracy_files, confusion, learned
 from hypermask_fast.records.environment import differences
 from hypermask_fast.records.machine import machine, peak_memory
 from hypermask_fast.records.metrics_log import MetricsLog, Position
@@ -29,7 +29,7 @@ from hypermask_fast.records.summary import is_recorded, summary
 from hypermask_fast.records.timing import StepClock
 from hypermask_fast.runs import checkpoints
 from hypermask_fast.runs.checkpoints import agreed_due, takes_part
-from hypermask_fast.runs.together import wait_for_all, writes
+from hypermask_fast.runs.together import told_by_first, wait_for_all, writes
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
 from hypermask_fast.training.kept_logits import logits_of
@@ -270,6 +270,15 @@ class Session:
         if not is_recorded(self.folder.summary_path, written):
             write_text_atomic(self.folder.summary_path, json.dumps(written, indent=1) + "\n")
             self._write_manifest()
+
+    def write_confusions(self) -> None:
+        """Write which classes of the learned tasks are taken for which, in all processes."""
+        path, trainer = self.folder.path, self.trainer
+        if told_by_first(lambda: confusion.is_written(path, trainer)):
+            return
+        found = confusion.confusions(trainer)
+        if self._writes:
+            confusion.write(path, found)
 
     def _write_manifest(self) -> None:
         made_with = {

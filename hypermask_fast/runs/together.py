@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hypermask_fast.errors import ProcessLost
 from hypermask_fast.files.folder import RunFolder
@@ -17,11 +17,22 @@ from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.distributed.launched import local_world_size
 from hypermask_fast.training.distributed.processes import joined
 
+_Told = TypeVar("_Told")
+
 
 def writes() -> bool:
     """Return whether this process writes and prints: alone, or the first of several."""
     processes = joined()
     return processes is None or processes.is_first
+
+
+def told_by_first(value: Callable[[], _Told]) -> _Told:
+    """Return what a function gives in the process that writes; only that one calls it."""
+    processes = joined()
+    if processes is None:
+        return value()
+    found: _Told = processes.first(value() if processes.is_first else None)
+    return found
 
 
 def wait_for_all() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -152,10 +154,10 @@ class KnownTasks(dict[int, Task]):
                     f"was made with {tuple(saved_classes)}; add() the task that it learned from"
                 )
 
-    def accuracy(
+    def confusion(
         self, task_id: int | str, split: str, weights: Mapping[str, Tensor] | None, batch_size: int
-    ) -> float:
-        """Return the accuracy in percent of a task's split; see :meth:`Trainer.evaluate`."""
+    ) -> npt.NDArray[np.int64]:
+        """Return the predictions for a task's split; see :meth:`Trainer.confusion`."""
         if isinstance(task_id, str):
             task_id = self._learner.task_id(task_id)
         task = self.get(task_id) if isinstance(task_id, Hashable) else None
@@ -168,10 +170,13 @@ class KnownTasks(dict[int, Task]):
             raise ValueError(f"task {task.name!r} has no {split} examples; choose another split")
         together = self._processes
         which = slice(None) if together is None else slice(together.rank, None, together.world)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        count = task.num_classes
+        counts = torch.zeros(count * count, dtype=torch.int64, device=self.device)
+        one = torch.ones(1, dtype=torch.int64, device=self.device)
         with evaluating(self._learner), self._learner.activated(task_id, weights) as net:
             for x, y in task.evaluation_batches(split, batch_size, which=which):
-                correct += (net(x)[:, : task.num_classes].argmax(1) == y).sum()
+                places = y * count + net(x)[:, :count].argmax(1)
+                counts.index_add_(0, places, one.expand(len(places)))
         if together is not None:
-            together.sum_(correct)
-        return 100.0 * int(correct) / len(task.split(split))
+            together.sum_(counts)
+        return counts.view(count, count).cpu().numpy()

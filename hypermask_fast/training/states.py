@@ -1,16 +1,17 @@
-"""The learner's part of a trainer's state, which needs no examples to be loaded."""
+"""The parts of a trainer's state that need no examples: the learner's, and the random one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hypermask_fast.conversion.entries import check_manifest
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.extra_state import EXTRA_STATE, fixed_of
+from hypermask_fast.methods.extra_state import EXTRA_STATE, check_storable, fixed_of, weights_of
 from hypermask_fast.training.checks import check_state
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -41,6 +42,39 @@ def parts_of(learner: Learner, tensors: Mapping[str, Tensor], state: Mapping[str
                 "was made by another version"
             )
     return parts
+
+
+def learner_state(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what :func:`load_learner` loads: tensors by part and name, and JSON.
+
+    Raises:
+        CheckpointError: A module of the network has a state of its own that is no tensor.
+    """
+    check_storable(learner)
+    task_tensors, task_state = learner.task_state()
+    tensors = {f"learner/{name}": value for name, value in weights_of(learner).items()}
+    tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
+    state = {
+        "method": type(learner).__name__,
+        "manifest": learner.manifest(),
+        "task": task_state,
+    }
+    return tensors, state
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the global generators, for :func:`load_random_state`."""
+    tensors = {"rng/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def load_random_state(parts: Parts, device: torch.device) -> None:
+    """Give the global generators a state, of which :func:`parts_of` made the parts."""
+    torch.set_rng_state(parts["rng"]["cpu"].cpu())
+    if "cuda" in parts["rng"] and device.type == "cuda":
+        torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)
 
 
 def _outline(manifest: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,30 +8,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.evaluating import evaluating
-from hypermask_fast.methods.extra_state import check_storable, weights_of
 from hypermask_fast.methods.protocol import Losses, Phase
 from hypermask_fast.scenarios import BatchStream, Task
 from hypermask_fast.scenarios.own import Data, as_task
 from hypermask_fast.scenarios.task import check_task
-from hypermask_fast.training import optimizers
-from hypermask_fast.training.accuracy import AccuracyRecord
+from hypermask_fast.training import optimizers, states
 from hypermask_fast.training.best import BestModel
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.distributed.together import Together
 from hypermask_fast.training.known_tasks import KnownTasks
 from hypermask_fast.training.loss_watch import LossWatch
+from hypermask_fast.training.measuring import Measuring
 from hypermask_fast.training.phases import phases_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.schedules import Schedule
 from hypermask_fast.training.settings import TrainingSettings
-from hypermask_fast.training.states import load_learner, parts_of
 from hypermask_fast.training.step import TrainingStep
 
 _EPOCHS = 10
@@ -39,7 +36,7 @@ _FINITE_CHECK_STEPS = 50
 
 
 @takes_options(TrainingSettings)
-class Trainer:
+class Trainer(Measuring):
     """Trains a learner: new optimizers for each phase of a task, then the accuracy on all seen.
 
     Args:
@@ -78,48 +75,13 @@ class Trainer:
         self.losses: Losses | None = None
         self.step = 0
         self._together = Together(learner, self.settings, self.seed)
-        self._known = KnownTasks(learner, self._together.processes)
-        self._record = AccuracyRecord()
+        known = KnownTasks(learner, self._together.processes)
+        super().__init__(known, self.settings.eval_batch_size)
         self._step_fn: TrainingStep | None = None
         self._watch: LossWatch | None = None
         self._graphed, self._compiler = self._together.graphed(), self._together.compiler()
         self._schedule: Schedule | None = None
         self._best = BestModel(learner)
-
-    @property
-    def _tasks(self) -> KnownTasks:
-        """The tasks by the ids that the learner has for them now."""
-        changed = self._known.follow()
-        if changed:
-            self._record.forget(changed)
-        return self._known
-
-    @property
-    def columns(self) -> tuple[int, ...]:
-        """Ids of the tasks of :attr:`accuracy`'s columns: as learned, then those only added.
-
-        A task that was trained twice has two columns. One that was learned without this trainer has
-        a column, and a row of NaN.
-        """
-        return self._record.columns(self._tasks)
-
-    @property
-    def accuracy(self) -> npt.NDArray[np.float64]:
-        """Test accuracy (T + 1, T) in percent; row 0 before training, row i after i tasks.
-
-        Columns are those of :attr:`columns`; NaN is what was not measured.
-        """
-        return self._record.matrix(self._tasks)
-
-    @property
-    def tasks_done(self) -> int:
-        """Number of tasks that were trained to the end."""
-        return len(self._record.order)
-
-    @property
-    def tasks(self) -> Mapping[int, Task]:
-        """The tasks that were added, on the learner's device, by id."""
-        return dict(self._tasks)
 
     def steps_of(self, task: Task) -> int:
         """Return the number of training steps of a task."""
@@ -130,17 +92,6 @@ class Trainer:
 
     def _epoch_steps(self, task: Task) -> int:
         return -(-len(task.train) // self.settings.batch_size)
-
-    def add(self, task: Task) -> int:
-        """Add a task to the learner, if it is new, and return its id.
-
-        Args:
-            task: Tasks of one name are one task.
-
-        Raises:
-            ConfigError: A task of this name has other classes or examples.
-        """
-        return self._tasks.admit(task)
 
     def fit(self, task: Task | Data, **data: Any) -> npt.NDArray[np.float64]:
         """Train a task, or continue it after :meth:`load_state`; the learner is in evaluation mode
@@ -248,7 +199,7 @@ class Trainer:
     def _begin(self, task_id: int, total: int, stream: BatchStream) -> None:
         with evaluating(self.learner):
             self.learner(stream.batch(0)[0][:2], task_id)
-        self._record.begin(task_id, self.learner.learned, self._tasks, self.evaluate)
+        self._record.begin(task_id, self.learner.learned, self._tasks, self.confusion)
         self.learner.begin_task(task_id, steps=total, data=self._tasks[task_id])
         try:
             self._make_optimizers(task_id)
@@ -319,27 +270,8 @@ class Trainer:
         self._step_fn = self._schedule = self._watch = None
         self.learner.end_task(data=self._tasks[task_id])
         self.step = 0
-        self._record.end(task_id, self._tasks, self.evaluate)
+        self._record.end(task_id, self._tasks, self.confusion)
         return self.accuracy[self.tasks_done]
-
-    def evaluate(
-        self,
-        task_id: int | str,
-        split: str = "test",
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> float:
-        """Return the accuracy in percent of a task that was added.
-
-        Args:
-            task_id: The task, its id or its name.
-            split: "test" (default), "validation" or "train".
-            weights: Of the learner's ``task_weights``, to use in place of the present ones.
-
-        Raises:
-            ValueError: The trainer has no such task, or the split has no examples.
-        """
-        return self._tasks.accuracy(task_id, split, weights, self.settings.eval_batch_size)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that training needs to continue bit-identically: tensors, and JSON.
@@ -350,20 +282,13 @@ class Trainer:
         """
         if self._watch is not None:
             self._watch.flush()
-        check_storable(self.learner)
-        task_tensors, task_state = self.learner.task_state()
-        tensors = {f"learner/{name}": value for name, value in weights_of(self.learner).items()}
-        tensors |= {f"task/{name}": value for name, value in task_tensors.items()}
+        tensors, of_learner = states.learner_state(self.learner)
         tensors |= {f"best/{name}": value for name, value in self._best.weights.items()}
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self._tasks.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self._tasks.device)
+        tensors |= states.random_state(self._tasks.device)
         of_optimizers, groups = optimizers.optimizer_state(self.optimizers)
         tensors |= of_optimizers
         state = {
-            "method": type(self.learner).__name__,
-            "manifest": self.learner.manifest(),
-            "task": task_state,
+            **of_learner,
             "step": self.step,
             "optimizer": groups.pop(optimizers.MAIN, []),
             "optimizers": groups,
@@ -380,9 +305,9 @@ class Trainer:
             CheckpointError: The state belongs to another network, to other settings, or to tasks
                 that were not added.
         """
-        parts = parts_of(self.learner, tensors, state)
+        parts = states.parts_of(self.learner, tensors, state)
         self._tasks.check_has(state["task"])
-        load_learner(self.learner, parts, state)
+        states.load_learner(self.learner, parts, state)
         if self.learner.current is not None:
             self._make_optimizers(self.learner.current)
             groups = {optimizers.MAIN: state["optimizer"], **state.get("optimizers", {})}
@@ -394,6 +319,4 @@ class Trainer:
         self.step = state["step"]
         self._record.load(state, self.learner.learned)
         self.learner.eval()
-        torch.set_rng_state(parts["rng"]["cpu"].cpu())
-        if "cuda" in parts["rng"] and device.type == "cuda":
-            torch.cuda.set_rng_state(parts["rng"]["cuda"].cpu(), device)
+        states.load_random_state(parts, device)

@@ -108,9 +108,10 @@ SUBJECTS = [
     Subject("Trainer.fit", trainer, on("fit"), {"task": TASK}, {"task": NOT_TASKS}),
     Subject("Trainer.add", trainer, on("add"), {"task": TASK}, {"task": NOT_TASKS}),
     Subject("Trainer.steps_of", trainer, on("steps_of"), {"task": TASK}, {"task": NOT_TASKS}),
-    Subject("Trainer.evaluate", trainer, on("evaluate"), {"task_id": 0},
-            {"task_id": [1, -1, "0", None, [0], 1.5, TASK, torch.tensor(3)],
-             "split": ["tst", 3, None, ["test"]], "weights": [3, "w", {}, {"x": X}]}),
+    *(Subject(f"Trainer.{name}", trainer, on(name), {"task_id": 0},
+              {"task_id": [1, -1, "0", None, [0], 1.5, TASK, torch.tensor(3)],
+               "split": ["tst", 3, None, ["test"]], "weights": [3, "w", {}, {"x": X}]})
+      for name in ("evaluate", "confusion")),
     Subject("Trainer.load_state", trainer, on("load_state"), {"tensors": {}, "state": {}},
             {"tensors,state": [({}, {}), (None, None), (3, 3), ({"x/y": X}, {"method": None})]},
             runs=False),

@@ -18,6 +18,9 @@ import hypermask_fast as hmf
 from hypermask_fast.cli import main as command
 from hypermask_fast.errors import CheckpointError, ConfigError, Stopped
 from hypermask_fast.files import checkpoint
+from hypermask_fast.finished.plotting import plot
+from hypermask_fast.records import confusion
+from hypermask_fast.records.accuracy_files import read_accuracy
 from hypermask_fast.records.metrics_log import read
 from hypermask_fast.runs import run
 from tests.support import script_cases
@@ -44,7 +47,7 @@ def stop() -> None:
 def test_it_has_the_files_of_a_run(whole: Path) -> None:
     names = {file.name for file in whole.iterdir()}
     expected = {"script.json", "metrics.jsonl", "timing.json", "checkpoints", "manifest.json"}
-    expected.add("summary.json")
+    expected |= {"summary.json", "report.html", "classes.csv", "confusion.csv", "confusion.npz"}
     expected |= {"learned", *(f"accuracy.{end}" for end in ("csv", "npz", "svg"))}
     assert names - {".lock"} == expected
     settings = json.loads((whole / "script.json").read_bytes())
@@ -183,6 +186,20 @@ def test_other_settings_and_networks_are_refused(whole: Path) -> None:
         hmf.Run(whole, supsup)
     hmf.Run(whole, trainer(graph=False)).close()
     assert contents(whole) == before
+
+
+def test_a_run_leaves_confusions_and_a_report_and_is_drawn(whole: Path, tmp_path: Path) -> None:
+    matrix, names = read_accuracy(whole / "accuracy.npz")
+    found = confusion.read(whole / "confusion.npz")
+    assert [each.name for each in found] == names
+    assert [each.accuracy for each in found] == matrix[3].tolist()
+    text = (whole / "report.html").read_text()
+    assert "HyperMask · run of a script · seed 0 · 3 of 3 tasks learned" in text
+    assert "embedding_dim" in text
+    made = plot([whole], tmp_path, "svg")
+    assert {"accuracy-matrix", "confusion"} <= {path.stem for path in made.files}
+    (note,) = made.notes
+    assert "only the script that made the run has its network" in note
 
 
 def test_other_folders_are_refused(
