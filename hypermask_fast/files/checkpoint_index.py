@@ -56,8 +56,8 @@ def read_index(path: Path) -> dict[str, Any]:
             "hypermask_fast"
         )
     if (
-        version not in (1, VERSION)
-        or not isinstance(files, dict)
+        not isinstance(files, dict)
+        or version != (VERSION if files.keys() - {TENSORS, STATE} else 1)
         or not all(isinstance(entry, dict) for entry in files.values())
         or not files.keys() >= {TENSORS, STATE}
         or not all(_OF_ROWS.fullmatch(name) for name in files.keys() - {TENSORS, STATE})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hypermask_fast.console.stages import stage
-from hypermask_fast.errors import PlanError
+from hypermask_fast.errors import ConfigError, PlanError
 from hypermask_fast.fields import check_value
 from hypermask_fast.files import checkpoint
 from hypermask_fast.files.fit import in_a_sentence
@@ -46,6 +46,7 @@ from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.distributed.launched import local_world_size, world_size
+from hypermask_fast.training.distributed.processes import joined
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -121,6 +122,13 @@ def _built(
     check_config(config)
     device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
+    processes = joined()
+    if config.run.shard_head and processes is None and world_size() > 1:
+        raise ConfigError(
+            f"shard_head=True, and the {world_size()} processes that torchrun started do not train "
+            "together; call it inside `with hmf.data_parallel():`, or give shard_head=False"
+        )
+    world = 1 if processes is None else processes.world
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):
         # Before the data are there, which the plan counts.
@@ -130,7 +138,7 @@ def _built(
             scenario = make_scenario(config)
     try:
         with stage("planning the memory"):
-            found = plan(config, memory=memory, scenario=scenario, processes=world_size())
+            found = plan(config, memory=memory, scenario=scenario, processes=world)
         found.require(resuming=resuming)
         if not resuming:
             found.require_resumable()

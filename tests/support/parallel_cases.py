@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import io
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hypermask_fast import cli
+from hypermask_fast.files import checkpoint, divided_tensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.exssnet.learner import ExSSNeT
@@ -92,6 +94,16 @@ class Regressed(Learner):
         shift = self.hypernetwork.logits(torch.tensor([int(task)]))[0]
         loss = nn.functional.cross_entropy(plain.logits[:, :CLASSES] + shift, y)
         return Losses(plain.task + loss, plain.task, plain.logits, {"shifted": loss})
+
+
+SHARED = [
+    *("--tasks", "2", "--steps", "8", "--mlp-hidden", "12", "--hidden", "4", "--lr", "0.02"),
+    *("--embedding-dim", "3", "--capacity", "2", "--log-every", "1", "--checkpoint-every", "0"),
+    *("--beta", "0.1", "--device", "cpu", "--shard-head"),
+]
+"""Of a run whose processes share its head."""
+SAVES = 4
+"""The checkpoint of a run in which a process is killed."""
 
 
 def mlp(outputs: int = CLASSES) -> nn.Module:
@@ -211,6 +223,22 @@ def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextM
     return stack
 
 
+def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[Any]:
+    """Let a process be killed when it has written its rows of a checkpoint."""
+    plain, calls = divided_tensors.digest, count(1)
+
+    def call(path: Path) -> Any:
+        if int(os.environ["RANK"]) == rank and next(calls) == SAVES:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(path)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(divided_tensors, "digest", call)
+    stack = contextlib.ExitStack()
+    stack.callback(patch.undo)
+    return stack
+
+
 class Printed(NamedTuple):
     """The end of a command in a process."""
 
@@ -256,11 +284,35 @@ class Group:
             return Printed(status, out.getvalue(), err.getvalue())
 
 
-def process(rank: int, port: int, folder: str) -> None:
+def shared_head(group: Group) -> dict[str, Any]:
+    """Runs whose processes share a head: what is printed of them."""
+    results = {"shared": group.command(4, "train", *SHARED, "--out", "shared")}
+    now_and_then = [*SHARED, "--checkpoint-every", "0.02", "--out", "now-and-then"]
+    results["now and then"] = group.command(2, "train", *now_and_then)
+    with _signalled(STOPS_AT, 1, signal.SIGTERM):
+        results["parts of 4"] = group.command(4, "train", *SHARED, "--out", "parts")
+        results["parts of 2"] = group.command(2, "resume", "parts")
+        group.command(2, "train", *SHARED, "--shard-head", "false", "--out", "later")
+    if group.rank == 0:
+        path = Path("later/config.toml")
+        path.write_text(path.read_text().replace("shard_head = false", "shard_head = true"))
+        shutil.copytree("parts", "damaged")
+        victim = next(checkpoint.latest("damaged/checkpoints").glob("rows/__1_*"))
+        victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    results["later"] = group.command(4, "resume", "later")
+    results["damaged"] = group.command(2, "resume", "damaged")
+    return results
+
+
+def _begun(rank: int, port: int, folder: str) -> Group:
     faulthandler.dump_traceback_later(_LONG)
     torch.set_num_threads(1)
     os.chdir(folder)
-    group, results = Group(rank, port), dict[str, Any]()
+    return Group(rank, port)
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    group, results = _begun(rank, port, folder), dict[str, Any]()
     with group.of(4), started.data_parallel() as processes:
         assert processes is not None
         results[4] = {name: trained(CASES[name]) for name in IN_FOUR}
@@ -279,10 +331,25 @@ def process(rank: int, port: int, folder: str) -> None:
     with _signalled(STOPS_AT, 1, signal.SIGTERM):
         results["stopped"] = group.command(2, "train", *SHORT, "--out", "stopped")
     results["resumed"] = group.command(4, "resume", "stopped")
+    results |= shared_head(group)
     torch.save(results, f"{rank}.pt")
     with _signalled(STOPS_AT, 3, signal.SIGKILL):
         results["killed"] = group.command(4, "train", *SHORT, "--out", "killed")
     torch.save(results, f"{rank}.pt")
+
+
+def lost_while_saving(rank: int, port: int, folder: str) -> None:
+    """Lose the last one of three processes that share a head."""
+    with _killed_while_saving(2):
+        printed = _begun(rank, port, folder).command(3, "train", *SHARED, "--out", "lost")
+    torch.save({"lost 2": printed}, f"lost-2-{rank}.pt")
+
+
+def lost_in_a_step(rank: int, port: int, folder: str) -> None:
+    """Lose the last one of two processes that go on with it."""
+    with _signalled(STOPS_AT, 1, signal.SIGKILL):
+        printed = _begun(rank, port, folder).command(2, "resume", "lost")
+    torch.save({"lost 1": printed}, f"lost-1-{rank}.pt")
 
 
 def accuracy_of(path: Path) -> Any:

@@ -291,6 +291,8 @@ def test_a_run_whose_checkpoints_would_lack_rows_is_refused(
     for name, value in started.items():
         monkeypatch.setenv(name, value)
     config = RunConfig.from_preset("split-digits", shard_head=True)
-    with pytest.raises(ConfigError, match="shard_head=True in 4 processes"):
+    with pytest.raises(
+        ConfigError, match="4 processes that torchrun started do not train together"
+    ):
         runs.train(config, tmp_path / "other")
     assert not list(tmp_path.iterdir())
