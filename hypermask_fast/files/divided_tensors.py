@@ -48,6 +48,21 @@ from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.training.divided import Part
 
 _PLACES = ".metadata"
+_CLASSES = {
+    "torch.serialization": ("_get_layout",),
+    metadata.__name__: (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    filesystem.__name__: ("_StorageInfo", "_StoragePrefix"),
+}
+"""Of which the places of pieces consist, beside sizes, dtypes and paths."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -61,12 +76,8 @@ class _Unpickler(pickle.Unpickler):
         elif module.startswith("pathlib"):
             if name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
                 return Path
-        elif (module, name) == ("torch.serialization", "_get_layout"):
+        elif name in _CLASSES.get(module, ()):
             return super().find_class(module, name)
-        elif module in (metadata.__name__, filesystem.__name__):
-            found = getattr(metadata, name, None) or getattr(filesystem, name, None)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
         raise ValueError(f"{_PLACES} holds {module}.{name}, which is no part of a checkpoint")
 
 
