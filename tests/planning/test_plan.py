@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,66 +11,19 @@ import torch
 
 import hypermask_fast
 from hypermask_fast import cli
-from hypermask_fast import memory as memory_left
 from hypermask_fast.errors import ConfigError
-from hypermask_fast.memory import available_memory
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.planning.live_memory import KEPT, LiveMemory
 from hypermask_fast.planning.plan import Plan, plan
 from hypermask_fast.planning.simulation import MOMENTS, TARGET
-from hypermask_fast.planning.sizes import scenario_size
 from hypermask_fast.runs import run
-from hypermask_fast.scenarios import ImageDataset, ImageSet, Scenario, cifar10_100, tiny_imagenet
-from hypermask_fast.scenarios import published as presets
-from hypermask_fast.scenarios.catalogue import SCENARIOS
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.trainer import Trainer
+from tests.support.plan_cases import measured_peak, small
 
 MIB = 2**20
 HEAD, KEPT_OUTPUTS = "hypernetwork: head", "outputs kept of earlier tasks"
 PREVIOUS = "weights of the last task"
 ROOT = Path(__file__).parents[2]
-
-
-def small(**settings) -> RunConfig:
-    defaults = {"tasks": 3, "steps": 2, "hidden": (5,), "device": "cpu"}
-    if "network" not in settings:
-        defaults["mlp_hidden"] = (8,)
-    return RunConfig.from_options(**{**defaults, **settings})
-
-
-# Resident memory of a run over that after a tiny one, which loads and sets up what every run does.
-MEASURE = """
-import json, sys, warnings
-from pathlib import Path
-from hypermask_fast.runs import run
-from hypermask_fast.settings.config import RunConfig
-
-def kib(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
-
-folder, settings = sys.argv[1], json.loads(sys.argv[2])
-tiny = RunConfig.from_options(tasks=2, steps=2, mlp_hidden=(8,), hidden=(4,), device="cpu")
-run.train(tiny, folder + "/tiny", show_progress=False)
-before = kib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-run.train(RunConfig.from_options(**settings), folder + "/run", show_progress=False)
-print(1024 * (kib("VmHWM") - before))
-"""
-
-
-def measured_peak(settings: dict[str, object], folder: Path) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
-    return int(done.stdout.split()[-1])
 
 
 @pytest.mark.long
@@ -167,101 +118,9 @@ def test_checkpoint_and_learner_are_those_of_a_trainer(settings: dict[str, objec
     assert found.learner == sum(v for k, v in sizes.items() if k.startswith("learner/"))
 
 
-def full_size(name: str, classes: int, counts: tuple[int, int], shape: tuple[int, ...]):
-    """A data set whose images take no memory."""
-    sets = [
-        ImageSet(
-            torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(n, *shape), torch.arange(n) % classes
-        )
-        for n in counts
-    ]
-    return ImageDataset(name, *sets, tuple(map(str, range(classes))))
-
-
-def scenario_bytes(scenario: Scenario) -> int:
-    held = {}
-    for task in scenario:
-        for part in (task.train, task.validation, task.test):
-            for tensor in (part.source.images, part.source.labels, part.index, part.labels):
-                held[id(tensor)] = tensor.nbytes
-        for places in (task.eval_preprocess.permutation, task.eval_preprocess.source):
-            if places is not None:
-                held[id(places)] = places.nbytes
-    return sum(held.values())
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_sizes_are_those_of_the_scenario(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for loader, classes, counts, shape in (
-        ("mnist", 10, (60000, 10000), (1, 28, 28)),
-        ("fashion_mnist", 10, (60000, 10000), (1, 28, 28)),
-        ("cifar10", 10, (50000, 10000), (3, 32, 32)),
-        ("cifar100", 100, (50000, 10000), (3, 32, 32)),
-        ("tiny_imagenet", 200, (100000, 10000), (3, 64, 64)),
-    ):
-        made = full_size(loader, classes, counts, shape)
-        for module in (presets, cifar10_100, tiny_imagenet):
-            if hasattr(module, f"load_{loader}"):
-                monkeypatch.setattr(module, f"load_{loader}", lambda root, made=made: made)
-    config = RunConfig.from_options(scenario=name, steps=1)
-    size, scenario = scenario_size(config), presets.make_scenario(name, "unused")
-    assert size.tasks == len(scenario)
-    assert size.classes == scenario.num_classes
-    assert size.input_shape == scenario.input_shape
-    # The digits are not of equal number in all classes.
-    tolerance = 0.05 if "digits" in name else 0
-    assert size.validation == pytest.approx(len(scenario[0].validation), rel=tolerance)
-    assert size.test == pytest.approx(len(scenario[0].test), rel=tolerance)
-    tables = sum(
-        t.numel() * 8
-        for t in vars(scenario[0].stream(config.training.batch_size)).values()
-        if isinstance(t, torch.Tensor)
-    )
-    held = scenario_bytes(scenario)
-    assert held <= size.data <= held + 2.6 * tables + 1000
-
-
 def test_too_many_tasks_are_refused_as_by_the_scenario() -> None:
     with pytest.raises(ConfigError, match="tasks is 6; it must be 1 to 5"):
         plan(RunConfig.from_options(steps=1, tasks=6))
-
-
-HUGE = 10**30
-
-
-@pytest.mark.parametrize(
-    ("settings", "largest"),
-    [
-        pytest.param({"mlp_hidden": (HUGE,)}, f"mlp_hidden=({HUGE},)", id="target"),
-        pytest.param({"mlp_hidden": (2**31, 2**31)}, "mlp_hidden=", id="product"),
-        pytest.param({"hidden": (5, 2**63 - 1)}, "hidden=(5, 9223372036854775807)", id="width"),
-        pytest.param({"embedding_dim": HUGE}, f"embedding_dim={HUGE}", id="embedding"),
-        pytest.param({"capacity": HUGE}, f"capacity={HUGE}", id="capacity"),
-        pytest.param({"batch_size": HUGE}, f"batch_size={HUGE}", id="batch"),
-        pytest.param({"batch_size": 2**63 - 1}, f"batch_size={2**63 - 1}", id="batch-int64"),
-        pytest.param({"head": "chunked", "chunk_size": HUGE}, f"chunk_size={HUGE}", id="chunk"),
-        pytest.param(
-            {"head": "chunked", "chunk_embedding_dim": HUGE}, "chunk_embedding_dim=", id="chunks"
-        ),
-        pytest.param(
-            {"network": "resnet", "resnet_n": 1, "resnet_k": HUGE}, "resnet_k=", id="resnet"
-        ),
-        pytest.param({"network": "resnet", "resnet_n": 1, "resnet_k": 2**40}, "k=", id="planes"),
-    ],
-)
-def test_sizes_that_overflow_are_a_sentence(settings: dict[str, object], largest: str) -> None:
-    with pytest.raises(ConfigError, match="sizes of the run overflow") as caught:
-        plan(small(**settings))
-    assert largest in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["steps", "epochs", "eval_batch_size", "validation", "log_every", "check_every"]
-)
-def test_counts_that_take_no_memory_may_be_any(name: str) -> None:
-    changes = {"steps": None, "epochs": HUGE} if name == "epochs" else {name: HUGE}
-    assert plan(small(**changes)).peak > 0
 
 
 @pytest.mark.parametrize("gib", ["1.7e308", "1e400", "nan", "0"])
@@ -366,89 +225,3 @@ def test_trainer_uses_bfloat16_moments(tmp_path: Path) -> None:
         small(moments="bfloat16", head="chunked")
     with pytest.raises(ConfigError, match=r"moments='bfloat' .*did you mean 'bfloat16'"):
         Trainer(Learner(torch.nn.Linear(1, 1), 1), moments="bfloat")
-
-
-def test_live_memory_counts_what_lives() -> None:
-    with LiveMemory(heap=False) as memory:
-        with memory.making("a"):
-            a = torch.empty(1000, device="meta")
-            view = a[10:]
-        with memory.making("b"):
-            b = torch.empty(500, device="meta")
-        del b
-        assert memory.live("a") == 4000
-        assert memory.live("b") == 0
-        assert memory.take_peak() == {"a": 4000, "b": 2000}
-        del a
-        assert memory.live("a") == 4000
-        del view
-        assert memory.live("a") == 0
-
-
-def test_small_blocks_stay_with_a_cpu_process() -> None:
-    with LiveMemory(heap=True) as memory:
-        torch.empty(2**20, device="meta")
-        big = torch.empty(2**24, device="meta")
-        assert memory.take_peak() == {"other": 2**26, KEPT: 2**22}
-        del big
-        assert memory.take_peak() == {"other": 2**26, KEPT: 2**22}
-        torch.empty(10, device="meta")
-        assert memory.take_peak() == {KEPT: 2**22}
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        pytest.param({}, None, id="nothing"),
-        pytest.param(
-            {"proc/meminfo": "MemFree: 1 kB\nMemAvailable: 900 kB\n"}, 921600, id="machine"
-        ),
-        pytest.param(
-            {
-                "proc/meminfo": "MemAvailable: 900 kB\n",
-                "proc/self/cgroup": "0::/a/b\n",
-                "cgroup/a/memory.max": "500000\n",
-                "cgroup/a/memory.current": "200000\n",
-                "cgroup/a/memory.stat": "anon 1\ninactive_file 50000\n",
-                "cgroup/a/b/memory.max": "max\n",
-                "cgroup/a/b/memory.current": "100\n",
-            },
-            350000,
-            id="group-v2",
-        ),
-        pytest.param(
-            {
-                "proc/meminfo": "MemAvailable: 900 kB\n",
-                "proc/self/cgroup": "4:cpu,memory:/x\n0::/\n",
-                "cgroup/memory/memory.limit_in_bytes": "300000\n",
-                "cgroup/memory/memory.usage_in_bytes": "400000\n",
-            },
-            0,
-            id="group-v1-full",
-        ),
-        pytest.param(
-            {
-                "proc/meminfo": "MemAvailable: 100 kB\n",
-                "proc/self/cgroup": "0::/\n",
-                "cgroup/memory.max": "500000\n",
-                "cgroup/memory.current": "200000\n",
-            },
-            102400,
-            id="machine-has-less",
-        ),
-    ],
-)
-def test_host_memory(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:
-    for name, text in files.items():
-        write(tmp_path / name, text)
-    assert memory_left._host_memory(tmp_path / "proc", tmp_path / "cgroup") == expected
-
-
-def test_available_memory_of_what_is_not_there_is_unknown() -> None:
-    assert available_memory("cuda:99") is None
-    assert available_memory("mps") is None

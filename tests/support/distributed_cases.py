@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,11 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.hnet.learner import HNET
+from hypermask_fast.methods.hyperinterval.learner import HyperInterval
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.methods.protocol import Losses
+from hypermask_fast.methods.supsup.learner import SupSup
 from hypermask_fast.networks import MLP
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
+from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 from tests.support.factored_grad_cases import pair
 from tests.support.hypermask_cases import tables as tables_of
@@ -84,8 +91,6 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     tasks: int = 2
     parts: int = 1
-    unused: bool = False
-    extra: int = 0  # elements that a step exchanges beside 2N
 
 
 CASES = {
@@ -95,13 +100,12 @@ CASES = {
     "gradients-of-two-batches": Case(parts=2),
     "chunked-head": Case(options={"head": "chunked", "chunk_size": 7, "chunk_embedding_dim": 2}),
     "target-does-not-train": Case(in_backward, options={"train_target": False}),
-    # PyTorch exchanges for each of the six parameters whether it was used.
-    "idle-layer": Case(in_backward, WithIdleLayer, unused=True, extra=6),
+    "idle-layer": Case(in_backward, WithIdleLayer),
     "sampled-earlier-tasks": Case(options={"regularized_tasks": 1}, tasks=4),
-    "norm-of-each-task": Case(row_sparse, Conv, {"bn": "per_task"}, extra=8),
-    "shared-norm": Case(torch_adam, Conv, {"bn": "batch"}, extra=4),
+    "norm-of-each-task": Case(row_sparse, Conv, {"bn": "per_task"}),
+    "shared-norm": Case(torch_adam, Conv, {"bn": "batch"}),
 }
-NORM_CASES = ("norm-of-each-task", "shared-norm")
+EXTRA = 30  # at most, elements that a step exchanges beside 2N: a flag for each parameter, norms
 
 
 class Run(NamedTuple):
@@ -154,13 +158,13 @@ def mean_of(losses: list[list[float]]) -> list[float]:
     return [sum(values) / len(losses) for values in zip(*losses, strict=True)]
 
 
-def state_of(learner: HyperMask) -> dict[str, Tensor]:
+def state_of(learner: Learner) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in learner.state_dict().items()}
 
 
 def in_two_processes(case: Case, rank: int) -> Run:
     learner = learner_of(case, rank)
-    ddp = DistributedDataParallel(learner, find_unused_parameters=case.unused)
+    ddp = DistributedDataParallel(learner)
     losses, exchanged = [], []
     for optimizer, task, step in steps(case, learner):
         is_last = task + 1 == case.tasks and step + 1 == STEPS
@@ -191,28 +195,30 @@ def in_one_process(case: Case) -> Run:
     return Run(state_of(learner), losses, [], learner.hypernetwork.num_outputs)
 
 
-def in_one_process_with_statistics_of_halves(case: Case) -> Run:
-    """The mean of both halves' losses; both start from the same running statistics."""
-    learner = learner_of(case, 0)
-    running = dict(learner.norms.named_buffers())
-    losses = []
-    for optimizer, task, step in steps(case, learner):
-        optimizer.zero_grad()
-        before = {name: buffer.clone() for name, buffer in running.items()}
-        mean = {name: torch.zeros_like(buffer) for name, buffer in running.items()}
-        parts = []
-        for x, y in zip(*(v.chunk(WORLD) for v in batch(task, step)), strict=True):
-            part = learner.losses(x, y, task)
-            (part.total / WORLD).backward()
-            parts.append(as_floats(part))
-            for name, buffer in running.items():
-                mean[name] += buffer / WORLD
-                buffer.copy_(before[name])
-        for name, buffer in running.items():
-            buffer.copy_(mean[name])
-        optimizer.step()
-        losses.append(mean_of(parts))
-    return Run(state_of(learner), losses, [], learner.hypernetwork.num_outputs)
+METHODS: Mapping[str, Callable[[nn.Module], Learner]] = {
+    "hnet": partial(HNET, embedding_dim=3, hidden=(6,), beta=0.5),
+    "hyperinterval": partial(HyperInterval, embedding_dim=3, hidden=(6,)),
+    "supsup": SupSup,
+}
+
+
+def of_method(name: str, seed: int, *, alone: bool) -> dict[str, Tensor]:
+    """Take a learner's own steps, of the whole batch or of a process's part of it."""
+    torch.manual_seed(seed)
+    learner = METHODS[name](mlp().double())
+    ddp = None if alone else DistributedDataParallel(learner)
+    for task in range(2):
+        learner.add_task()
+        learner.begin_task(task, steps=STEPS)
+        optimizers = make_optimizers(learner, TrainingSettings(lr=1e-2))
+        for step in range(STEPS):
+            x, y = batch(task, step)
+            if ddp is None:
+                learner.step(x, y, task, optimizers)
+            else:
+                ddp.step(*ddp.shard(x, y), task, optimizers)
+        learner.end_task()
+    return state_of(learner)
 
 
 def begun_in_the_first_process_alone(rank: int) -> Run:
@@ -304,6 +310,7 @@ def process(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD
     )
     results: dict[str, Any] = {name: in_two_processes(case, rank) for name, case in CASES.items()}
+    results |= {name: of_method(name, rank, alone=False) for name in METHODS}
     results["begun"] = begun_in_the_first_process_alone(rank)
     results["two"] = error_of(lambda: two_forwards_before_a_backward(rank))
     results["buffers"] = buffers_before_forwards(rank)

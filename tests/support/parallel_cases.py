@@ -98,7 +98,7 @@ class Regressed(Learner):
 
 SHARED = [
     *("--tasks", "2", "--steps", "8", "--mlp-hidden", "12", "--hidden", "4", "--lr", "0.02"),
-    *("--embedding-dim", "3", "--capacity", "2", "--log-every", "1", "--checkpoint-every", "0"),
+    *("--embedding-dim", "3", "--capacity", "2", "--log-every", "1"),
     *("--beta", "0.1", "--device", "cpu", "--shard-head"),
 ]
 """Of a run whose processes share its head."""
@@ -340,8 +340,9 @@ def process(rank: int, port: int, folder: str) -> None:
 
 def lost_while_saving(rank: int, port: int, folder: str) -> None:
     """Lose the last one of three processes that share a head."""
+    often = ("--checkpoint-every", "0")
     with _killed_while_saving(2):
-        printed = _begun(rank, port, folder).command(3, "train", *SHARED, "--out", "lost")
+        printed = _begun(rank, port, folder).command(3, "train", *SHARED, *often, "--out", "lost")
     torch.save({"lost 2": printed}, f"lost-2-{rank}.pt")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -16,7 +15,8 @@ from hypermask_fast.training.distributed.own_loop import DistributedDataParallel
 from hypermask_fast.training.step import TrainingStep
 from tests.support.distributed_cases import (
     CASES,
-    NORM_CASES,
+    EXTRA,
+    METHODS,
     STEPS,
     WIDTH,
     WORLD,
@@ -27,8 +27,8 @@ from tests.support.distributed_cases import (
     factored,
     first_task_learned,
     in_one_process,
-    in_one_process_with_statistics_of_halves,
     learner_of,
+    of_method,
     process,
     state_of,
 )
@@ -61,16 +61,24 @@ def assert_same(a: Run, b: Run, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(both: list[dict[str, Any]], name: str) -> None:
-    case = CASES[name]
-    reference = in_one_process_with_statistics_of_halves if name in NORM_CASES else in_one_process
     assert_same(both[0][name], both[1][name], 0.0)
-    assert_same(both[0][name], reference(case), 1e-12)
+    assert_same(both[0][name], in_one_process(CASES[name]), 1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_of_two_processes_equal_those_of_one(both: list[dict[str, Any]], name: str) -> None:
+    expected = of_method(name, 0, alone=True)
+    for rank in range(WORLD):
+        found = both[rank][name]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-12, msg=key)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_step_exchanges(both: list[dict[str, Any]], name: str) -> None:
     run, case = both[0][name], CASES[name]
-    assert run.size <= sum(run.exchanged) <= case.parts * (2 * run.size + case.extra)
+    assert run.size <= sum(run.exchanged) <= case.parts * (2 * run.size + EXTRA)
     assert max(run.exchanged) < run.size * WIDTH / 4
 
 
@@ -130,21 +138,6 @@ def test_without_processes_it_is_refused() -> None:
 def test_a_module_that_is_no_learner_is_refused() -> None:
     with pytest.raises(TypeError, match="learner is a Linear"):
         DistributedDataParallel(nn.Linear(2, 2))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["frozen", "none"])
-def test_without_a_gradient_of_logits_it_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
-    learner = learner_of(Case(), 0)
-    if name == "frozen":
-        learner.hypernetwork.requires_grad_(False)
-    else:
-        del learner.hypernetwork
-    with pytest.raises(ValueError, match=r"HyperMask has (no|a) hypernetwork"):
-        DistributedDataParallel(learner)
 
 
 def test_collectives_on_a_factored_gradient_are_those_of_the_dense_one(

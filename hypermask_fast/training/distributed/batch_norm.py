@@ -6,12 +6,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from hypermask_fast.methods.sharing import Share
 from hypermask_fast.training.distributed.processes import Processes
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module has batch norms."""
+    return any(isinstance(each, _BatchNorm) for each in module.modules())
 
 
 def _dims(x: Tensor) -> list[int]:

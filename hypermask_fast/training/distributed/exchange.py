@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from types import MethodType
 from typing import Any
@@ -21,7 +21,7 @@ from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.sharing import Share
 from hypermask_fast.optim.factored_grad import FactoredGrad
-from hypermask_fast.training.distributed.batch_norm import WholeBatchNorm
+from hypermask_fast.training.distributed.batch_norm import WholeBatchNorm, has_batch_norm
 from hypermask_fast.training.distributed.processes import Processes
 from hypermask_fast.training.step import TrainingStep
 
@@ -35,24 +35,39 @@ def _factored_mean(processes: Processes, share: Share, grad: FactoredGrad) -> Fa
     return FactoredGrad(torch.cat(dz), torch.cat(processes.gathered(grad.hidden)))
 
 
-class GradientExchange:
-    """Makes the gradients that optimizers read those of the whole batch.
+class Exchange:
+    """What several processes that train a learner together exchange in a step.
 
     Args:
-        processes: Those that take steps together.
-        share: This process's part of a step.
+        processes: The processes.
         learner: The learner.
     """
 
-    def __init__(self, processes: Processes, share: Share, learner: Learner) -> None:
-        self._processes, self._share, self._learner = processes, share, learner
+    def __init__(self, processes: Processes, learner: Learner) -> None:
+        self._processes, self._learner = processes, learner
+        self._share = processes.share(processes.world)
         self._follow = {id(p) for p in learner.follows_exchange()}
         # Of a normalisation's table only the row of the current task has a gradient.
         tables = (m for m in learner.modules() if isinstance(m, NormTable))
         self._of_norms = {id(p) for table in tables for p in table.parameters()}
+        self._buffers = _moving_buffers(learner)
+        self._normalizes = has_batch_norm(learner)
+
+    @contextmanager
+    def of_rows(self, share: Share) -> Iterator[None]:
+        """In a ``with`` block the learner's losses are those of this process's rows of a batch.
+
+        Batch norms have the statistics of all rows. What is exchanged afterwards counts by them.
+        """
+        self._share = self._learner.share = share
+        try:
+            with WholeBatchNorm(self._processes, share) if self._normalizes else nullcontext():
+                yield
+        finally:
+            self._learner.share = None
 
     def before_steps_of(self, optimizer: Optimizer) -> None:
-        """Exchange before each step of an optimizer from now on.
+        """Exchange gradients before each step of an optimizer from now on.
 
         What holds rows still in a step looks at the exchanged gradients.
         """
@@ -60,11 +75,25 @@ class GradientExchange:
 
         @wraps(plain)
         def step(own: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            self.exchange(own)
+            self.gradients([p for group in own.param_groups for p in group["params"]])
             return plain(*args, **kwargs)
 
         # A method, as schedulers that wrap it in turn expect.
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
+
+    def buffers(self) -> None:
+        """Make the buffers that a forward of the network moved those of the first process."""
+        if self._buffers:
+            self._processes.copy_(self._buffers)
+
+    @torch.no_grad()
+    def losses(self, losses: Losses, *more: Tensor) -> tuple[Losses, list[Tensor]]:
+        """Return the losses of the whole batch, but for the logits, and the means of ``more``."""
+        scalars = losses.scalars()
+        means = self._share.mean([*scalars.values(), *more])
+        total, own, *terms = means[: len(scalars)]
+        named = dict(zip(losses.terms, terms, strict=True))
+        return Losses(total, own, losses.logits, named), means[len(scalars) :]
 
     def _read(self, p: Tensor) -> Tensor:
         """Return the part of a parameter's gradient that is exchanged; where it has none, zeros."""
@@ -75,17 +104,13 @@ class GradientExchange:
         return p.grad if row is None else p.grad[row]
 
     @torch.no_grad()
-    def exchange(self, optimizer: Optimizer) -> None:
-        """Make the gradients that an optimizer reads those of the whole batch.
+    def gradients(self, params: Iterable[Tensor]) -> None:
+        """Make gradients those of the whole batch.
 
-        A parameter that took part in no process's rows keeps no gradient.
+        Those that are alike already stay. A parameter that took part in no process's rows keeps no
+        gradient.
         """
-        params = [
-            p
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.requires_grad and id(p) not in self._follow
-        ]
+        params = [p for p in params if p.requires_grad and id(p) not in self._follow]
         dense = []
         for p in params:
             grad = p.grad
@@ -148,12 +173,9 @@ class SharedStep(TrainingStep):
     ) -> None:
         super().__init__(learner, optimizers)
         self._processes, self._share, self._seed = processes, share, seed
-        exchange = GradientExchange(processes, share, learner)
+        self._exchange = Exchange(processes, learner)
         for optimizer in self.optimizers.values():
-            exchange.before_steps_of(optimizer)
-        self._buffers = _moving_buffers(learner)
-        normalizes = any(isinstance(m, _BatchNorm) for m in learner.modules())
-        self._statistics = WholeBatchNorm(processes, share) if normalizes else nullcontext()
+            self._exchange.before_steps_of(optimizer)
 
     def __call__(
         self,
@@ -167,17 +189,10 @@ class SharedStep(TrainingStep):
             # A function of the step: what goes on from a checkpoint draws the same.
             words = self._seed, _APART, task, self.number, self._processes.rank
             torch.manual_seed(int(counter_randint(2**31, *words)))
-        self.learner.share = self._share
-        try:
-            with self._statistics:
-                losses = super().__call__(x, y, task, before_update)
-        finally:
-            self.learner.share = None
-        if self._buffers:
-            self._processes.copy_(self._buffers)
-        scalars = losses.scalars()
+        with self._exchange.of_rows(self._share):
+            losses = super().__call__(x, y, task, before_update)
+        self._exchange.buffers()
         signals = self._processes.signals(losses.total)
-        *means, signals = self._share.mean([*scalars.values(), signals])
+        mean, (signals,) = self._exchange.losses(losses, signals)
         self._processes.see(signals, self.number)
-        total, own, *terms = means
-        return Losses(total, own, losses.logits, dict(zip(losses.terms, terms, strict=True)))
+        return mean

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.backends.compiled import Compiler
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.methods.base import Learner
-from hypermask_fast.methods.extra_state import weights_of
-from hypermask_fast.methods.sharded import divided_weights
 from hypermask_fast.scenarios import BatchStream
+from hypermask_fast.training.distributed.alike import check_same_layout, copy_weights
+from hypermask_fast.training.distributed.batch_norm import has_batch_norm
 from hypermask_fast.training.distributed.exchange import SharedStep
-from hypermask_fast.training.distributed.own_loop import check_same_layout
 from hypermask_fast.training.distributed.processes import Processes, joined
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.settings import TrainingSettings
@@ -52,15 +50,11 @@ class Together:
                 f"graph is True, and a step of {world} processes is none: they exchange gradients "
                 "within it; use graph='auto', or one process"
             )
-        if self._settings.compile is True and self._normalizes:
+        if self._settings.compile is True and has_batch_norm(self._learner):
             raise ConfigError(
                 f"compile is True, and the network's batch norms exchange statistics between "
                 f"{world} processes, which is not compiled; use compile='auto', or one process"
             )
-
-    @property
-    def _normalizes(self) -> bool:
-        return any(isinstance(module, _BatchNorm) for module in self._learner.modules())
 
     def graphed(self) -> GraphedStep:
         """Return what takes the steps."""
@@ -72,7 +66,7 @@ class Together:
 
     def compiler(self) -> Compiler:
         """Return what compiles parts of the steps."""
-        if self.processes is None or not self._normalizes:
+        if self.processes is None or not has_batch_norm(self._learner):
             return Compiler(self._settings.compile)
         why = f"batch norms of {self.processes.world} processes exchange statistics"
         return Compiler(False, why_off=why)
@@ -88,11 +82,9 @@ class Together:
         if self.processes is None or self._learner.current is not None:
             return
         if not self._is_checked:
-            check_same_layout(self._learner, self.processes.all)
+            check_same_layout(self._learner, self.processes)
             self._is_checked = True
-        divided = divided_weights(self._learner)
-        weights = weights_of(self._learner)
-        self.processes.copy_([v for name, v in weights.items() if name not in divided])
+        copy_weights(self._learner, self.processes)
         self.draw_alike()
 
     def draw_alike(self) -> None:

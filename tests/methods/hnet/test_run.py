@@ -18,7 +18,7 @@ from hypermask_fast.settings.build import make_learner, make_network
 from hypermask_fast.settings.config import RunConfig, presets
 from hypermask_fast.training.optimizers import make_optimizers
 from hypermask_fast.training.step import TrainingStep
-from tests.planning.test_plan import measured_peak
+from tests.support.plan_cases import measured_peak
 
 SMALL: dict[str, Any] = {
     **{"method": "hnet", "tasks": 3, "steps": 3, "device": "cpu", "mlp_hidden": (8,)},
