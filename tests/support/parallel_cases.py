@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import io
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from hypermask_fast import cli
 from hypermask_fast.files import checkpoint, divided_tensors
@@ -223,6 +225,22 @@ def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextM
     return stack
 
 
+def _full_disk(rank: int) -> contextlib.AbstractContextManager[Any]:
+    """Let the disk of a process take no rows."""
+
+    def call(*_: Any) -> Any:
+        if int(os.environ["RANK"]) == rank:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(*_)
+
+    plain = FileSystemWriter.write_data
+    patch = pytest.MonkeyPatch()
+    patch.setattr(FileSystemWriter, "write_data", call)
+    stack = contextlib.ExitStack()
+    stack.callback(patch.undo)
+    return stack
+
+
 def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[Any]:
     """Let a process be killed when it has written its rows of a checkpoint."""
     plain, calls = divided_tensors.digest, count(1)
@@ -300,6 +318,8 @@ def shared_head(group: Group) -> dict[str, Any]:
         victim = next(checkpoint.latest("damaged/checkpoints").glob("rows/__1_*"))
         victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     results["later"] = group.command(4, "resume", "later")
+    with _full_disk(1):
+        results["full"] = group.command(2, "train", *SHARED, "--out", "full")
     results["damaged"] = group.command(2, "resume", "damaged")
     return results
 

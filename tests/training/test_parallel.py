@@ -41,7 +41,7 @@ from tests.support.parallel_cases import (
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("parallel")]
 
 SECONDS = 400
-SHARED_FOLDERS = ("shared", "now-and-then", "parts", "later", "damaged", "lost")
+SHARED_FOLDERS = ("shared", "now-and-then", "parts", "later", "damaged", "full", "lost")
 
 
 class Started:
@@ -287,6 +287,13 @@ def test_rows_that_were_altered_are_told_once(started: Started) -> None:
     assert status == 2
     assert re.search(r"rows/__1_0.distcp was altered: its SHA-256", line)
     assert "is older and whole: move" in line
+
+
+def test_a_disk_of_one_process_that_is_full_is_told_once(started: Started) -> None:
+    status, (line,) = started.told("full")
+    assert status == 2
+    assert re.search(r"cannot write .*step-000000008: .*No space left on device", line)
+    assert not list((started.folder / "full" / "checkpoints").iterdir())
 
 
 def test_a_shared_head_outlives_kills_in_a_step_and_while_it_is_saved(
