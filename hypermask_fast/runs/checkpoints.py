@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.files import checkpoint
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.sharded import shard_of
@@ -18,6 +19,16 @@ from hypermask_fast.training.trainer import Trainer
 def takes_part(learner: Learner) -> bool:
     """Return whether this process has a part of a run's checkpoints, or of what it measures."""
     return writes() or shard_of(learner) is not None
+
+
+def check_joined(learner: Learner) -> None:
+    """Raise ConfigError where processes share a learner's head and do not train it together."""
+    own = shard_of(learner)
+    if own is not None and own.place.world > 1 and joined() is None:
+        raise ConfigError(
+            f"the learner has {own} of a head that processes share, and they do not train it "
+            "together; make learner and run inside `with hmf.data_parallel():`"
+        )
 
 
 def agreed_due(own: Callable[[], bool], learner: Learner) -> Callable[[], bool]:

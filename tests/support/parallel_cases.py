@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from hypermask_fast import cli
+from hypermask_fast.errors import Stopped
 from hypermask_fast.files import checkpoint, divided_tensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.hypernetworks.sharded import sharded_head
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.exssnet.learner import ExSSNeT
 from hypermask_fast.methods.hnet.learner import HNET
@@ -37,11 +39,12 @@ from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.supsup.learner import SupSup
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.networks import MLP
+from hypermask_fast.runs.script import Run
 from hypermask_fast.scenarios import make_task
 from hypermask_fast.scenarios.task import Task
 from hypermask_fast.training.distributed import started
 from hypermask_fast.training.distributed.exchange import SharedStep
-from hypermask_fast.training.distributed.processes import Processes, joining
+from hypermask_fast.training.distributed.processes import Processes, joined, joining
 from hypermask_fast.training.trainer import Trainer
 from tests.support.alternating import AlternatingLearner
 from tests.support.replay_cases import HNET_SMALL, SMALL
@@ -209,52 +212,49 @@ def other_learner(rank: int) -> str:
     return ""
 
 
-def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _preceded(owner: Any, name: str, before: Callable[..., None]) -> Iterator[None]:
+    """Let something happen before each call of a function, of which it is given the arguments."""
+    plain = getattr(owner, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        before(*args)
+        return plain(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield
+
+
+def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[None]:
     """Let a process get a signal when a task's step begins."""
-    plain = SharedStep.__call__
 
-    def call(self: SharedStep, *args: Any, **options: Any) -> Losses:
-        if int(os.environ["RANK"]) == rank and self.number == step:
+    def before(shared: SharedStep, *_: Any) -> None:
+        if int(os.environ["RANK"]) == rank and shared.number == step:
             os.kill(os.getpid(), signum)
-        return plain(self, *args, **options)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(SharedStep, "__call__", call)
-    stack = contextlib.ExitStack()
-    stack.callback(patch.undo)
-    return stack
+    return _preceded(SharedStep, "__call__", before)
 
 
-def _full_disk(rank: int) -> contextlib.AbstractContextManager[Any]:
+def _full_disk(rank: int) -> contextlib.AbstractContextManager[None]:
     """Let the disk of a process take no rows."""
 
-    def call(*_: Any) -> Any:
+    def before(*_: Any) -> None:
         if int(os.environ["RANK"]) == rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return plain(*_)
 
-    plain = FileSystemWriter.write_data
-    patch = pytest.MonkeyPatch()
-    patch.setattr(FileSystemWriter, "write_data", call)
-    stack = contextlib.ExitStack()
-    stack.callback(patch.undo)
-    return stack
+    return _preceded(FileSystemWriter, "write_data", before)
 
 
-def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[Any]:
+def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[None]:
     """Let a process be killed when it has written its rows of a checkpoint."""
-    plain, calls = divided_tensors.digest, count(1)
+    calls = count(1)
 
-    def call(path: Path) -> Any:
+    def before(*_: Any) -> None:
         if int(os.environ["RANK"]) == rank and next(calls) == SAVES:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(path)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(divided_tensors, "digest", call)
-    stack = contextlib.ExitStack()
-    stack.callback(patch.undo)
-    return stack
+    return _preceded(divided_tensors, "digest", before)
 
 
 class Printed(NamedTuple):
@@ -302,6 +302,24 @@ class Group:
             return Printed(status, out.getvalue(), err.getvalue())
 
 
+def script(folder: str) -> None:
+    """Train two tasks with a head that processes share, where there are several."""
+    torch.manual_seed(3)
+    with sharded_head() if joined() else contextlib.nullcontext():
+        learner = HyperMask(mlp().double(), **_GENERATED)
+    with Run(folder, Trainer(learner, steps=STEPS + 3, batch_size=BATCH, progress=False)) as run:
+        for task in tasks():
+            run.fit(task)
+
+
+def stopped_script() -> str:
+    try:
+        script("script")
+    except Stopped as error:
+        return str(error)
+    return ""
+
+
 def shared_head(group: Group) -> dict[str, Any]:
     """Runs whose processes share a head: what is printed of them."""
     results = {"shared": group.command(4, "train", *SHARED, "--out", "shared")}
@@ -318,6 +336,10 @@ def shared_head(group: Group) -> dict[str, Any]:
         victim = next(checkpoint.latest("damaged/checkpoints").glob("rows/__1_*"))
         victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     results["later"] = group.command(4, "resume", "later")
+    with group.of(2) as takes_part:
+        if takes_part:
+            with started.data_parallel(), _signalled(STOPS_AT, 0, signal.SIGTERM):
+                results["script"] = stopped_script()
     with _full_disk(1):
         results["full"] = group.command(2, "train", *SHARED, "--out", "full")
     results["damaged"] = group.command(2, "resume", "damaged")

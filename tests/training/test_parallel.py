@@ -35,13 +35,14 @@ from tests.support.parallel_cases import (
     lost_in_a_step,
     lost_while_saving,
     process,
+    script,
     trained,
 )
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("parallel")]
 
 SECONDS = 400
-SHARED_FOLDERS = ("shared", "now-and-then", "parts", "later", "damaged", "full", "lost")
+SHARED_FOLDERS = ("shared", "now-and-then", "parts", "later", "damaged", "full", "lost", "script")
 
 
 class Started:
@@ -287,6 +288,25 @@ def test_rows_that_were_altered_are_told_once(started: Started) -> None:
     assert status == 2
     assert re.search(r"rows/__1_0.distcp was altered: its SHA-256", line)
     assert "is older and whole: move" in line
+
+
+def test_a_run_of_a_script_shares_a_head_and_goes_on_with_all_of_it(
+    started: Started, tmp_path: Path
+) -> None:
+    assert ["start the script again, it continues" in each for each in started.of("script")] == [
+        True,
+        True,
+    ]
+    with pytest.warns(RuntimeWarning, match="processes from 2 to None"):
+        script(str(started.folder / "script"))
+    script(str(tmp_path / "alone"))
+    found, expected = (
+        checkpoint.load_latest(path / "checkpoints")
+        for path in (started.folder / "script", tmp_path / "alone")
+    )
+    assert found.step == expected.step
+    for name, value in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[name], value, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_a_disk_of_one_process_that_is_full_is_told_once(started: Started) -> None:
