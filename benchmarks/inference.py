@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.steps.published import percentile
+from hypermask_fast.benching.published import percentile
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import MLP
 

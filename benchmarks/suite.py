@@ -21,11 +21,11 @@ from benchmarks.harness.machine import environment
 from benchmarks.kernels.case import KernelCase
 from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench, compile_ahead
-from benchmarks.steps import hypnettorch
 from benchmarks.steps.case import VARIANTS, StepCase
 from benchmarks.steps.catalogue import find_cases
 from benchmarks.steps.runner import run_steps
 from benchmarks.steps.sizes import batches, room_of, start_seconds
+from hypermask_fast.benching import hypnettorch
 from hypermask_fast.errors import ConfigError
 
 _MINUTES = 7.5

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hypermask_fast.commands import (
+    bench,
     compare,
     compare_runs,
     demo,
@@ -53,6 +54,7 @@ _COMMANDS: dict[str, _Command] = {
     "compare": compare,
     "sweep": sweep,
     "plan": plan,
+    "bench": bench,
     "resume": resume,
     "eval": eval,
     "export": export,

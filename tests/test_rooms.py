@@ -16,7 +16,7 @@ FLOORS = (
     ("benchmarks",),
     ("face",),
     ("finished",),
-    ("studies",),
+    ("studies", "benching"),
     ("runs", "integrations"),
     ("records",),
     ("figures", "planning", "saving"),

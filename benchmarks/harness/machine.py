@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import statistics
 import subprocess
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,33 +28,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + ("+" if changes.strip() else "")
-
-
-def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
-    if source.device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    begun = time.perf_counter()
-    target.copy_(source)
-    return time.perf_counter() - begun
-
-
-def copy_bandwidth(device: str) -> float:
-    """Return bytes a second, read and written, of a copy: the median of 9.
-
-    Of 256 MiB, or on a GPU, timed between events, of 1 GiB.
-    """
-    source = torch.ones(2**28 if device == "cuda" else 2**26, device=device)
-    target, nbytes = torch.empty_like(source), 2 * source.nbytes
-    seconds = statistics.median([_copy_seconds(source, target) for _ in range(10)][1:])
-    del source, target
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    return nbytes / seconds
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

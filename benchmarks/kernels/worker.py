@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.harness.ahead import device_works, in_a_line
 from benchmarks.harness.correctness import ERROR_FACTOR
-from benchmarks.harness.machine import copy_bandwidth
 from benchmarks.harness.process import serve
 from benchmarks.harness.timing import Timer, count_sets
 from benchmarks.kernels.case import KernelCase, draw, error
 from benchmarks.kernels.catalogue import find_kernel_cases
+from hypermask_fast.benching.bandwidth import copy_bandwidth
 
 _LEAST_SAMPLES = 3
 

@@ -22,7 +22,7 @@ class Engine(NamedTuple):
     Attributes:
         step: Takes a batch.
         check: Takes the first step on a batch, and returns what it did, in float64 on the CPU, by
-            names that all variants share; see :func:`benchmarks.steps.engine.errors`.
+            names that all variants share; see :func:`hypermask_fast.benching.first_step.errors`.
         status: Returns how steps are taken: whether compiled, and as a CUDA graph.
         share: Of the batch that a step takes; its time is divided by it.
     """

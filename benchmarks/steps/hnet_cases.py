@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.steps.case import EXACT, Engine, StepCase
-from benchmarks.steps.engine import LR, Trained, make_ours, some_rows
+from benchmarks.steps.engine import LR, Trained, make_ours
 from benchmarks.steps.hnet import CASES, TINY, HNETCase, make_batch, make_learner, make_plain
+from hypermask_fast.benching.first_step import some_rows
 from hypermask_fast.methods.hnet.learner import HNET
 
 

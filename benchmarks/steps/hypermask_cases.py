@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,26 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.steps import hypnettorch
 from benchmarks.steps.case import EXACT, VARIANTS, Engine, StepCase
-from benchmarks.steps.engine import LR, SEED, Trained, make_ours, some_rows
-from benchmarks.steps.published import Published
+from benchmarks.steps.engine import LR, SEED, Trained, make_ours
 from hypermask_fast import backend, reference
-from hypermask_fast.conversion.convert import unconvert
-from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.benching import hypnettorch
+from hypermask_fast.benching.first_step import some_rows
+from hypermask_fast.benching.plain import DenseHypernetwork
+from hypermask_fast.benching.published import Published, published_of
 from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.networks import make_network
 from hypermask_fast.training.step import TrainingStep
 
 _LOSSES = ("total", "task", "output_reg", "weight_reg")
-
-
-class _DenseHypernetwork(Hypernetwork):
-    """A hypernetwork with an ordinary head, whose gradient is dense."""
-
-    @property
-    def can_update(self) -> bool:
-        return False
 
 
 class _VitBlock(nn.Module):
@@ -133,7 +124,7 @@ class Case(StepCase):
         learner.to(device, torch.float64 if variant == EXACT else None)
         if variant in ("published", EXACT, "hypnettorch"):
             algorithm = hypnettorch.Hypnettorch if variant == "hypnettorch" else Published
-            plain = make_published(learner, self, algorithm)
+            plain = published_of(learner, algorithm)
             named = _named(learner) | {"embeddings": [*plain.embeddings]}
             trained = Trained(named, [plain.optimizer], _LOSSES, self._picked)
             engine = trained.engine(plain.step)
@@ -144,7 +135,7 @@ class Case(StepCase):
             )
         trained = Trained(_named(learner), [], _LOSSES, self._picked)
         if variant == "eager":
-            learner.hypernetwork.__class__ = _DenseHypernetwork
+            learner.hypernetwork.__class__ = DenseHypernetwork
             optimizer = torch.optim.Adam(learner.parameters(), lr=LR)
             step = TrainingStep(learner, optimizer)
             trained = trained._replace(optimizers=[optimizer])
@@ -287,38 +278,6 @@ def make_learner(case: Case, device: str = "cpu") -> HyperMask:
     for p in (hypernetwork.embeddings, *learner.net.parameters()):
         p.add_(torch.randn_like(p), alpha=0.1 if p is hypernetwork.embeddings else 1e-3)
     return learner
-
-
-def make_published(
-    learner: HyperMask, case: Case, algorithm: type[Published] = Published
-) -> Published:
-    """Take a learner's state for the plain algorithm; the learner is void then."""
-    tensors, _ = learner.task_state()
-    entries = [entry for entry in learner.manifest() if entry["offset"] >= 0]
-    net, hypernetwork = unconvert(learner.net), learner.hypernetwork
-    weights = [net.get_parameter(entry["name"]) for entry in entries]
-    parts: Sequence[Tensor] = weights
-    if case.earlier:
-        parts = tensors["previous"].split([w.numel() for w in weights])
-    previous = {
-        entry["name"]: part.view_as(weight)
-        for entry, part, weight in zip(entries, parts, weights, strict=True)
-    }
-    embeddings = [nn.Parameter(e.clone()) for e in hypernetwork.embeddings[: case.earlier + 1]]
-    linears = [m for m in hypernetwork.trunk if isinstance(m, nn.Linear)]
-    return algorithm(
-        net,
-        [(m.weight, m.bias) for m in linears],
-        (hypernetwork.head.weight, hypernetwork.head.bias),
-        embeddings,
-        list(tensors.get("targets", ())),
-        previous,
-        sparsity=case.sparsity,
-        beta=case.beta,
-        lam=case.lam,
-        masked_l1=case.masked_l1,
-        lr=LR,
-    )
 
 
 def _named(learner: HyperMask) -> dict[str, list[nn.Parameter]]:

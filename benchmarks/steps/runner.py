@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.machine import copy_bandwidth
 from benchmarks.harness.process import Worker, variables
 from benchmarks.steps.case import EXACT, StepCase
-from benchmarks.steps.engine import errors
 from benchmarks.steps.sizes import (
     chosen,
     groups_of,
@@ -24,6 +22,8 @@ from benchmarks.steps.sizes import (
     start_seconds,
     without_room,
 )
+from hypermask_fast.benching.bandwidth import copy_bandwidth
+from hypermask_fast.benching.first_step import errors
 from hypermask_fast.errors import ConfigError
 
 # Steps that a worker takes at a time; on a GPU they are timed together, and rounds are many.

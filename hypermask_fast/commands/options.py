@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import add_arguments
@@ -46,6 +46,17 @@ def memory_bytes(options: argparse.Namespace) -> int | None:
     if not 0 < gib <= 2**53:
         raise ConfigError(f"memory-gib={gib} is out of range; give more than 0, at most {2**53}")
     return int(gib * 2**30)
+
+
+def beside(words: Sequence[str], allowed: Collection[str]) -> str | None:
+    """Return the first option of a command line that is none of those allowed; None: there is none.
+
+    Args:
+        words: The command line.
+        allowed: Options, with their hyphens.
+    """
+    names = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return next((name for name in names if name not in allowed), None)
 
 
 def add_jobs(parser: argparse.ArgumentParser, default: str) -> None:

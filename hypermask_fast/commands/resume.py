@@ -13,6 +13,17 @@ from hypermask_fast.commands.torchrun import one_run
 from hypermask_fast.errors import ConfigError
 
 HELP = "continue a run, or several"
+OPTIONS = ("--allow-changes", "--jobs", "--quiet", "--plain", "--memory-gib")
+"""What the command takes beside the folder."""
+
+
+def add_allow_changes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--allow-changes``."""
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with settings in config.toml that were changed, and record them",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
@@ -22,11 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         type=Path,
         help="folder of the run, of those of several seeds, of a comparison or of a search",
     )
-    parser.add_argument(
-        "--allow-changes",
-        action="store_true",
-        help="go on with settings in config.toml that were changed, and record them",
-    )
+    add_allow_changes(parser)
     add_jobs(parser, f"of several seeds or a search: {CORES}; of a comparison: 1")
     add_console(parser)
     add_memory(parser)

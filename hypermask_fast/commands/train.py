@@ -6,20 +6,28 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hypermask_fast.commands import resume
 from hypermask_fast.commands.options import (
     CORES,
     DEFAULT_PRESET,
     add_console,
     add_jobs,
     add_settings,
+    beside,
     memory_bytes,
 )
 from hypermask_fast.commands.printing import new_folder, show, show_all
-from hypermask_fast.commands.torchrun import as_the_first, one_run
+from hypermask_fast.commands.torchrun import as_the_first, is_several, one_run
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.settings.command_line import from_arguments
+from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.config_file import annotated
+from hypermask_fast.training.distributed.launched import world_size
+
+if TYPE_CHECKING:
+    from hypermask_fast.finished.scaling import Reference
 
 HELP = "train a sequence of tasks"
 
@@ -39,6 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
         "--out", type=Path, metavar="DIR", help="folder of the run [runs/PRESET-TIME-LETTERS]"
     )
     parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in a folder, with its own settings, as `hypermask resume` does",
+    )
+    resume.add_allow_changes(parser)
+    parser.add_argument(
+        "--global-batch",
+        metavar="INT",
+        help="another name of --batch-size: examples in a training step, of all processes together",
+    )
+    parser.add_argument(
+        "--against-run",
+        type=Path,
+        metavar="RUN",
+        help="with torchrun: a run of one process with the same settings, which the scaling "
+        "efficiency is taken from",
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         default=1,
@@ -53,6 +80,45 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     )
     add_console(parser)
     add_settings(parser, words)
+    parser.set_defaults(words=tuple(words))
+
+
+def _go_on(options: argparse.Namespace) -> int:
+    """Do what the command resume does."""
+    other = beside(options.words, ("--resume", *resume.OPTIONS))
+    if other is not None:
+        raise ConfigError(
+            f"{other} is of a new run, and {options.resume} goes on with its own settings; leave "
+            f"it out, or change {options.resume / 'config.toml'} and give --allow-changes"
+        )
+    options.run = options.resume
+    return resume.run(options)
+
+
+def _take_global_batch(options: argparse.Namespace) -> None:
+    """Let ``--global-batch`` be the batch size."""
+    if options.global_batch is None:
+        return
+    if "batch_size" in options:
+        raise ConfigError(
+            f"--global-batch {options.global_batch} and --batch-size {options.batch_size} are "
+            "names of one setting; give one of them"
+        )
+    options.batch_size = options.global_batch
+
+
+def _reference(path: Path | None, config: RunConfig) -> Reference | None:
+    """Return the run of one process that ``--against-run`` names."""
+    if path is None:
+        return None
+    from hypermask_fast.finished.scaling import Reference
+
+    if not is_several():
+        raise ConfigError(
+            f"--against-run {path} is for several processes; start them by torchrun, or leave it "
+            "out"
+        )
+    return Reference(path, config, world_size())
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,6 +126,13 @@ def run(options: argparse.Namespace) -> int:
     from hypermask_fast.runs import run
     from hypermask_fast.studies import seeds
 
+    if options.resume is not None:
+        return _go_on(options)
+    if options.allow_changes:
+        raise ConfigError(
+            "--allow-changes is for a run that goes on; give --resume RUN, or leave it out"
+        )
+    _take_global_batch(options)
     config, memory = from_arguments(options), memory_bytes(options)
     if options.print_config:
         print(annotated(config.tables(), config.preset), end="")
@@ -74,5 +147,9 @@ def run(options: argparse.Namespace) -> int:
         return show_all(make, out, memory=memory, jobs=options.jobs)
     if options.jobs is not None:
         raise ConfigError(f"--jobs {options.jobs} is for runs of several seeds; give --seeds too")
-    show(run.train(config, out, memory=memory))
+    reference = _reference(options.against_run, config)
+    made = run.train(config, out, memory=memory)
+    show(made)
+    if reference is not None:
+        print(reference.line(made.folder))
     return 0

@@ -173,6 +173,9 @@ class Points(Chart):
         labels: Short ones, which are drawn.
         x, y: The places.
         x_title, y_title: Of the axes.
+        reach: How far a bar goes up and down from each point, NaN for none; None: no bars.
+        joined: Places of the points that a line joins, in its order.
+        log_x: The x axis is logarithmic; all ``x`` are positive.
     """
 
     names: Sequence[str]
@@ -181,8 +184,18 @@ class Points(Chart):
     y: Array
     x_title: str
     y_title: str
+    reach: Array | None = None
+    joined: Sequence[int] = ()
+    log_x: bool = False
 
     def rows(self) -> list[Row]:
-        found: list[Row] = [["name", self.x_title, self.y_title]]
-        places = zip(self.names, self.x.tolist(), self.y.tolist(), strict=True)
-        return [*found, *([*place] for place in places)]
+        columns: dict[str, Sequence[Any]] = {
+            "name": self.names,
+            self.x_title: self.x.tolist(),
+            self.y_title: self.y.tolist(),
+        }
+        if self.reach is not None:
+            columns["reach"] = self.reach.tolist()
+        if self.joined:
+            columns["joined"] = [int(i in self.joined) for i in range(len(self.names))]
+        return [list(columns), *([*row] for row in zip(*columns.values(), strict=True))]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hypermask_fast.figures.charts import Bars, Chart, Heat, Lines, Points
-from hypermask_fast.figures.draw_bars import bars, points
+from hypermask_fast.figures.draw_bars import bars
 from hypermask_fast.figures.draw_heat import heat_map
 from hypermask_fast.figures.draw_lines import lines
+from hypermask_fast.figures.draw_points import points
 from hypermask_fast.figures.svg import Drawing
 
 

@@ -106,6 +106,13 @@ class Learner(TaskForwards):
         """Return what the optimizers of a phase train. Default: all that has gradients, alike."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
 
+    def target_weights(self) -> Iterable[Tensor]:
+        """Return the parameters that are the target network's own, or train in place of them.
+
+        Default: those of :attr:`net`.
+        """
+        return self.net.parameters()
+
     def follows_exchange(self) -> Iterable[Tensor]:
         """Return the parameters whose gradients follow from what the learner exchanges itself.
 

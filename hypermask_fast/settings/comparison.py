@@ -32,15 +32,25 @@ _NOT_COMPARED = ("seed", "preset")
 
 
 def preset_of(method: str, preset: str) -> str:
-    """Return the preset that a method takes its settings from: METHOD-PRESET where there is one.
+    """Return the preset that a method takes its settings from.
+
+    That is METHOD-PRESET where there is one of the same tasks, else PRESET.
 
     Raises:
         ConfigError: There is no such preset or method.
     """
-    load_preset(preset)
+    base = load_preset(preset)
     registry.settings_of(method)
     own = f"{method}-{preset}"
-    return own if own in presets() else preset
+    if own not in presets():
+        return preset
+    alike = (_tasks_of(each) for each in (base, load_preset(own)))
+    return own if len(set(alike)) == 1 else preset
+
+
+def _tasks_of(tables: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
+    scenario = tables["scenario"]
+    return scenario["name"], scenario.get("tasks")
 
 
 def known_options(
@@ -76,6 +86,8 @@ class ComparisonConfig:
         infer: Names of the scores by which unknown tasks are inferred.
         calibrate: Report what is inferred after calibration.
         calibrate_on: "validation" data, or "train" where a method's runs hold none out.
+        budget_params: What :func:`hypermask_fast.studies.budget.within_budget` gave the runs, as a
+            multiple of the target network's parameters; None: the sizes are the settings' own.
 
     Raises:
         ConfigError: A value is wrong, or the methods do not have the same tasks and seeds.
@@ -86,6 +98,7 @@ class ComparisonConfig:
     infer: Sequence[str] = ()
     calibrate: bool = False
     calibrate_on: str = "validation"
+    budget_params: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.runs, Mapping) or not self.runs:
@@ -112,6 +125,7 @@ class ComparisonConfig:
             raise ConfigError(
                 f"calibrate_on={self.calibrate_on!r} is for a calibration; give calibrate=True too"
             )
+        check_value("budget_params", float, self.budget_params, None, above=0.0)
         first, *others = self.runs.items()
         for other in others:
             _check_alike(first, other)
@@ -139,9 +153,9 @@ class ComparisonConfig:
     ) -> ComparisonConfig:
         """Return the settings of a comparison of methods on what a preset describes.
 
-        A method takes the settings of the preset METHOD-PRESET where there is one; else those of
-        PRESET, if that is of the method; else the scenario, network and training of PRESET with the
-        method's defaults.
+        A method takes the settings of the preset METHOD-PRESET where there is one of the same
+        tasks; else those of PRESET, if that is of the method; else the scenario, network and
+        training of PRESET with the method's defaults.
 
         Args:
             preset: The preset.
@@ -190,6 +204,8 @@ class ComparisonConfig:
             f"calibrate = {toml_value(self.calibrate)}\n",
             f"calibrate_on = {toml_value(self.calibrate_on)}\n",
         ]
+        if self.budget_params is not None:
+            lines.append(f"budget_params = {toml_value(self.budget_params)}\n")
         for method, config in self.runs.items():
             at = f"runs.{json.dumps(method)}"
             # The tables of a run's file stand below the method's.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import text_of
 from hypermask_fast.inference.registry import scores
 from hypermask_fast.methods import registry
@@ -18,6 +20,8 @@ from hypermask_fast.settings.presets import load_preset
 
 # What the names of settings begin with in a namespace, which holds a command's own options too.
 _SETTING = "setting "
+PRESET_NAMES = ("--preset", "--benchmark")
+"""Options of one meaning."""
 # Of which a run has one, so that the line's replaces that of a file.
 _ONE_OF = ("steps", "epochs")
 
@@ -28,7 +32,8 @@ def _chosen(
     """Return the preset, the methods and the networks that a command line chooses, and its file."""
     first = Parser(prog=prog, add_help=False, argument_default=argparse.SUPPRESS)
     networks = ["network", *(f"{method}.network" for method in registry.methods())]
-    for name in ("preset", "methods", "config", *networks):
+    first.add_argument(*PRESET_NAMES, dest="preset")
+    for name in ("methods", "config", *networks):
         first.add_argument(f"--{name}", dest=name)
     given = vars(first.parse_known_args(words)[0])
     named = [name.strip() for name in given.get("methods", "").split(",")]
@@ -78,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     parser.set_defaults(config_file=file)
     add = parser.add_argument
     add("--config", metavar="FILE", help=CONFIG_HELP)
-    add("--preset", default=chosen, metavar="TEXT", help=f"what is learned [{chosen}]")
+    add(*PRESET_NAMES, default=chosen, metavar="NAME", help=f"what is learned [{chosen}]")
     all_methods, all_scores = ",".join(registry.methods()), ",".join(scores())
     add("--methods", default="", metavar="NAMES", help=f"of {all_methods} [all]")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each, of as many seeds [5]")
@@ -87,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str], *, pres
     add("--calibrate", action="store_true", help="tell what is inferred after calibration")
     text = "validation, or train where a method's runs hold none out [validation]"
     add("--calibrate-on", default="validation", metavar="SPLIT", help=text)
+    text = (
+        "sizes of the hypernetworks: what each method trains beside the target network's own "
+        "parameters is at most so many times those [the settings' sizes]"
+    )
+    add("--budget-params", metavar="1.0x", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}
     shown: dict[str, tuple[argparse.Action, str, set[str]]] = {}
     for method in methods:
@@ -131,3 +141,24 @@ def from_arguments(namespace: argparse.Namespace) -> ComparisonConfig:
         as_text=True,
         **{name: given[name] for name in ("seeds", "infer", "calibrate", "calibrate_on")},
     )
+
+
+def budget_of(namespace: argparse.Namespace) -> float | None:
+    """Return the budget of a command line, such as 1.0 for ``1.0x``; None where it gives none.
+
+    Raises:
+        ConfigError: It is no number above 0.
+    """
+    text: str | None = namespace.budget_params
+    if text is None:
+        return None
+    try:
+        factor = float(text.removesuffix("x"))
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < math.inf:
+        raise ConfigError(
+            f"budget-params={text!r} is no multiple of the target network's parameters; give one "
+            "above 0, such as 1.0x"
+        )
+    return factor

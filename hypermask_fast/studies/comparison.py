@@ -20,7 +20,13 @@ from hypermask_fast.files.folder import FolderLock, RunFolder, make_folder
 from hypermask_fast.inference.evaluation import evaluate
 from hypermask_fast.inference.registry import make_score
 from hypermask_fast.metrics import continual
-from hypermask_fast.planning.growth import bytes_a_task, trained_parameters
+from hypermask_fast.planning.growth import (
+    bytes_a_task,
+    stored_bytes,
+    target_parameters,
+    trained_beside,
+    trained_parameters,
+)
 from hypermask_fast.planning.plan import plan
 from hypermask_fast.records import timing
 from hypermask_fast.records.restoring import changes_since, settings_of
@@ -31,7 +37,7 @@ from hypermask_fast.settings.comparison import ComparisonConfig
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.studies import comparison_files, seeds
 from hypermask_fast.studies.apart import failure_text
-from hypermask_fast.studies.comparison_result import Comparison, RunFigures
+from hypermask_fast.studies.comparison_result import TARGET, X_TARGET, Comparison, RunFigures
 
 _CONFIG = "compare.toml"
 _LOCK = ".lock"
@@ -50,7 +56,7 @@ def compare(
     memory: int | None = None,
     jobs: int = 1,
 ) -> Comparison:
-    """Train each method with each seed, and write the tables and the picture of what they reach.
+    """Train each method with each seed, and write the tables and figures of what they reach.
 
     Runs that are in the folder already are taken over: those that ended are read, those that
     stopped go on, so that the same call continues a comparison that was stopped. They may have been
@@ -188,10 +194,15 @@ def _sizes(config: ComparisonConfig, method: str, memory: int | None) -> dict[st
         found = plan(settings, memory=memory)
         found.require()
         found.require_resumable()
-        return {
+        sizes: dict[str, float] = {
             "parameters": trained_parameters(settings),
+            "mb_stored": stored_bytes(settings) / 1e6,
             "mb_a_task": bytes_a_task(settings) / 1e6,
         }
+        if config.budget_params is not None:
+            target = target_parameters(settings)
+            sizes |= {TARGET: target, X_TARGET: trained_beside(settings) / target}
+        return sizes
     except ConfigError as error:
         raise ConfigError(f"of {method}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison: as text, csv, Markdown and LaTeX, each written atomically."""
+"""The tables of a comparison as text, csv, Markdown and LaTeX, and its figures' files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hypermask_fast.files.atomic import write_bytes_atomic, write_text_atomic
+from hypermask_fast.figures.draw import drawing
+from hypermask_fast.files.atomic import write_text_atomic
 from hypermask_fast.metrics.statistics import Interval
 from hypermask_fast.records.accuracy_files import aligned
-from hypermask_fast.studies.comparison_plot import picture
+from hypermask_fast.studies.comparison_charts import BY_TASK, PARETO, charts
 from hypermask_fast.studies.comparison_result import FEWEST_PAIRS, Column, Comparison
 
-FILES = tuple(f"compare.{ending}" for ending in ("txt", "csv", "md", "tex", "png", "json"))
+_TABLES = tuple(f"compare.{ending}" for ending in ("txt", "csv", "md", "tex", "json"))
+FILES = (*_TABLES, *(f"{name}.{ending}" for name in (PARETO, BY_TASK) for ending in ("svg", "csv")))
 """The names of the files that :func:`write` makes beside ``runs.csv``."""
 RUNS = "runs.csv"
 
@@ -122,6 +124,8 @@ def markdown_tables(found: Comparison) -> str:
     lines = [markdown(found.title), "", *table(_of_methods(found, " ± "))]
     if pairs := _of_pairs(found, " ± "):
         lines += table(pairs)
+    for chart in charts(found):
+        lines += [f"![{chart.title}]({chart.name}.svg)", "", chart.note, ""]
     notes = [*found.troubles(), *found.sources(), *found.definitions()]
     return "\n".join([*lines, *(f"- {markdown(note)}" for note in notes)]) + "\n"
 
@@ -200,12 +204,11 @@ def write(folder: Path, found: Comparison) -> None:
         methods_csv(found),
         markdown_tables(found),
         latex_tables(found),
-        None,
         json.dumps(found.to_json(), indent=1) + "\n",
     )
-    for name, text in zip(FILES, texts, strict=True):
-        if text is None:
-            write_bytes_atomic(folder / name, picture(found))
-        else:
-            write_text_atomic(folder / name, text)
+    for name, text in zip(_TABLES, texts, strict=True):
+        write_text_atomic(folder / name, text)
     write_text_atomic(folder / RUNS, runs_csv(found))
+    for chart in charts(found):
+        write_text_atomic(folder / f"{chart.name}.svg", drawing(chart).markup(alone=True))
+        write_text_atomic(folder / f"{chart.name}.csv", chart.csv_text())

@@ -37,6 +37,9 @@ class Column(NamedTuple):
     tested: bool = False
 
 
+X_TARGET, TARGET = "x_target", "target_parameters"
+"""Of a comparison with a budget: a column, and the parameters of the plain target network."""
+
 _BEGIN = (
     Column(
         "acc",
@@ -63,6 +66,20 @@ _END = (
         "trained parameters",
         "numbers that the optimizers of the last task hold, those of its phases together",
         digits=0,
+        varies=False,
+    ),
+    Column(
+        X_TARGET,
+        "x target",
+        "numbers trained beside the target network's own parameters, which the budget limits, over "
+        "the parameters of the plain target network",
+        varies=False,
+    ),
+    Column(
+        "mb_stored",
+        "MB",
+        "the tensors of the learner's state_dict after the last task, 10^6 bytes",
+        digits=None,
         varies=False,
     ),
     Column(
@@ -93,7 +110,8 @@ def columns_of(config: ComparisonConfig) -> list[Column]:
             Column(f"task_{score}", f"task % {score}", f"right tasks {what}"),
             Column(f"class_{score}", f"class % {score}", f"right classes {what}", tested=True),
         ]
-    return [*_BEGIN, *inferred, *_END]
+    left_out = X_TARGET if config.budget_params is None else ""
+    return [*_BEGIN, *inferred, *(column for column in _END if column.key != left_out)]
 
 
 @dataclass(frozen=True)
@@ -223,14 +241,34 @@ class Comparison:
         return [f"{method}: {self.config.source(method)}" for method in self.config.runs]
 
     def troubles(self) -> list[str]:
-        """Return a line for each run that failed, and for each figure that a method lacks."""
+        """Return a line for each run that failed, method over the budget, and missing figure."""
         lines = [f"failed: {run.method}, seed {run.seed}: {run.failure}" for run in self.failed]
+        lines += self._over_budget()
         missing: dict[tuple[str, str], list[int]] = {}
         for run in self.runs:
             for note in run.notes:
                 missing.setdefault((run.method, note), []).append(run.seed)
         for (method, note), seeds in missing.items():
             lines.append(f"{method}, seed {', '.join(map(str, seeds))}: {note}")
+        return lines
+
+    def _over_budget(self) -> list[str]:
+        """Return what a comparison with a budget does not keep to."""
+        budget = self.config.budget_params
+        if budget is None:
+            return []
+        ended = [method for method in self.config.runs if self.ended(method)]
+        shares = {method: self.figure(method, X_TARGET).mean for method in ended}
+        lines = [
+            f"over the budget of {budget:g} x the target network: {method}, which takes "
+            f"{share:.2f} x at the least"
+            for method, share in shares.items()
+            if share > budget
+        ]
+        targets = {method: self.figure(method, TARGET).mean for method in ended}
+        if len(set(targets.values())) > 1:
+            each = ", ".join(f"{method} {size:,.0f}" for method, size in targets.items())
+            lines.append(f"target networks of several sizes, in parameters: {each}")
         return lines
 
     def definitions(self) -> list[str]:

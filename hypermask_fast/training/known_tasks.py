@@ -179,4 +179,5 @@ class KnownTasks(dict[int, Task]):
                 counts.index_add_(0, places, one.expand(len(places)))
         if together is not None:
             together.sum_(counts)
-        return counts.view(count, count).cpu().numpy()
+        # A copy: the tensor lies among what the evaluation took, and would keep it from the system.
+        return counts.view(count, count).cpu().numpy().copy()

@@ -19,18 +19,18 @@ from benchmarks.kernels.catalogue import find_kernel_cases
 from benchmarks.kernels.runner import KernelBench
 from benchmarks.kernels.worker import compared
 from benchmarks.report import render
-from benchmarks.steps import hypnettorch
 from benchmarks.steps.catalogue import find_cases
-from benchmarks.steps.engine import Trained, errors, first_step, graphed
+from benchmarks.steps.engine import Trained, first_step, graphed
 from benchmarks.steps.hypermask_cases import (
     _LOSSES,
     _named,
     find_case,
     make_learner,
-    make_published,
 )
-from benchmarks.steps.published import percentile
 from benchmarks.steps.sizes import groups_of
+from hypermask_fast.benching import hypnettorch
+from hypermask_fast.benching.first_step import errors
+from hypermask_fast.benching.published import percentile, published_of
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.layers.masked import MaskedLinear
 from hypermask_fast.native import library
@@ -99,7 +99,7 @@ def test_published_losses_and_gradients_equal_the_learners(
     learner = make_learner(case).double()
     ours = learner.losses(x.double(), y, case.earlier)
     gradients = torch.autograd.grad(ours.total, [*learner.net.parameters()])
-    plain = make_published(make_learner(case).double(), case)
+    plain = published_of(make_learner(case).double())
     published = plain.losses(x.double(), y)
     for key, value in published._asdict().items():
         torch.testing.assert_close(value, getattr(ours, key), rtol=1e-12, atol=0)

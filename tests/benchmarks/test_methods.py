@@ -14,8 +14,9 @@ from benchmarks.__main__ import main
 from benchmarks.report import render
 from benchmarks.steps.case import StepCase
 from benchmarks.steps.catalogue import find_cases
-from benchmarks.steps.engine import errors, first_step
+from benchmarks.steps.engine import first_step
 from hypermask_fast import methods
+from hypermask_fast.benching.first_step import errors
 
 EPS = torch.finfo(torch.float32).eps
 _CASES = find_cases("gpu", None, "tiny")

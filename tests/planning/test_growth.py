@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from hypermask_fast.methods.extra_state import weights_of
-from hypermask_fast.planning.growth import bytes_a_task, trained_parameters
+from hypermask_fast.planning.growth import (
+    bytes_a_task,
+    stored_bytes,
+    target_parameters,
+    trained_beside,
+    trained_parameters,
+)
 from hypermask_fast.runs.run import build
 from hypermask_fast.settings.config import RunConfig
 
@@ -31,13 +37,15 @@ def small(method: str, tasks: int) -> RunConfig:
     ("method", "options"), [*((name, {}) for name in PRESETS), ("hypermask", {"earlier": "frozen"})]
 )
 def test_a_task_adds_what_trained_learners_differ_by(method: str, options: dict[str, Any]) -> None:
-    sizes = []
+    sizes: list[int] = []
     for tasks in (3, 4):
         scenario, trainer = build(small(method, tasks).replace(**options))
         for task in scenario:
             trainer.fit(task)
         sizes.append(sum(t.nbytes for t in weights_of(trainer.learner).values()))
-    assert bytes_a_task(small(method, 3).replace(**options)) == sizes[1] - sizes[0] > 0
+    config = small(method, 3).replace(**options)
+    assert bytes_a_task(config) == sizes[1] - sizes[0] > 0
+    assert stored_bytes(config) == sizes[0]
 
 
 @pytest.mark.parametrize(
@@ -67,5 +75,8 @@ def test_trained_parameters() -> None:
     hypernetwork = 3 * 3 + (3 + 1) * 4 + (4 + 1) * (weights + biases)
     found = trained_parameters(small("hypermask", 3))
     assert found == weights + biases + hypernetwork
+    assert target_parameters(small("hypermask", 3)) == weights + biases
+    assert trained_beside(small("hypermask", 3)) == hypernetwork
+    assert trained_beside(small("exssnet", 3)) == trained_beside(small("supsup", 3)) == weights
     # Scores of all weights, and a tenth of the weights, rounded in each layer.
     assert trained_parameters(small("exssnet", 3)) - weights == pytest.approx(42.4, abs=1.5)

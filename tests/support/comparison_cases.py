@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from hypermask_fast.settings.comparison import ComparisonConfig
-from tests.support.run_cases import SHORT
+from hypermask_fast.studies.comparison import Comparison, compare
+from tests.support.run_cases import SHORT, assert_same_run
 
 METHODS = ("hypermask", "supsup")
 INFER = ("entropy",)
+ALL = [(method, seed) for method in METHODS for seed in (4, 5)]
 
 
 def short_comparison(*, methods: Any = METHODS, **rest: Any) -> ComparisonConfig:
@@ -38,3 +41,20 @@ def _untimed(value: Any) -> Any:
 def table_of(path: Path) -> Any:
     """What a comparison found, but for the times."""
     return _untimed(json.loads((path / "compare.json").read_bytes()))
+
+
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A copy of a comparison, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def quiet(path: Path, **changes: Any) -> Comparison:
+    """Make :func:`short_comparison` in a folder."""
+    return compare(short_comparison(**changes), path, show_progress=False)
+
+
+def assert_same(whole: Path, path: Path) -> None:
+    """Raise unless two folders hold the same comparison, but for times."""
+    assert table_of(path) == table_of(whole)
+    for method, seed in ALL:
+        assert_same_run(whole / method / f"seed-{seed}", path / method / f"seed-{seed}")

@@ -136,6 +136,10 @@ CASES = {
     "hnet, no look-ahead": Case(HNET, mlp, {**_GENERATED, "lookahead": False, "beta": 0.5}),
     "hnet-tir": Case(HNETTIR, _WIDE, {**_REPLAY, **HNET_SMALL}),
     "hnet-r": Case(HNETR, _WIDE, _REPLAY),
+    "hnet-r, growing, batch norm": Case(
+        HNETR, partial(Conv, 2 * CLASSES), {**_REPLAY, "task_heads": "growing"}
+    ),
+    "hnet-r, batch norm": Case(HNETR, partial(Conv, 2 * CLASSES), _REPLAY),
     "supsup": Case(SupSup, partial(Conv, CLASSES)),
     "exssnet": Case(ExSSNeT, mlp, {"kkt": "knn_best", "kkt_share": 1.0, "kkt_batch": 8}),
     "hyperinterval": Case(HyperInterval, mlp, _GENERATED),
@@ -147,7 +151,15 @@ CASES = {
 
 
 IN_FOUR = [
-    *("hypermask", "hypermask, norms of tasks", "hnet", "hnet-tir", "hnet-r", "supsup", "exssnet"),
+    *(
+        "hypermask",
+        "hypermask, norms of tasks",
+        "hnet",
+        "hnet-tir",
+        "hnet-r, batch norm",
+        "supsup",
+        "exssnet",
+    ),
     *("hyperinterval", "alternating"),
 ]
 

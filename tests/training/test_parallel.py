@@ -150,6 +150,7 @@ def test_the_first_process_writes_and_prints(started: Started, one: Path) -> Non
     assert first.out.count("results: whole") == 1
     assert "4 processes: " in first.err
     assert "% of the time in exchanges" in first.err
+    assert "a scaling efficiency of at most " in first.err
     names = {path.name for path in one.iterdir()}
     assert {path.name for path in (started.folder / "whole").iterdir()} == names
     assert_same_run(started.folder / "whole", one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,10 @@ class ExSSNeT(SubnetworkLearner):
         if phase == WEIGHTS and self.edited is not None:
             return [ParameterGroup([self.edited.values], lr=self._settings.weight_lr)]
         return [ParameterGroup([self.scores])]
+
+    def target_weights(self) -> Iterable[Tensor]:
+        edited = () if self.edited is None else (self.edited.values,)
+        return (*super().target_weights(), *edited)
 
     def begin_phase(self, name: str) -> None:
         if name == WEIGHTS:

@@ -12,16 +12,25 @@ from torch.func import functional_call
 from hypermask_fast.held import HoldsTensors
 
 
-def distillation(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def distillation(
+    logits: Tensor, targets: Tensor, temperature: float, count: float | None = None
+) -> Tensor:
     """Return the loss of Hinton et al. (2015), 0-d: T^2 times the cross-entropy at temperature T.
 
     Args:
         logits: (batch, outputs).
         targets: What a copy of the network said, (batch, outputs).
         temperature: T, what both are divided by.
+        count: Rows that the mean is over, where these are a part of them. Default: these.
     """
     soft = (targets / temperature).softmax(1)
-    return F.cross_entropy(logits / temperature, soft) * temperature**2
+    return _mean(logits / temperature, soft, count) * temperature**2
+
+
+def _mean(logits: Tensor, targets: Tensor, count: float | None) -> Tensor:
+    if count is None:
+        return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, reduction="sum") / count
 
 
 class Teacher(HoldsTensors):
@@ -63,7 +72,11 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def growing_loss(
-    logits: Tensor, targets: Tensor, rows: Sequence[slice], temperature: float
+    logits: Tensor,
+    targets: Tensor,
+    rows: Sequence[slice],
+    temperature: float,
+    count: float | None = None,
 ) -> Tensor:
     """Return the loss of replayed images over the outputs of all tasks so far, 0-d.
 
@@ -74,12 +87,12 @@ def growing_loss(
         logits: (batch, outputs so far).
         targets: What the copy said, alike.
         rows: Of the outputs that earlier tasks have.
-        temperature: As in :func:`distillation`.
+        temperature, count: As in :func:`distillation`.
     """
     earlier = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     for each in rows:
         earlier[each] = True
     if sum(each.stop - each.start for each in rows) == 1:
         label = torch.full(logits.shape[:1], rows[0].start, device=logits.device)
-        return F.cross_entropy(logits, label)
-    return distillation(logits, targets.masked_fill(~earlier, 0), temperature)
+        return _mean(logits, label, count)
+    return distillation(logits, targets.masked_fill(~earlier, 0), temperature, count)

@@ -147,7 +147,7 @@ class HNETR(ReplayLearner):
                 outputs = run(self.net, x)
             distilled = x.new_zeros(())
         else:
-            images = replayed.x.to(x)
+            images = (replayed.x if self.share is None else replayed.part(self.share)).to(x)
             with evaluating(self, self.net):
                 said = self.teacher(self.net, images)
             with modes_of(self):
@@ -166,16 +166,19 @@ class HNETR(ReplayLearner):
         return F.cross_entropy(outputs, y + rows.start), distilled, outputs
 
     def _distilled(self, logits: Tensor, said: Tensor, task: int, replayed: Replayed) -> Tensor:
+        # Rows of the mean in this process, which counts by its share.
+        part = None if self.share is None else len(replayed.x) * self.share.weight
         if self.task_heads == "growing":
             so_far = self._rows(max((task, *replayed.tasks)), so_far=True)
             rows = [self._rows(earlier) for earlier in replayed.tasks]
-            return growing_loss(logits[:, so_far], said[:, so_far], rows, self.temperature)
+            return growing_loss(logits[:, so_far], said[:, so_far], rows, self.temperature, part)
         if self.task_heads == "shared":
-            return distillation(logits, said, self.temperature)
+            return distillation(logits, said, self.temperature, part)
         count = len(replayed.tasks)
         parts = zip(replayed.tasks, logits.chunk(count), said.chunk(count), strict=True)
+        part = None if part is None else part / count
         losses = [
-            distillation(each[:, self._rows(j)], kept[:, self._rows(j)], self.temperature)
+            distillation(each[:, self._rows(j)], kept[:, self._rows(j)], self.temperature, part)
             for j, each, kept in parts
         ]
         return torch.stack(losses).mean()

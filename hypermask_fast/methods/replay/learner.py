@@ -92,7 +92,7 @@ class ReplayLearner(CountsSteps):
         super().begin_task(task, steps=steps, data=data)
 
     def _whole(self, x: Tensor) -> int:
-        """Return the rows of a step's batch in all processes; each replays the same images."""
+        """Return the rows of a step's batch in all processes, for which images are replayed."""
         return len(x) if self.share is None else self.share.whole
 
     def _leave(self) -> None:

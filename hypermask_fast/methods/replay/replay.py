@@ -38,6 +38,13 @@ class Replayed(NamedTuple):
     places: Tensor
     tasks: Sequence[int]
 
+    def part(self, share: Share) -> Tensor:
+        """Return the images that a process takes of each task, as many of all: some, or none."""
+        of_tasks = self.x.unflatten(0, (len(self.tasks), -1))
+        count, rows = of_tasks.shape[1], share.rows
+        low, high = (count * row // share.whole for row in (rows.start, rows.stop))
+        return of_tasks[:, low:high].flatten(0, 1)
+
 
 class Replay(nn.Module):
     """A conditional variational autoencoder that replays images of earlier tasks.

@@ -10,6 +10,8 @@ from typing import Any
 from hypermask_fast.errors import ConfigError, nearest
 
 _EXPECTED = "expected"
+_SAME = "same_as"
+"""A preset of which a file is another name."""
 
 
 def presets() -> list[str]:
@@ -41,7 +43,9 @@ def _read(name: str) -> dict[str, Any]:
         raise ConfigError(
             f"preset {name!r} is unknown{nearest(name, names)}; `hypermask presets` lists all"
         )
-    return tomllib.loads(_text(name))
+    values = tomllib.loads(_text(name))
+    other = values.get(_SAME)
+    return values if other is None else _read(other)
 
 
 def comment_of(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.steps.published import Published
+from hypermask_fast.benching.published import Published
 from hypermask_fast.vision import import_torchvision
 
 

@@ -8,12 +8,26 @@ is not sorted for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from hypermask_fast.benching.laps import Enter
+from hypermask_fast.benching.names import BACKWARD, MASKS, OPTIMIZER, REGULARIZER, TARGET
+from hypermask_fast.conversion.convert import unconvert
+from hypermask_fast.methods.hypermask.learner import HyperMask
+
+
+def _nothing(phase: str) -> None:
+    """Do nothing."""
+
+
+def _adam(parameters: list[Tensor]) -> Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 class PublishedLosses(NamedTuple):
@@ -47,7 +61,7 @@ class Published:
         previous: Values to stay near of each target parameter that is not a normalisation's, by
             name in the order of the outputs; the last is the bias that is not masked.
         sparsity, beta, lam, masked_l1: As in ``HyperMask``.
-        lr: Of Adam.
+        make_optimizer: Makes the optimizer of parameters. Default: Adam with a rate of 1e-3.
     """
 
     def __init__(
@@ -63,14 +77,14 @@ class Published:
         beta: float,
         lam: float,
         masked_l1: bool,
-        lr: float = 1e-3,
+        make_optimizer: Callable[[list[Tensor]], Optimizer] = _adam,
     ) -> None:
         self.net, self.trunk, self.head = net, trunk, head
         self.embeddings, self.targets, self.previous = embeddings, targets, previous
         self.sparsity, self.beta, self.lam = sparsity, beta, lam
         self.masked_l1 = masked_l1
         layers = [p for layer in (*trunk, head) for p in layer]
-        self.optimizer = torch.optim.Adam([*embeddings, *layers, *net.parameters()], lr=lr)
+        self.optimizer = make_optimizer([*embeddings, *layers, *net.parameters()])
 
     def outputs(self, task: int) -> Tensor:
         """Return the hypernetwork's output (N,) for a task."""
@@ -86,11 +100,17 @@ class Published:
             total = total + (target - self.outputs(task)).pow(2).sum()
         return total / len(self.targets)
 
-    def losses(self, x: Tensor, y: Tensor) -> PublishedLosses:
-        """Return the losses of a batch of the current task."""
+    def losses(self, x: Tensor, y: Tensor, enter: Enter = _nothing) -> PublishedLosses:
+        """Return the losses of a batch of the current task.
+
+        Args:
+            x, y: Inputs, and labels int64 (batch,).
+            enter: Told of the phases after the first, the hypernetwork's forward.
+        """
         weights = {k: p for k, p in self.net.named_parameters() if k in self.previous}
         sizes = [w.numel() for w in weights.values()]
         outputs = self.outputs(len(self.embeddings) - 1).split(sizes)
+        enter(MASKS)
         last = list(self.previous)[-1]
         masks, masked = {}, {}
         for (name, weight), output in zip(weights.items(), outputs, strict=True):
@@ -99,8 +119,10 @@ class Published:
                 mask = mask * (mask >= percentile(mask.detach(), self.sparsity))
             masks[name] = mask
             masked[name] = weight if name == last else weight * mask
+        enter(TARGET)
         task = F.cross_entropy(torch.func.functional_call(self.net, masked, (x,)), y)
 
+        enter(REGULARIZER)
         earlier = len(self.targets)
         output_reg = weight_reg = task.new_zeros(())
         if earlier:
@@ -111,10 +133,82 @@ class Published:
         total = task + self.beta * output_reg / max(1, earlier) + self.lam * weight_reg
         return PublishedLosses(total, task, output_reg, weight_reg)
 
-    def step(self, x: Tensor, y: Tensor) -> PublishedLosses:
-        """Train on a batch, and return its losses, detached."""
+    def step(self, x: Tensor, y: Tensor, enter: Enter = _nothing) -> PublishedLosses:
+        """Train on a batch, and return its losses, detached; ``enter`` as in :meth:`losses`."""
         self.optimizer.zero_grad()
-        losses = self.losses(x, y)
+        losses = self.losses(x, y, enter)
+        enter(BACKWARD)
         losses.total.backward()
+        enter(OPTIMIZER)
         self.optimizer.step()
         return PublishedLosses(*(value.detach() for value in losses))
+
+
+def why_not_published(learner: HyperMask) -> str:
+    """Return which setting of a learner the plain algorithm lacks, for people; "": none.
+
+    Args:
+        learner: Which has run once.
+    """
+    settings, wanted = (
+        learner._settings,
+        dict(
+            head="full",
+            activation="elu",
+            targets="full",
+            regularized_tasks=None,
+            earlier="regularized",
+            train_target=True,
+        ),
+    )
+    for name, value in wanted.items():
+        if getattr(settings, name) != value:
+            return f"the published step has no {name}={getattr(settings, name)!r}"
+    masked = [entry for entry in learner.manifest() if entry["offset"] >= 0]
+    if learner.exempt != masked[-1]["name"]:
+        return "the published step wants an output layer that is the network's last, with a bias"
+    if learner.bn == "frozen" and len(masked) < len(learner.manifest()):
+        return "the published step has no bn='frozen'"
+    return ""
+
+
+def published_of(
+    learner: HyperMask, algorithm: type[Published] = Published, **options: Any
+) -> Published:
+    """Take a learner's state within a task for the plain algorithm; the learner is void then.
+
+    Args:
+        learner: With the settings of :func:`why_not_published`, its tasks learned in their order.
+        algorithm: The class.
+        **options: ``make_optimizer``.
+    """
+    task = learner.current
+    assert task is not None
+    tensors, _ = learner.task_state()
+    entries = [entry for entry in learner.manifest() if entry["offset"] >= 0]
+    net, hypernetwork = unconvert(learner.net), learner.hypernetwork
+    if learner.bn == "per_task":
+        learner.install_norms(net, task)
+    weights = [net.get_parameter(entry["name"]) for entry in entries]
+    parts: Sequence[Tensor] = weights
+    if "previous" in tensors:
+        parts = tensors["previous"].split([w.numel() for w in weights])
+    previous = {
+        entry["name"]: part.view_as(weight)
+        for entry, part, weight in zip(entries, parts, weights, strict=True)
+    }
+    embeddings = [nn.Parameter(e.clone()) for e in hypernetwork.embeddings[: task + 1]]
+    linears = [m for m in hypernetwork.trunk if isinstance(m, nn.Linear)]
+    return algorithm(
+        net.requires_grad_(),
+        [(m.weight, m.bias) for m in linears],
+        (hypernetwork.head.weight, hypernetwork.head.bias),
+        embeddings,
+        list(tensors.get("targets", ())),
+        previous,
+        sparsity=learner.sparsity,
+        beta=learner.beta,
+        lam=learner.lam,
+        masked_l1=learner.masked_l1,
+        **options,
+    )

@@ -1,0 +1,1 @@
+"""A training step beside the published algorithm's, phase by phase."""
