@@ -1,22 +1,24 @@
 """Checkpoints: named tensors and a JSON state, written atomically, verified on reading, no pickle.
 
 A checkpoint is a folder ``step-000000123`` with ``tensors.safetensors``, ``state.json`` and
-``index.json`` (length and SHA-256 of the other two). One process at a time may save into a folder:
-hold the lock of `RunFolder`.
+``index.json`` (length and SHA-256 of the others). Where processes share a head, ``rows`` has theirs
+(`divided_tensors`), and `row_checkpoint` writes it. One process at a time, or these, may save into
+a folder: hold the lock of `RunFolder`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import operator
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -25,15 +27,25 @@ from torch import Tensor
 
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.files.atomic import TEMPORARY, fsync_folder
+from hypermask_fast.files.checkpoint_index import (
+    FORMAT,
+    INDEX,
+    ROWS,
+    STATE,
+    TENSORS,
+    VERSION,
+    check_rows,
+    damaged,
+    verify,
+)
+from hypermask_fast.files.in_all import in_all
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.files.tensor_file import check_tensors, safetensors_blocks, write_file
-
-FORMAT = "hypermask_fast"
-VERSION = 1
+from hypermask_fast.head.shard import Place, RowShard
+from hypermask_fast.training.divided import derive
 
 _Read = TypeVar("_Read")
 
-_TENSORS, _STATE, _INDEX = "tensors.safetensors", "state.json", "index.json"
 _REPLACED = ".replaced-"
 _NAME = re.compile(rf"(?:{re.escape(_REPLACED)})?step-(\d{{9,}})")
 
@@ -128,6 +140,7 @@ def save(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     *,
+    divided: Mapping[str, int] = MappingProxyType({}),
     keep: int = 2,
 ) -> Path:
     """Write a checkpoint; a kill at any moment leaves the newest whole one readable.
@@ -140,6 +153,8 @@ def save(
             the same step is replaced.
         tensors: Dense tensors by name; floating ones must be finite.
         state: Counters, settings, manifest: str keys, JSON values (tuples come back as lists).
+        divided: Names of tensors that processes which share a head may divide, and the dimension
+            of the rows.
         keep: How many of the newest checkpoints stay, at least 1.
 
     Returns:
@@ -156,44 +171,82 @@ def save(
     if step < 0 or keep < 1:
         raise ValueError(f"step is {step} and keep is {keep}, expected step >= 0 and keep >= 1")
     check_tensors(tensors, step)
-    plain = plain_json(state, "state", nonfinite_as_text=False)
-    text = json.dumps({"step": step, "state": plain}).encode()
+    text = encoded(state, step, divided)
+    with new_checkpoint(folder, step, payload_of(tensors) + len(text), keep) as made:
+        made.write(tensors, text)
+    return made.final
 
-    final = folder / f"step-{step:09d}"
-    replaced = folder / f"{_REPLACED}{final.name}"
-    temporary = folder / f"{TEMPORARY}{final.name}"
-    header = sum(256 + 6 * len(name) for name in tensors)
-    payload = header + len(text) + sum(tensor.nbytes for tensor in tensors.values())
+
+def encoded(state: Mapping[str, Any], step: int, divided: Mapping[str, int]) -> bytes:
+    """Return the JSON text of a state; arguments and errors as of `save`."""
+    plain = plain_json(state, "state", nonfinite_as_text=False)
+    noted = {"divided": dict(divided)} if divided else {}
+    return json.dumps({"step": step, "state": plain, **noted}).encode()
+
+
+def payload_of(tensors: Mapping[str, Tensor]) -> int:
+    """Return about how many bytes tensors take in a file."""
+    return sum(256 + 6 * len(name) + tensor.nbytes for name, tensor in tensors.items())
+
+
+class NewCheckpoint:
+    """A checkpoint that is being written.
+
+    Attributes:
+        final: The folder that it gets.
+        temporary: The folder that its files are in until all are there.
+        files: Length and SHA-256 of those that are there, by name.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.final = folder / f"step-{step:09d}"
+        self.temporary = folder / f"{TEMPORARY}{self.final.name}"
+        self.files: dict[str, Any] = {}
+
+    def write(self, tensors: Mapping[str, Tensor], text: bytes) -> None:
+        """Write tensors and the text of a state."""
+        blocks = safetensors_blocks(tensors)
+        self.files[TENSORS] = write_file(self.temporary / TENSORS, blocks)
+        self.files[STATE] = write_file(self.temporary / STATE, [text])
+
+
+@contextmanager
+def new_checkpoint(folder: Path, step: int, payload: int, keep: int) -> Iterator[NewCheckpoint]:
+    """Make a checkpoint of the files that are written in a ``with`` block; see `save`.
+
+    Args:
+        folder, step, keep: As in `save`.
+        payload: About how many bytes it takes.
+    """
+    made = NewCheckpoint(folder, step)
+    replaced = folder / f"{_REPLACED}{made.final.name}"
     try:
         if not folder.exists():
             folder.mkdir(parents=True)
             fsync_folder(folder.parent)
         _tidy(folder)
         _require_room(folder, step, payload)
-        temporary.mkdir()
-        files = {
-            _TENSORS: write_file(temporary / _TENSORS, safetensors_blocks(tensors)),
-            _STATE: write_file(temporary / _STATE, [text]),
-        }
-        index = {"format": FORMAT, "version": VERSION, "files": files}
-        write_file(temporary / _INDEX, [json.dumps(index, indent=1).encode()])
-        fsync_folder(temporary)
-        if final.exists():
-            final.rename(replaced)
-        temporary.rename(final)
+        made.temporary.mkdir()
+        yield made
+        version = VERSION if made.files.keys() - {TENSORS, STATE} else 1
+        index = {"format": FORMAT, "version": version, "files": made.files}
+        write_file(made.temporary / INDEX, [json.dumps(index, indent=1).encode()])
+        fsync_folder(made.temporary)
+        if made.final.exists():
+            made.final.rename(replaced)
+        made.temporary.rename(made.final)
         fsync_folder(folder)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {final} of about {payload} bytes: "
+            f"cannot write the checkpoint {made.final} of about {payload} bytes: "
             f"{error.strerror or error}; free space or correct the permissions, then resume"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(made.temporary, ignore_errors=True)
     if replaced.exists():
         _discard(replaced)
     for _, old in _found(folder)[keep:]:
         _discard(old)
-    return final
 
 
 def by_step(folder: Path) -> dict[int, Path]:
@@ -206,129 +259,91 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     return next((path for _, path in _found(Path(folder))), None)
 
 
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} {what}; restore it, or load another checkpoint")
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    """Return the entries of the files in the checkpoint ``path``."""
-    if not path.is_dir():
-        raise CheckpointError(
-            f"the checkpoint folder {path} does not exist; check the path, or start a new run"
-        )
-    index_path = path / _INDEX
+def _read_state(path: Path) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """Return the state, the step and the divided tensors of a checkpoint that was verified."""
     try:
-        index = json.loads(index_path.read_bytes())
-    except FileNotFoundError as error:
-        raise _damaged(index_path, "is missing") from error
-    except ValueError as error:  # covers broken JSON and broken UTF-8
-        raise _damaged(
-            index_path, f"is not JSON, expected the index of a {FORMAT} checkpoint"
-        ) from error
-    seen = index.get("format") if isinstance(index, dict) else index
-    if seen != FORMAT:
-        raise CheckpointError(
-            f"{index_path} has the format {seen!r}, expected {FORMAT!r}; give the path of a "
-            "checkpoint of this package"
-        )
-    version, files = index.get("version"), index.get("files")
-    if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(
-            f"{index_path} has format version {version}, expected at most {VERSION}; upgrade "
-            "hypermask_fast"
-        )
-    if (
-        version != VERSION
-        or not isinstance(files, dict)
-        or set(files) != {_TENSORS, _STATE}
-        or not all(isinstance(entry, dict) for entry in files.values())
-    ):
-        raise _damaged(
-            index_path, f"was altered: expected version {VERSION} and entries of 2 files"
-        )
-    return files
-
-
-def _verify(path: Path, *names: str) -> None:
-    """Raise CheckpointError, naming the file, unless lengths and digests are those of the index.
-
-    Args:
-        path: The checkpoint.
-        *names: Of the files; default: all.
-    """
-    for name, expected in _read_index(path).items():
-        if names and name not in names:
-            continue
-        try:
-            with open(path / name, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise _damaged(path / name, "is missing") from error
-        if size != expected.get("bytes"):
-            raise _damaged(
-                path / name,
-                f"has {size} bytes, expected {expected.get('bytes')}: it was cut or added to",
-            )
-        if digest != expected.get("sha256"):
-            raise _damaged(
-                path / name,
-                f"was altered: its SHA-256 is {digest}, expected {expected.get('sha256')}",
-            )
-
-
-def _read_state(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the state and the step of a checkpoint, whose ``state.json`` was verified."""
-    try:
-        stored = json.loads((path / _STATE).read_bytes())
+        stored = json.loads((path / STATE).read_bytes())
         state, step = stored["state"], operator.index(stored["step"])
-        is_right = isinstance(state, dict)
-    except (KeyError, TypeError, ValueError):
+        divided = stored.get("divided", {})
+        is_right = isinstance(state, dict) and isinstance(divided, dict)
+    except (AttributeError, KeyError, TypeError, ValueError):
         is_right = False
     if not is_right:
         raise CheckpointError(
-            f"{path / _STATE} holds no state and step; another version of {FORMAT} made it, which "
+            f"{path / STATE} holds no state and step; another version of {FORMAT} made it, which "
             "has to load it"
         )
     name = _NAME.fullmatch(path.name)
     if name and int(name[1]) != step:
-        raise _damaged(path, f"is of step {step}: it was renamed")
-    return state, step
+        raise damaged(path, f"is of step {step}: it was renamed")
+    return state, step, divided
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Checkpoint:
+def _own(
+    path: Path, name: str, value: Tensor, divided: Mapping[str, int], shard: RowShard | None
+) -> Tensor:
+    """Return this process's rows of a tensor; all of one that is not divided."""
+    dim = divided.get(name)
+    if shard is None or dim is None:
+        return value
+    check_rows(path, name, value.shape[dim], shard)
+    return value.narrow(dim, shard.first, shard.rows)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    shard: RowShard | None = None,
+) -> Checkpoint:
     """Read the checkpoint in the folder ``path`` after verifying lengths and digests.
 
     Args:
         path: A folder that `save` returned.
         device: Where the tensors go, one after the other.
+        shard: The rows of this process, where processes share a head; all of them call this, and
+            of divided tensors each gets its rows. Default: all rows.
 
     Raises:
         CheckpointError: The folder or a file is missing, truncated, altered, of another format or
-            of a newer version.
+            of a newer version; in all processes.
     """
     path = Path(path)
+    place = Place(0, 1) if shard is None else shard.place
     try:
-        _verify(path)
-        with safe_open(path / _TENSORS, framework="pt") as file:
+        in_all(place, lambda: verify(path, slice(place.rank, None, place.world)))
+        state, step, divided = _read_state(path)
+        if shard is not None and not divided:
+            raise CheckpointError(
+                f"the checkpoint {path} does not say which tensors processes divide, for an "
+                "earlier version made it; give shard_head=False in config.toml"
+            )
+        with safe_open(path / TENSORS, framework="pt") as file:
             # Copies are aligned, and do not hang on a file that is rotated away.
             tensors = {
-                name: file.get_tensor(name).to(device, copy=True)
+                name: _own(path, name, file.get_tensor(name), divided, shard).to(device, copy=True)
                 for name in file.keys()  # noqa: SIM118 (not a dict)
             }
-        state, step = _read_state(path)
+        elsewhere = {name: dim for name, dim in divided.items() if name not in tensors}
+        if elsewhere:
+            from hypermask_fast.files.divided_tensors import read_rows  # whose imports take long
+
+            rows = read_rows(path / ROWS, elsewhere, shard, path)
+            tensors |= {name: value.to(device) for name, value in rows.items()}
+        if elsewhere or shard is not None:
+            derive(tensors)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
+        raise damaged(path, f"cannot be read ({error})") from error
     return Checkpoint(tensors, state, step)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read only the state of the checkpoint in the folder ``path``; see `load`."""
     try:
-        _verify(path, _STATE)
+        verify(path, [STATE])
         return _read_state(path)[0]
     except OSError as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
+        raise damaged(path, f"cannot be read ({error})") from error
 
 
 def _of_newest(folder: Path, read: Callable[[Path], _Read]) -> _Read:
@@ -344,7 +359,7 @@ def _of_newest(folder: Path, read: Callable[[Path], _Read]) -> _Read:
     except CheckpointError as error:
         for older in found[1:]:
             try:
-                _verify(older)
+                verify(older)
             except (CheckpointError, OSError):
                 continue
             fix = f"{older} is older and whole: move {found[0]} away to continue from it"
@@ -355,7 +370,10 @@ def _of_newest(folder: Path, read: Callable[[Path], _Read]) -> _Read:
 
 
 def load_latest(
-    folder: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+    folder: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    shard: RowShard | None = None,
 ) -> Checkpoint:
     """Read the newest checkpoint in ``folder``; see `load`.
 
@@ -363,7 +381,7 @@ def load_latest(
         CheckpointError: There is none, or the newest is damaged; an older whole one is then named,
             never used unasked.
     """
-    return _of_newest(Path(folder), lambda path: load(path, device=device))
+    return _of_newest(Path(folder), lambda path: load(path, device=device, shard=shard))
 
 
 def load_latest_state(folder: str | os.PathLike[str]) -> dict[str, Any]:

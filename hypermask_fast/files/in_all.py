@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch.distributed as dist
-
-from hypermask_fast.errors import CheckpointError
+from hypermask_fast.errors import CheckpointError, TrainingError
 from hypermask_fast.head.shard import Place
 
 _Result = TypeVar("_Result")
@@ -21,19 +19,21 @@ def in_all(place: Place, call: Callable[[], _Result]) -> list[_Result]:
         call: What each of them does, without an exchange.
 
     Raises:
-        CheckpointError: It failed in one of them, in all.
+        TrainingError: It raised one in one of them, in all.
+        CheckpointError: It failed otherwise in one of them, in all.
+        ProcessLost: Another process ended, or did not answer in time.
     """
     result, error = None, ""
+    kind: type[CheckpointError | TrainingError] = CheckpointError
     try:
         result = call()
     except Exception as failed:
         if place.world == 1:
             raise
-        error = str(failed)
-    found = [(result, error)] * place.world
-    if place.world > 1:
-        dist.all_gather_object(found, (result, error), group=place.group)
-    for rank, (_, text) in enumerate(found):
+        error = str(failed) or type(failed).__name__
+        kind = TrainingError if isinstance(failed, TrainingError) else CheckpointError
+    found = place.all((result, error, kind))
+    for rank, (_, text, kind) in enumerate(found):
         if text:
-            raise CheckpointError(text if rank == place.rank else f"process {rank} failed: {text}")
-    return [value for value, _ in found]  # type: ignore[misc]
+            raise kind(text if rank == place.rank else f"process {rank} failed: {text}")
+    return [value for value, *_ in found]

@@ -8,14 +8,15 @@ they have the same bits everywhere and in every run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hypermask_fast.errors import ConfigError
+from hypermask_fast.errors import ConfigError, ProcessLost
 
 # Of PyTorch from 2.13 on; the old name warns there.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -30,11 +31,41 @@ class Place(NamedTuple):
         rank: Its number.
         world: How many they are.
         group: Of torch.distributed; None: all processes.
+        measured: What exchanges of tensors of a device run in, which takes their time; None: no one
+            does.
     """
 
     rank: int
     world: int
     group: Any = None
+    measured: Callable[[torch.device], AbstractContextManager[None]] | None = None
+
+    @contextmanager
+    def exchanging(self, device: torch.device | None = None) -> Iterator[None]:
+        """Exchange in a ``with`` block.
+
+        Args:
+            device: Of the tensors. Default: the CPU.
+
+        Raises:
+            ProcessLost: Another process ended, or did not answer in time.
+        """
+        if self.measured is not None:
+            with self.measured(torch.device("cpu") if device is None else device):
+                yield
+            return
+        try:
+            yield
+        except RuntimeError as error:
+            raise ProcessLost(self.world, error) from error
+
+    def all(self, value: Any) -> list[Any]:
+        """Return what each process gives, objects that can be pickled."""
+        found = [value] * self.world
+        if self.world > 1:
+            with self.exchanging():
+                dist.all_gather_object(found, value, group=self.group)
+        return found
 
 
 class RowShard:
@@ -56,7 +87,7 @@ class RowShard:
 
     def __init__(self, size: int, place: Place) -> None:
         self.size, self.place = size, place
-        rank, world, _ = place
+        rank, world = place.rank, place.world
         self.most = -(-size // world)
         self.first, self.last = self.rows_of(rank)
         if self.rows_of(world - 1)[0] >= size:
@@ -78,8 +109,8 @@ class RowShard:
         return self  # it never changes, and a group of processes cannot be copied
 
     def __repr__(self) -> str:
-        rank, world, _ = self.place
-        return f"rows {self.first} to {self.last - 1} of {self.size}, process {rank} of {world}"
+        place = f"process {self.place.rank} of {self.place.world}"
+        return f"rows {self.first} to {self.last - 1} of {self.size}, {place}"
 
     def of(self, whole: Tensor) -> Tensor:
         """Return this process's part of a tensor (N, ...) that every process has."""
@@ -149,7 +180,8 @@ class RowShard:
         sent[:, -1] = 0 * low + 0 * high
         received = torch.empty_like(sent)
         if not sent.is_meta:
-            dist.all_to_all_single(received, sent, group=self.place.group)
+            with self.place.exchanging(sent.device):
+                dist.all_to_all_single(received, sent, group=self.place.group)
         total = received.sum(0)
         own = total[:-1].view(count, self.most)[:, : self.rows].contiguous()
         own[:1, :1] += total[-1]
@@ -165,5 +197,6 @@ class RowShard:
         """Return the tensors (processes, ...) of all processes, which are alike."""
         parts = tensor.new_empty(self.place.world * tensor.numel())
         if not tensor.is_meta:
-            _gather(parts, tensor.view(-1), group=self.place.group)
+            with self.place.exchanging(tensor.device):
+                _gather(parts, tensor.view(-1), group=self.place.group)
         return parts.view(-1, *tensor.shape)

@@ -133,8 +133,7 @@ class ShardedHypernetwork(Hypernetwork):
         state = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
         digest = hashlib.sha256(state.numpy().tobytes()).hexdigest()
         sizes = f"{self.num_outputs} logits of width {head.in_features} in {head.weight.dtype}"
-        found: list[tuple[str, str]] = [("", "")] * place.world
-        dist.all_gather_object(found, (sizes, digest), group=place.group)
+        found = place.all((sizes, digest))
         for rank, (other_sizes, other_digest) in enumerate(found):
             if other_sizes != found[0][0]:
                 raise ConfigError(

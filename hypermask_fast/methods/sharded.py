@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hypermask_fast.errors import ConfigError
 from hypermask_fast.head.shard import RowShard
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.generated import GeneratedLearner
@@ -11,16 +10,6 @@ from hypermask_fast.methods.generated import GeneratedLearner
 def shard_of(learner: Learner) -> RowShard | None:
     """Return the rows of a learner's head that this process holds; None: all, or it has no head."""
     return learner.hypernetwork.shard if isinstance(learner, GeneratedLearner) else None
-
-
-def require_whole_head(learner: Learner) -> None:
-    """Raise ConfigError where a learner's head has rows in other processes."""
-    shard = shard_of(learner)
-    if shard is not None:
-        raise ConfigError(
-            f"the learner has {shard} of a head that processes share, and checkpoints would "
-            "lack the others; train it by hmf.Trainer and call save_sharded() in all processes"
-        )
 
 
 def divided_weights(learner: Learner) -> dict[str, RowShard]:

@@ -134,10 +134,10 @@ class Plan:
     def _like(self, config: RunConfig, processes: int) -> Plan:
         return _planned(config, self.size, self.device, self.available, processes)
 
-    def fewest(self) -> Plan | None:
+    def fewest(self, *, resuming: bool = False) -> Plan | None:
         """Return the plan of the smallest number of processes that fits where they share the head.
 
-        None where no number does, or the method has no head to share.
+        None where no number does, or the method has none to share; ``resuming`` is of :meth:`fits`.
         """
         if not self.config.method.divides_head:
             return None
@@ -152,14 +152,15 @@ class Plan:
 
         def fits(processes: int) -> bool:
             found = of(processes)
-            return found is not None and found.fits()
+            return found is not None and found.fits(resuming=resuming)
 
         two, eight = of(2), of(8)
         if fits(2) or two is None or eight is None or self.available is None:
             return two
         # What is needed is nearly a part for each row and a rest.
-        rows = (two.needed() - eight.needed()) / (1 / 2 - 1 / 8)
-        left = self.available - (eight.needed() - rows / 8)
+        in_two, in_eight = (each.needed(resuming=resuming) for each in (two, eight))
+        rows = (in_two - in_eight) / (1 / 2 - 1 / 8)
+        left = self.available - (in_eight - rows / 8)
         if left <= 0:
             return None
         guess = max(3, math.ceil(rows / left))
@@ -168,6 +169,19 @@ class Plan:
         while most is not None and fits(most - 1):
             most -= 1
         return None if most is None else of(most)
+
+    def _fitting(self, *, resuming: bool = False) -> list[str]:
+        """Return what would fit, in words."""
+        found = [
+            f"{change} ({_mib(other.needed(resuming=resuming))})"
+            for change, other in self.alternatives()
+            if other.fits(resuming=resuming)
+        ]
+        fewest = self.fewest(resuming=resuming)
+        if fewest is not None:
+            needed = _mib(fewest.needed(resuming=resuming))
+            found.append(f"{fewest.processes} processes, shard_head=True ({needed} each)")
+        return found
 
     def _largest_width(self) -> int:
         """Return the largest H that fits, if it is less than the present one, else 0."""
@@ -187,17 +201,11 @@ class Plan:
         parts = self.found.peaks.get(RESUMING, self.parts) if resuming else self.parts
         largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
         if resuming:
-            fix = "free some, or resume it where there is more"
-        else:
-            fitting = [
-                f"{change} ({_mib(other.needed())})"
-                for change, other in self.alternatives()
-                if other.fits()
-            ]
-            fewest = self.fewest()
+            fix, fewest = "free some, or resume it where there is more", self.fewest(resuming=True)
             if fewest is not None:
-                needed = _mib(fewest.needed())
-                fitting.append(f"{fewest.processes} processes, shard_head=True ({needed} each)")
+                fix += f", or by torchrun in {fewest.processes} processes with shard_head = true"
+        else:
+            fitting = self._fitting()
             fix = f"what would fit: {'; '.join(fitting)}" if fitting else "use a smaller network"
         raise ConfigError(
             f"the run needs {_mib(self.needed(resuming=resuming))} of {self.device} memory ("
@@ -215,11 +223,7 @@ class Plan:
             return
         assert self.available is not None
         parts, needed = self.found.peaks[RESUMING], self.needed(resuming=True)
-        fitting = [
-            f"{change} ({_mib(other.needed(resuming=True))})"
-            for change, other in self.alternatives()
-            if other.fits(resuming=True)
-        ]
+        fitting = self._fitting(resuming=True)
         fix = f"what would fit: {'; '.join(fitting)}" if fitting else "use a smaller network"
         gib = math.ceil(needed / 2**30 * 1000) / 1000
         raise ConfigError(

@@ -11,6 +11,7 @@ from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.records.environment import environment
 from hypermask_fast.records.metrics_log import START, MetricsLog, Position
+from hypermask_fast.runs import checkpoints
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.together import wait_for_all, writes
 from hypermask_fast.scenarios import Scenario
@@ -70,7 +71,7 @@ class ConfiguredSession(Session):
         path = checkpoint.latest(self.folder.checkpoints)
         if path is None:
             return START
-        saved = checkpoint.load_latest(self.folder.checkpoints)
+        saved = checkpoints.load_latest(self.folder.checkpoints, self.trainer.learner)
         state = saved.state
         with in_a_sentence(path):
             names = [record["name"] for record in state["trainer"]["task"]["tasks"]]

@@ -36,6 +36,7 @@ from hypermask_fast.runs.together import (
     memory_of_each,
     resumable,
     run_folder,
+    sharing_head,
     writes,
 )
 from hypermask_fast.scenarios import Scenario
@@ -45,6 +46,7 @@ from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.busy import showing_stages
 from hypermask_fast.training.checks import check_trainable
 from hypermask_fast.training.distributed.launched import local_world_size, world_size
+from hypermask_fast.training.distributed.processes import joined
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
@@ -100,7 +102,7 @@ def build(config: RunConfig, scenario: Scenario | None = None) -> tuple[Scenario
             check_trainable(task, config.training)
     torch.manual_seed(config.run.seed)
     sizes = scenario.input_shape, scenario.num_classes
-    with stage("building the learner"):
+    with stage("building the learner"), sharing_head(config):
         learner = make_learner(config, *sizes, _examples(scenario)).to(device)
         trainer = make_trainer(config, learner)
         for task in scenario:
@@ -120,12 +122,13 @@ def _built(
     check_config(config)
     device = device_named(config.run.device)  # before a plan for one that is not there
     require(config.run.log)
-    if config.run.shard_head and world_size() > 1:
+    processes = joined()
+    if config.run.shard_head and processes is None and world_size() > 1:
         raise ConfigError(
-            f"shard_head=True in {world_size()} processes, of which the first writes the "
-            "checkpoints and has only its rows of the head; train in a script with sharded_head() "
-            "and save_sharded(), or give shard_head=False"
+            f"shard_head=True, and the {world_size()} processes that torchrun started do not train "
+            "together; call it inside `with hmf.data_parallel():`, or give shard_head=False"
         )
+    world = 1 if processes is None else processes.world
     scenario = None
     if memory is None and (config.scenario.is_own or local_world_size() > 1):
         # Before the data are there, which the plan counts.
@@ -135,7 +138,7 @@ def _built(
             scenario = make_scenario(config)
     try:
         with stage("planning the memory"):
-            found = plan(config, memory=memory, scenario=scenario)
+            found = plan(config, memory=memory, scenario=scenario, processes=world)
         found.require(resuming=resuming)
         if not resuming:
             found.require_resumable()
@@ -278,7 +281,7 @@ def load(path: str | Path, *, device: str | None = None, data_dir: str | None = 
     folder = RunFolder.open(path, lock=False)
     config = settings_of(folder)
     changes_since(folder, config, allowed=False)
-    changes = {"device": device, "data_dir": data_dir}
+    changes = {"device": device, "data_dir": data_dir, "shard_head": False}
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
     saved = checkpoint.load_latest(folder.checkpoints)
     with torch.random.fork_rng():

@@ -23,10 +23,10 @@ from hypermask_fast.files.closing import Closing
 from hypermask_fast.files.fit import in_a_sentence
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.files.plain_json import plain_json
-from hypermask_fast.methods.sharded import require_whole_head
 from hypermask_fast.records import accuracy_files, page
 from hypermask_fast.records.environment import environment_of
 from hypermask_fast.records.metrics_log import START, MetricsLog, Position
+from hypermask_fast.runs import checkpoints
 from hypermask_fast.runs.session import Session
 from hypermask_fast.runs.signals import caught_signal
 from hypermask_fast.runs.together import NoLog, agreed, resumable, run_folder, wait_for_all, writes
@@ -178,7 +178,7 @@ class Run(Closing):
                 f"the learner has learned of {names} already, which the run would not have; give a "
                 "new learner, the run itself continues from its checkpoint"
             )
-        require_whole_head(learner)
+        checkpoints.check_joined(learner)
         self.trainer = trainer
         self._show = trainer.progress and writes()
         self._open, self._is_closed = ExitStack(), False
@@ -201,7 +201,7 @@ class Run(Closing):
         if path is None:
             self._folder.require_no_checkpoint_was_made()
             return
-        saved = checkpoint.load_latest(self._folder.checkpoints)
+        saved = checkpoints.load_latest(self._folder.checkpoints, self.trainer.learner)
         with in_a_sentence(path):
             for part, now in settings.items():
                 before = saved.state["script"][part]

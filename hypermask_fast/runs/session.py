@@ -27,6 +27,8 @@ from hypermask_fast.records.restoring import as_json
 from hypermask_fast.records.sinks import Sinks
 from hypermask_fast.records.summary import is_recorded, summary
 from hypermask_fast.records.timing import StepClock
+from hypermask_fast.runs import checkpoints
+from hypermask_fast.runs.checkpoints import agreed_due, takes_part
 from hypermask_fast.runs.together import told_by_first, wait_for_all, writes
 from hypermask_fast.scenarios import Task
 from hypermask_fast.settings.changes import Changes, described
@@ -78,7 +80,8 @@ class Session:
         self._environment = environment
         self._saved_at = time.monotonic()
         self._has_manifest = False
-        self._writes = writes()
+        self._writes, self._takes_part = writes(), takes_part(trainer.learner)
+        self._due = agreed_due(self._own_due, trainer.learner)
         device = next(trainer.learner.parameters()).device
         on_cuda = device.type == "cuda"
         wait = partial(torch.cuda.synchronize, device) if on_cuda else lambda: None
@@ -205,8 +208,7 @@ class Session:
             shown = {"loss": read["total"], "task": read["task"]} if read else None
             progress.update(trainer.step, index, shown)
             signum = self.stop()
-            due = time.monotonic() - self._saved_at >= self.checkpoint_every
-            if signum is not None or due:
+            if signum is not None or self._due():
                 self.save(metrics)
             if signum is not None:
                 wait_for_all()  # and what was saved is there
@@ -228,7 +230,7 @@ class Session:
         )
         self.sinks.accuracies(self.all_names, row, self.done)
         # Before the checkpoint: a run that goes on from it does not come back here.
-        if self._writes:
+        if self._takes_part:
             self._keep_logits()
         if self.after_task is not None:
             self.after_task(trainer)
@@ -298,36 +300,36 @@ class Session:
         learner = self.trainer.learner
         task = self.trainer.columns[self.trainer.tasks_done - 1]
         logits = logits_of(learner, task, self.trainer.tasks[task])
-        learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
+        if self._writes:
+            learned.keep(self.folder.learned, task, learner.tasks[task].name, logits)
+
+    def _own_due(self) -> bool:
+        """Return whether a checkpoint is due by this process's clock."""
+        return time.monotonic() - self._saved_at >= self.checkpoint_every
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest.
 
-        Of several processes only the first one writes.
+        Of several processes only the first one writes, but where they share a head.
         """
-        if not self._writes:
+        if not self._takes_part:
             return
         with self.clock.paused():
             self._save(metrics)
-            self.clock.write()
+            if self._writes:
+                self.clock.write()
 
     def _save(self, metrics: MetricsLog) -> None:
-        tensors, state = self.trainer.state()
         position = metrics.position()
-        checkpoint.save(
-            self.folder.checkpoints,
-            self.done,
-            tensors,
-            {
-                "trainer": state,
-                "metrics_position": position.size,
-                "metrics_sha256": position.sha256,
-                "steps_taken": self.steps[: self.trainer.tasks_done],
-                **self.kept(),
-                "environment": self._environment,
-                "changes": self.changes,
-            },
-        )
-        if not self._has_manifest:
+        more = {
+            "metrics_position": position.size,
+            "metrics_sha256": position.sha256,
+            "steps_taken": self.steps[: self.trainer.tasks_done],
+            **self.kept(),
+            "environment": self._environment,
+            "changes": self.changes,
+        }
+        checkpoints.save(self.folder.checkpoints, self.done, self.trainer, more)
+        if self._writes and not self._has_manifest:
             self._write_manifest()
         self._saved_at = time.monotonic()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hypermask_fast.errors import ProcessLost
 from hypermask_fast.files.folder import RunFolder
+from hypermask_fast.hypernetworks.sharded import sharing_among
 from hypermask_fast.memory import available_memory
 from hypermask_fast.records.metrics_log import START, MetricsLog, Position
+from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.training.distributed.launched import local_world_size
 from hypermask_fast.training.distributed.processes import joined
 
@@ -38,6 +40,14 @@ def wait_for_all() -> None:
     processes = joined()
     if processes is not None:
         processes.wait()
+
+
+def sharing_head(config: RunConfig) -> AbstractContextManager[None]:
+    """Return what a learner is built in: where its settings say so, processes share its head."""
+    processes = joined()
+    if processes is None or not config.run.shard_head:
+        return nullcontext()
+    return sharing_among(processes.place)
 
 
 def agreed(own: Callable[[], int | None]) -> Callable[[], int | None]:

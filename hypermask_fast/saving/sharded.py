@@ -14,12 +14,11 @@ from torch.optim.optimizer import Optimizer
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value
 from hypermask_fast.files import sharded_checkpoint
-from hypermask_fast.head.frozen import gram_of
 from hypermask_fast.head.shard import Place
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.batches import check_optimizers
 from hypermask_fast.methods.extra_state import check_storable, weights_of
-from hypermask_fast.training.divided import divided_dims, parts_of_state, whole_shard
+from hypermask_fast.training.divided import derive, divided_dims, parts_of_state, whole_shard
 from hypermask_fast.training.optimizers import MAIN, load_optimizer_state, optimizer_state
 from hypermask_fast.training.states import check_network, load_learner
 
@@ -164,6 +163,5 @@ def _read(
         else:
             tensors[name] = torch.empty(own, dtype=kind, device=where)
     sharded_checkpoint.read(path, parts_of_state(tensors, dims, shard), _place(learner))
-    if "task/frozen_weight" in tensors:
-        tensors["task/frozen_gram"] = gram_of(tensors["task/frozen_weight"])
+    derive(tensors)
     return tensors

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.head.frozen import gram_of
 from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.hypernetworks.kept import KeptOutputs
 from hypermask_fast.methods.base import Learner
@@ -15,7 +16,7 @@ from hypermask_fast.methods.generated import GeneratedLearner
 from hypermask_fast.training.optimizers import prefix_of
 
 DERIVED = ("task/frozen_gram",)
-"""Names of tensors that follow from others, of as many rows as a process has."""
+"""Names of tensors that :func:`derive` finds again, from as many rows as a process has."""
 
 _PIECE = 16 * 2**20
 
@@ -114,3 +115,9 @@ def parts_of_state(
             assert shard is not None
             found[name] = Part(value.detach(), dim, shard.first, shard.size)
     return found
+
+
+def derive(tensors: dict[str, Tensor]) -> None:
+    """Add to the tensors of a state those that follow from others."""
+    if "task/frozen_weight" in tensors:
+        tensors["task/frozen_gram"] = gram_of(tensors["task/frozen_weight"])

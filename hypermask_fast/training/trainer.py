@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.fields import check_value, takes_options
 from hypermask_fast.methods.base import Learner, check_learner
@@ -186,6 +187,11 @@ class Trainer(Measuring):
         """Of the last step, that of the first optimizer's first group; None outside of a task."""
         return None if self._step_fn is None else optimizers.first_rate(self._step_fn.optimizers)
 
+    @property
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """Those of the task that is being learned, by name; none between tasks."""
+        return {} if self._step_fn is None else self._step_fn.optimizers
+
     def status(self) -> dict[str, str]:
         """Return whether steps are compiled and replayed as a CUDA graph, and if not, why."""
         return {"graph": self._graphed.status, "compile": self._compiler.status}
@@ -279,10 +285,8 @@ class Trainer(Measuring):
         tensors, of_learner = states.learner_state(self.learner)
         tensors |= {f"best/{name}": value for name, value in self._best.weights.items()}
         tensors |= states.random_state(self._tasks.device)
-        groups: dict[str, list[dict[str, Any]]] = {}
-        if self._step_fn is not None:
-            of_optimizers, groups = optimizers.optimizer_state(self._step_fn.optimizers)
-            tensors |= of_optimizers
+        of_optimizers, groups = optimizers.optimizer_state(self.optimizers)
+        tensors |= of_optimizers
         state = {
             **of_learner,
             "step": self.step,
@@ -306,9 +310,8 @@ class Trainer(Measuring):
         states.load_learner(self.learner, parts, state)
         if self.learner.current is not None:
             self._make_optimizers(self.learner.current)
-            assert self._step_fn is not None
             groups = {optimizers.MAIN: state["optimizer"], **state.get("optimizers", {})}
-            optimizers.load_optimizer_state(self._step_fn.optimizers, tensors, groups)
+            optimizers.load_optimizer_state(self.optimizers, tensors, groups)
         if self._schedule is not None:
             self._schedule.load(state["plateau"])
         device = self._tasks.device

@@ -84,8 +84,8 @@ _DAMAGE = [
         id="foreign-name",
     ),
     pytest.param(
-        _edit_index(lambda i: {**i, "version": 2}),
-        "has format version 2, expected at most 1; upgrade hypermask_fast",
+        _edit_index(lambda i: {**i, "version": 3}),
+        "has format version 3, expected at most 2; upgrade hypermask_fast",
         id="newer-version",
     ),
     pytest.param(_edit_index(lambda i: {**i, "version": ""}), "json was altered", id="bad-version"),

@@ -20,6 +20,15 @@ from hypermask_fast.files import checkpoint as cp
 
 torch.set_num_threads(1)
 mode, root = sys.argv[1], Path(sys.argv[2])
+save = cp.save
+if sys.argv[3] == "rows":
+    from hypermask_fast.files import row_checkpoint
+    from hypermask_fast.head.shard import Place
+    from hypermask_fast.training.divided import Part
+
+    def save(folder, step, tensors, state):
+        rows = {"x": Part(tensors.pop("x"), 0, 0, 20_000)}
+        row_checkpoint.save(folder, step, tensors, rows, state, Place(0, 1))
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 def content(step, mark=0):
@@ -50,11 +59,11 @@ def report(folder):
 if mode == "random":
     folder, rng = root / "random", random.Random(3)
     last = 0
-    cp.save(folder, 0, *content(0))
+    save(folder, 0, *content(0))
     for _ in range(12):
         def loop():
             for step in range(last + 1, last + 10_000):
-                cp.save(folder, step, *content(step))
+                save(folder, step, *content(step))
         child = fork(loop)
         while cp._found(folder)[0][0] == last:
             time.sleep(0.001)
@@ -66,8 +75,8 @@ else:
     again = int(mode)  # the step that the killed process saves over steps 1 and 2
     for point in range(1000):
         folder = root / f"{mode}-{point}"
-        cp.save(folder, 1, *content(1))
-        cp.save(folder, 2, *content(2))
+        save(folder, 1, *content(1))
+        save(folder, 2, *content(2))
         def one():
             seen = [0]
             def hook(event, args):
@@ -76,10 +85,10 @@ else:
                         os.kill(os.getpid(), signal.SIGKILL)
                     seen[0] += 1
             sys.addaudithook(hook)
-            cp.save(folder, again, *content(again, 1))
+            save(folder, again, *content(again, 1))
         _, status = os.waitpid(fork(one), 0)
         report(folder)
-        cp.save(folder, 4, *content(4, 2))
+        save(folder, 4, *content(4, 2))
         report(folder)
         names = sorted(entry.name for entry in folder.iterdir())
         shutil.rmtree(folder)
@@ -89,9 +98,9 @@ else:
 """
 
 
-def _supervise(mode: str, root: Path) -> list[dict[str, Any]]:
+def _supervise(mode: str, root: Path, kind: str = "whole") -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-c", _SUPERVISOR, mode, str(root)],
+        [sys.executable, "-c", _SUPERVISOR, mode, str(root), kind],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
         capture_output=True,
@@ -114,10 +123,15 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "again", [pytest.param(3, id="next-step"), pytest.param(2, id="the-same-step-again")]
+    ("again", "kind"),
+    [
+        pytest.param(3, "whole", id="next-step"),
+        pytest.param(2, "whole", id="the-same-step-again"),
+        pytest.param(2, "rows", id="rows-of-processes"),
+    ],
 )
-def test_kill_at_every_file_operation(tmp_path: Path, again: int) -> None:
-    lines = _supervise(str(again), tmp_path)
+def test_kill_at_every_file_operation(tmp_path: Path, again: int, kind: str) -> None:
+    lines = _supervise(str(again), tmp_path, kind)
     rounds = [lines[i : i + 3] for i in range(0, len(lines), 3)]
     assert len(rounds) > 12  # mkdir, 3 files, 2 folders, renames, removals
     seen = []

@@ -141,8 +141,8 @@ def test_logits_are_the_same_wherever_a_run_was_stopped(
         if task_id == 1 and place == "before the checkpoint":
             raise SystemExit
 
-    def save_and_stop(folder: Path, step: int, *rest: Any) -> None:
-        save(folder, step, *rest)
+    def save_and_stop(folder: Path, step: int, *rest: Any, **options: Any) -> None:
+        save(folder, step, *rest, **options)
         steps.append(step)
         if steps.count(40) == 2:  # at the last step, and at the end of the task
             raise SystemExit

@@ -61,6 +61,15 @@ def test_the_fewest_processes_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan(config(), memory=needs[1] // 2).fewest() is None
 
 
+def test_a_run_that_one_process_cannot_resume_goes_on_in_more() -> None:
+    found = plan(config(shard_head=True))
+    needs = [plan(config(shard_head=True), processes=n).needed(resuming=True) for n in (3, 4)]
+    short = plan(config(shard_head=True), memory=sum(needs) // 2)
+    assert found.fits(resuming=True)
+    with pytest.raises(ConfigError, match="by torchrun in 4 processes with shard_head = true"):
+        short.require(resuming=True)
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", *LINE, "--processes=4", "--shard-head", "--memory-gib=80"]
     assert cli.main([*words, "--json"]) == 0

@@ -278,7 +278,7 @@ def test_a_state_file_without_state_and_step_is_refused(
 ) -> None:
     path = copy(runs.stopped, tmp_path)
     (path / NEWEST / "state.json").write_text(text)
-    monkeypatch.setattr(checkpoint, "_verify", lambda *args: None)
+    monkeypatch.setattr(checkpoint, "verify", lambda *args: None)
     with pytest.raises(CheckpointError, match="holds no state and step; another version"):
         checkpoint.load_latest(path / "checkpoints")
     assert_refused(path, "holds no state and step; another version")

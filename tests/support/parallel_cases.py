@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import io
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,9 +20,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from hypermask_fast import cli
+from hypermask_fast.errors import Stopped
+from hypermask_fast.files import checkpoint, divided_tensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.hypernetworks.sharded import sharded_head
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.exssnet.learner import ExSSNeT
 from hypermask_fast.methods.hnet.learner import HNET
@@ -33,11 +39,12 @@ from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.supsup.learner import SupSup
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.networks import MLP
+from hypermask_fast.runs.script import Run
 from hypermask_fast.scenarios import make_task
 from hypermask_fast.scenarios.task import Task
 from hypermask_fast.training.distributed import started
 from hypermask_fast.training.distributed.exchange import SharedStep
-from hypermask_fast.training.distributed.processes import Processes, joining
+from hypermask_fast.training.distributed.processes import Processes, joined, joining
 from hypermask_fast.training.trainer import Trainer
 from tests.support.alternating import AlternatingLearner
 from tests.support.replay_cases import HNET_SMALL, SMALL
@@ -92,6 +99,16 @@ class Regressed(Learner):
         shift = self.hypernetwork.logits(torch.tensor([int(task)]))[0]
         loss = nn.functional.cross_entropy(plain.logits[:, :CLASSES] + shift, y)
         return Losses(plain.task + loss, plain.task, plain.logits, {"shifted": loss})
+
+
+SHARED = [
+    *("--tasks", "2", "--steps", "8", "--mlp-hidden", "12", "--hidden", "4", "--lr", "0.02"),
+    *("--embedding-dim", "3", "--capacity", "2", "--log-every", "1"),
+    *("--beta", "0.1", "--device", "cpu", "--shard-head"),
+]
+"""Of a run whose processes share its head."""
+SAVES = 4
+"""The checkpoint of a run in which a process is killed."""
 
 
 def mlp(outputs: int = CLASSES) -> nn.Module:
@@ -207,20 +224,49 @@ def other_learner(rank: int) -> str:
     return ""
 
 
-def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _preceded(owner: Any, name: str, before: Callable[..., None]) -> Iterator[None]:
+    """Let something happen before each call of a function, of which it is given the arguments."""
+    plain = getattr(owner, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        before(*args)
+        return plain(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield
+
+
+def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[None]:
     """Let a process get a signal when a task's step begins."""
-    plain = SharedStep.__call__
 
-    def call(self: SharedStep, *args: Any, **options: Any) -> Losses:
-        if int(os.environ["RANK"]) == rank and self.number == step:
+    def before(shared: SharedStep, *_: Any) -> None:
+        if int(os.environ["RANK"]) == rank and shared.number == step:
             os.kill(os.getpid(), signum)
-        return plain(self, *args, **options)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(SharedStep, "__call__", call)
-    stack = contextlib.ExitStack()
-    stack.callback(patch.undo)
-    return stack
+    return _preceded(SharedStep, "__call__", before)
+
+
+def _full_disk(rank: int) -> contextlib.AbstractContextManager[None]:
+    """Let the disk of a process take no rows."""
+
+    def before(*_: Any) -> None:
+        if int(os.environ["RANK"]) == rank:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return _preceded(FileSystemWriter, "write_data", before)
+
+
+def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[None]:
+    """Let a process be killed when it has written its rows of a checkpoint."""
+    calls = count(1)
+
+    def before(*_: Any) -> None:
+        if int(os.environ["RANK"]) == rank and next(calls) == SAVES:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _preceded(divided_tensors, "digest", before)
 
 
 class Printed(NamedTuple):
@@ -268,11 +314,59 @@ class Group:
             return Printed(status, out.getvalue(), err.getvalue())
 
 
-def process(rank: int, port: int, folder: str) -> None:
+def script(folder: str) -> None:
+    """Train two tasks with a head that processes share, where there are several."""
+    torch.manual_seed(3)
+    with sharded_head() if joined() else contextlib.nullcontext():
+        learner = HyperMask(mlp().double(), **_GENERATED)
+    with Run(folder, Trainer(learner, steps=STEPS + 3, batch_size=BATCH, progress=False)) as run:
+        for task in tasks():
+            run.fit(task)
+
+
+def stopped_script() -> str:
+    try:
+        script("script")
+    except Stopped as error:
+        return str(error)
+    return ""
+
+
+def shared_head(group: Group) -> dict[str, Any]:
+    """Runs whose processes share a head: what is printed of them."""
+    results = {"shared": group.command(4, "train", *SHARED, "--out", "shared")}
+    now_and_then = [*SHARED, "--checkpoint-every", "0.02", "--out", "now-and-then"]
+    results["now and then"] = group.command(2, "train", *now_and_then)
+    with _signalled(STOPS_AT, 1, signal.SIGTERM):
+        results["parts of 4"] = group.command(4, "train", *SHARED, "--out", "parts")
+        results["parts of 2"] = group.command(2, "resume", "parts")
+        group.command(2, "train", *SHARED, "--shard-head", "false", "--out", "later")
+    if group.rank == 0:
+        path = Path("later/config.toml")
+        path.write_text(path.read_text().replace("shard_head = false", "shard_head = true"))
+        shutil.copytree("parts", "damaged")
+        victim = next(checkpoint.latest("damaged/checkpoints").glob("rows/__1_*"))
+        victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    results["later"] = group.command(4, "resume", "later")
+    with group.of(2) as takes_part:
+        if takes_part:
+            with started.data_parallel(), _signalled(STOPS_AT, 0, signal.SIGTERM):
+                results["script"] = stopped_script()
+    with _full_disk(1):
+        results["full"] = group.command(2, "train", *SHARED, "--out", "full")
+    results["damaged"] = group.command(2, "resume", "damaged")
+    return results
+
+
+def _begun(rank: int, port: int, folder: str) -> Group:
     faulthandler.dump_traceback_later(_LONG)
     torch.set_num_threads(1)
     os.chdir(folder)
-    group, results = Group(rank, port), dict[str, Any]()
+    return Group(rank, port)
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    group, results = _begun(rank, port, folder), dict[str, Any]()
     with group.of(4), started.data_parallel() as processes:
         assert processes is not None
         results[4] = {name: trained(CASES[name]) for name in IN_FOUR}
@@ -291,10 +385,26 @@ def process(rank: int, port: int, folder: str) -> None:
     with _signalled(STOPS_AT, 1, signal.SIGTERM):
         results["stopped"] = group.command(2, "train", *SHORT, "--out", "stopped")
     results["resumed"] = group.command(4, "resume", "stopped")
+    results |= shared_head(group)
     torch.save(results, f"{rank}.pt")
     with _signalled(STOPS_AT, 3, signal.SIGKILL):
         results["killed"] = group.command(4, "train", *SHORT, "--out", "killed")
     torch.save(results, f"{rank}.pt")
+
+
+def lost_while_saving(rank: int, port: int, folder: str) -> None:
+    """Lose the last one of three processes that share a head."""
+    often = ("--checkpoint-every", "0")
+    with _killed_while_saving(2):
+        printed = _begun(rank, port, folder).command(3, "train", *SHARED, *often, "--out", "lost")
+    torch.save({"lost 2": printed}, f"lost-2-{rank}.pt")
+
+
+def lost_in_a_step(rank: int, port: int, folder: str) -> None:
+    """Lose the last one of two processes that go on with it."""
+    with _signalled(STOPS_AT, 1, signal.SIGKILL):
+        printed = _begun(rank, port, folder).command(2, "resume", "lost")
+    torch.save({"lost 1": printed}, f"lost-1-{rank}.pt")
 
 
 def accuracy_of(path: Path) -> Any:

@@ -280,17 +280,20 @@ def test_rows_are_those_of_torch_chunk() -> None:
         assert [RowShard(size, Place(r, world)).rows for r in range(world)] == expected
 
 
-def test_a_run_whose_checkpoints_would_lack_rows_is_refused(
+def test_processes_that_do_not_train_together_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with sharing_among(Place(0, 1)):
+    monkeypatch.setattr(Place, "all", lambda place, value: [value] * place.world)
+    with sharing_among(Place(0, 2)):
         learner = hmf.HyperMask(net())
-    with pytest.raises(ConfigError, match=r"rows 0 to 22 of 23, process 0 of 1 of a head"):
+    with pytest.raises(ConfigError, match=r"rows 0 to 11 of 23, process 0 of 2 of a head"):
         hmf.Run(tmp_path / "run", hmf.Trainer(learner, steps=1, progress=False))
     started = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in started.items():
         monkeypatch.setenv(name, value)
     config = RunConfig.from_preset("split-digits", shard_head=True)
-    with pytest.raises(ConfigError, match="shard_head=True in 4 processes"):
+    with pytest.raises(
+        ConfigError, match="4 processes that torchrun started do not train together"
+    ):
         runs.train(config, tmp_path / "other")
     assert not list(tmp_path.iterdir())

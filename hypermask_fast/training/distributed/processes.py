@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hypermask_fast.errors import ConfigError, ProcessLost
+from hypermask_fast.head.shard import Place
 from hypermask_fast.methods.sharing import Share
 
 _SMALL = 2**16
@@ -45,6 +46,8 @@ class Processes:
         self._exchanges = 0
         self._caught: Callable[[], int | None] = lambda: None
         self._signal: int | None = None
+        self._due: Callable[[], bool] = lambda: False
+        self._is_due = False
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
@@ -67,26 +70,38 @@ class Processes:
         finally:
             self.seconds += time.perf_counter() - begin
 
-    def sum_(self, values: Tensor) -> Tensor:
-        """Make a tensor the sum of those of all processes, in place, and return it."""
-        if values.device.type != "cuda":
+    @contextmanager
+    def exchanging(self, device: torch.device) -> Iterator[None]:
+        """Exchange tensors of a device in a ``with`` block, whose time is taken.
+
+        Raises:
+            ProcessLost: Another process ended, or did not answer in time.
+        """
+        if device.type == "cuda":
+            self._exchanges += 1
+        if device.type != "cuda" or self._exchanges % _MEASURED:
             with self._answered():
-                dist.all_reduce(values, group=self._group)
-            return values
-        self._exchanges += 1
-        if self._exchanges % _MEASURED:
-            with self._answered():
-                dist.all_reduce(values, group=self._group)
-            return values
+                yield
+            return
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         pair[0].record()
         with self._answered():
-            dist.all_reduce(values, group=self._group)
+            yield
         pair[1].record()
         self._events.append(pair)
         while self._events and self._events[0][1].query():
             first, last = self._events.pop(0)
             self.seconds += first.elapsed_time(last) / 1e3 * _MEASURED
+
+    @property
+    def place(self) -> Place:
+        """That of this process among those that share a head."""
+        return Place(self.rank, self.world, self._group, self.exchanging)
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Make a tensor the sum of those of all processes, in place, and return it."""
+        with self.exchanging(values.device):
+            dist.all_reduce(values, group=self._group)
         return values
 
     def _weighted(self, weight: float, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -168,12 +183,26 @@ class Processes:
         self._caught, self._signal = own, None
         return lambda: self._signal
 
+    def agreed_due(self, own: Callable[[], bool]) -> Callable[[], bool]:
+        """Return a function that tells all processes after the same step that something is due.
+
+        Args:
+            own: Returns whether it is, by the clock of the first process.
+        """
+        self._due, self._is_due = own, False
+        return lambda: self._is_due
+
     def signals(self, like: Tensor) -> Tensor:
-        """Return what a step exchanges of signals: a 1 at the number of that which was caught."""
+        """Return what a step exchanges of signals: a 1 at the number of that which was caught.
+
+        No signal has the number 0, whose place is that of what is due.
+        """
         found = torch.zeros(_SIGNALS, dtype=like.dtype)
         number = self._caught()
         if number is not None:
             found[number] = 1
+        if self.is_first and self._due():
+            found[0] = 1
         return found.to(like.device, non_blocking=True)
 
     def see(self, signals: Tensor, step: int) -> None:
@@ -185,9 +214,11 @@ class Processes:
             signals: The means of those of the processes.
             step: Number of the step, the same in all.
         """
+        self._is_due = False
         if signals.device.type != "cuda" or step % _SIGNALS_EVERY == 0:
             caught = signals.nonzero().flatten().tolist()
-            self._signal = max(caught, default=None)
+            self._is_due = 0 in caught
+            self._signal = max((number for number in caught if number), default=None)
 
 
 _joined: list[Processes] = []
