@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from hypermask_fast.hypernetworks.full import Hypernetwork
 from hypermask_fast.methods.base import Learner
+from hypermask_fast.methods.protocol import ParameterGroup
 from hypermask_fast.optim.factored_adam import FactoredAdam
-from hypermask_fast.training.optimizers import make_optimizers
+from hypermask_fast.training.optimizers import make_optimizer, make_optimizers
 from hypermask_fast.training.settings import TrainingSettings
 
 
@@ -33,6 +35,14 @@ class TorchAdam(torch.optim.Adam):
         super().__init__(plain, lr=lr, **options)
 
 
+_ADAM = cast(type[FactoredAdam], TorchAdam)
+
+
+def torch_optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> Optimizer:
+    """Return PyTorch's optimizer over parameters that all train alike; see `torch_optimizers`."""
+    return make_optimizer([ParameterGroup(parameters)], settings, _ADAM)
+
+
 def torch_optimizers(learner: Learner, settings: TrainingSettings) -> dict[str, Optimizer]:
     """Return PyTorch's optimizers over a learner's parameters in its phase, by name.
 
@@ -40,7 +50,7 @@ def torch_optimizers(learner: Learner, settings: TrainingSettings) -> dict[str, 
         learner: The learner.
         settings: The kind of optimizer and its numbers.
     """
-    return make_optimizers(learner, settings, adam=cast(type[FactoredAdam], TorchAdam))
+    return make_optimizers(learner, settings, adam=_ADAM)
 
 
 def make_dense(learner: Learner) -> None:

@@ -28,7 +28,7 @@ from hypermask_fast.benching.names import (
     REGULARIZER,
     TORCH,
 )
-from hypermask_fast.benching.plain import make_dense, torch_optimizers
+from hypermask_fast.benching.plain import make_dense, torch_optimizer, torch_optimizers
 from hypermask_fast.benching.published import Published, published_of
 from hypermask_fast.benching.start import Start
 from hypermask_fast.methods.base import Learner
@@ -37,7 +37,6 @@ from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.training.graph import GraphedStep
 from hypermask_fast.training.optimizers import make_optimizers
-from hypermask_fast.training.settings import TrainingSettings
 from hypermask_fast.training.step import TrainingStep
 
 _CAPTURED_WITHIN = 12
@@ -198,15 +197,6 @@ def ordinary(start: Start, laps: Laps, dtype: torch.dtype | None = None, why: st
     return made
 
 
-def _torch_optimizer(settings: TrainingSettings, parameters: list[Tensor]) -> Any:
-    """Return the optimizer of settings over parameters that all train alike."""
-    shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, betas=(settings.adam_beta1, 0.999), **shared)
-    kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[settings.optimizer]
-    return kind(parameters, momentum=settings.momentum, **shared)
-
-
 def published(
     start: Start,
     laps: Laps,
@@ -224,7 +214,7 @@ def published(
     learner = start.learner(dtype)
     assert isinstance(learner, HyperMask)
     trains = [n for n, p in learner.net.named_parameters() if p.requires_grad]
-    make_optimizer = partial(_torch_optimizer, start.config.training)
+    make_optimizer = partial(torch_optimizer, settings=start.config.training)
     plain = published_of(learner, algorithm, make_optimizer=make_optimizer)
     named = {f"net.{name}": [plain.net.get_parameter(name)] for name in trains}
     for prefix in ("trunk", "head"):

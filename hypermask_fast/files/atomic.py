@@ -33,10 +33,8 @@ def fsync_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where a file is to be written and brought to the disk, which then becomes ``path``.
 
-    After an error ``path`` is what it was.
-
     Raises:
-        OSError: The disk refuses it.
+        OSError: The disk refuses it: ``path`` is the old file or the new one.
     """
     # Always the same: what a kill leaves here is gone after the next write.
     temporary = path.with_name(f"{TEMPORARY}{path.name}")

@@ -189,7 +189,7 @@ def write_parts(
     Raises:
         CheckpointError: The disk is full or refuses the data; in all processes.
     """
-    with in_a_sentence(path), _exchanging(place):
+    with disk_in_a_sentence(path), _exchanging(place):
         save_state_dict(
             dict(parts),
             storage_writer=filesystem.FileSystemWriter(folder, sync_files=True),
@@ -199,7 +199,7 @@ def write_parts(
         )
 
     def own_files() -> dict[str, dict[str, Any]]:
-        with in_a_sentence(path):
+        with disk_in_a_sentence(path):
             names = [p.name for p in folder.glob(f"__{place.rank}_*")]
             names += [_PLACES] if place.rank == 0 else []
             return {name: digest(folder / name) for name in names}
@@ -216,7 +216,7 @@ def read_parts(folder: Path, parts: Mapping[str, Part], place: Place, path: Path
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
-    with in_a_sentence(path), _exchanging(place):
+    with disk_in_a_sentence(path), _exchanging(place):
         load_state_dict(
             dict(parts),
             storage_reader=_Reader(folder),
@@ -239,7 +239,7 @@ def read_rows(
     Raises:
         CheckpointError: A tensor is missing or is of another number of rows.
     """
-    with in_a_sentence(path):
+    with disk_in_a_sentence(path):
         saved = places_in(folder).state_dict_metadata
     parts = {}
     for name, dim in dims.items():
@@ -267,7 +267,7 @@ def _exchanging(place: Place) -> Iterator[None]:
 
 
 @contextmanager
-def in_a_sentence(path: Path) -> Iterator[None]:
+def disk_in_a_sentence(path: Path) -> Iterator[None]:
     """Turn what the disk or PyTorch says of a checkpoint into an error of this package."""
     try:
         with warnings.catch_warnings():
@@ -286,8 +286,8 @@ def in_a_sentence(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; free space, correct the permissions, "
-            "or choose another path"
+            f"cannot write or read {path}: {error.strerror or error}; free space, correct the "
+            "permissions, or choose another path"
         ) from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hypermask_fast.files.atomic import fsync_folder
 from hypermask_fast.files.checkpoint import NewCheckpoint, encoded, new_checkpoint, payload_of
 from hypermask_fast.files.checkpoint_index import ROWS
-from hypermask_fast.files.divided_tensors import in_a_sentence, write_parts
+from hypermask_fast.files.divided_tensors import disk_in_a_sentence, write_parts
 from hypermask_fast.files.in_all import in_all
 from hypermask_fast.files.tensor_file import check_tensors
 from hypermask_fast.head.shard import Place
@@ -45,27 +45,29 @@ def save(
     """
     is_first = place.rank == 0
     divided = {name: part.dim for name, part in rows.items() if part.dim is not None}
-    text = encoded(state, step, divided) if is_first else b""
     elsewhere = sum(
         math.prod(part.shape) * part.own.element_size() + place.world * 2**10
         for part in rows.values()
     )
     made: list[NewCheckpoint] = []  # by the first process
     final, temporary = NewCheckpoint(folder, step).final, NewCheckpoint(folder, step).temporary
+    text = b""
     with ExitStack() as stack:
 
         def begin() -> None:
             check_tensors({name: part.own for name, part in rows.items()}, step)
+            nonlocal text
             if is_first:
+                text = encoded(state, step, divided)
                 check_tensors(tensors, step)
                 payload = payload_of(tensors) + len(text) + elsewhere
                 made.append(stack.enter_context(new_checkpoint(folder, step, payload, _KEEP)))
-                with in_a_sentence(final):
+                with disk_in_a_sentence(final):
                     (temporary / ROWS).mkdir()
 
         def end() -> None:
             for each in made:
-                with in_a_sentence(final):
+                with disk_in_a_sentence(final):
                     fsync_folder(temporary / ROWS)
                     each.write(tensors, text)
                 each.files |= {f"{ROWS}/{name}": entry for name, entry in files.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.files.atomic import TEMPORARY, fsync_folder
-from hypermask_fast.files.divided_tensors import digest, in_a_sentence, read_parts, write_parts
+from hypermask_fast.files.divided_tensors import digest, disk_in_a_sentence, read_parts, write_parts
 from hypermask_fast.files.in_all import in_all
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.files.tensor_file import write_file
@@ -51,7 +51,7 @@ def save(path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], place:
                 f"{path} exists and holds no checkpoint of processes; choose "
                 "another path, or move it"
             )
-        with in_a_sentence(path):
+        with disk_in_a_sentence(path):
             shutil.rmtree(temporary, ignore_errors=True)
             _put_back(path)
             temporary.mkdir(parents=True)
@@ -61,7 +61,7 @@ def save(path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], place:
     def finish(files: Mapping[str, Any]) -> None:
         if not is_first:
             return
-        with in_a_sentence(path):
+        with disk_in_a_sentence(path):
             files = {**files, _STATE: write_file(temporary / _STATE, [text])}
             index = {"format": FORMAT, "version": VERSION, "files": files}
             write_file(temporary / _INDEX, [json.dumps(index, indent=1).encode()])

@@ -13,6 +13,9 @@ from hypermask_fast.records.restoring import settings_of
 from hypermask_fast.settings.changes import changed, described
 from hypermask_fast.settings.config import RunConfig
 
+_SPEEDS = ("device", "graph", "compile")
+"""Settings that change no number and the time of a step."""
+
 
 class Reference:
     """A run of one process, which the efficiency of several is measured against.
@@ -29,7 +32,10 @@ class Reference:
 
     def __init__(self, path: Path, config: RunConfig, processes: int) -> None:
         folder = RunFolder.open(path, lock=False)
-        changes = changed(settings_of(folder), config)
+        before = settings_of(folder)
+        changes = changed(before, config)
+        old, new = before.options(), config.options()
+        changes |= {n: (old[n], new[n]) for n in _SPEEDS if old[n] != new[n]}
         if changes:
             raise ConfigError(
                 f"{path} has other settings ({described(changes)}), so its steps are no measure of "

@@ -15,6 +15,7 @@ import torch
 
 from hypermask_fast.errors import DataError
 from hypermask_fast.files.atomic import write_bytes_atomic, write_text_atomic
+from hypermask_fast.training.accuracy import accuracy_of
 from hypermask_fast.training.trainer import Trainer
 
 FILE = "confusion.npz"
@@ -36,7 +37,7 @@ class Confusion(NamedTuple):
     @property
     def accuracy(self) -> float:
         """In percent."""
-        return 100.0 * int(self.counts.trace()) / int(self.counts.sum())
+        return accuracy_of(self.counts)
 
     @property
     def by_class(self) -> npt.NDArray[np.float64]:

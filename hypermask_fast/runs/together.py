@@ -142,5 +142,5 @@ class Efficiency:
         return (
             f"{self._processes.world} processes: {steps / seconds:.1f} steps/s, evaluations "
             f"included, {100 * share:.0f} % of the time in exchanges, which leaves a scaling "
-            f"efficiency of at most {max(0.0, 100 - 100 * share):.0f} %"
+            f"efficiency of at most {100 - 100 * share:.0f} %"
         )

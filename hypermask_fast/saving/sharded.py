@@ -17,10 +17,10 @@ from hypermask_fast.files import sharded_checkpoint
 from hypermask_fast.head.shard import Place
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.batches import check_optimizers
-from hypermask_fast.methods.extra_state import check_storable, weights_of
+from hypermask_fast.methods.extra_state import weights_of
 from hypermask_fast.training.divided import derive, divided_dims, parts_of_state, whole_shard
 from hypermask_fast.training.optimizers import MAIN, load_optimizer_state, optimizer_state
-from hypermask_fast.training.states import check_network, load_learner
+from hypermask_fast.training.states import check_network, learner_state, load_learner
 
 Optimizers = Optimizer | Mapping[str, Optimizer] | None
 
@@ -61,21 +61,16 @@ def save_sharded(
     target = Path(check_value("path", str, path, path=True))
     check_learner(learner)
     optimizers = _by_name(optimizer)
-    check_storable(learner)
-    of_task, task = learner.task_state()
-    tensors = {f"learner/{name}": value for name, value in weights_of(learner).items()}
-    tensors |= {f"task/{name}": value for name, value in of_task.items()}
+    tensors, of_learner = learner_state(learner)
     of_optimizers, groups = optimizer_state(optimizers)
     tensors |= of_optimizers
     shard = whole_shard(learner)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     dims = divided_dims(learner, optimizers, shapes, 0 if shard is None else shard.rows)
     parts = parts_of_state(tensors, dims, shard)
-    task.pop("rows", None)
+    of_learner["task"].pop("rows", None)
     state = {
-        "method": type(learner).__name__,
-        "manifest": learner.manifest(),
-        "task": task,
+        **of_learner,
         "optimizers": groups,
         "tensors": {
             name: [str(part.own.dtype).removeprefix("torch."), part.shape, part.dim]

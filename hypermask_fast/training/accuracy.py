@@ -72,11 +72,11 @@ class AccuracyRecord:
 
     def end(self, task: int, added: Collection[int], count: Callable[[int], Counts]) -> None:
         """Measure the tasks learned so far, and the next one that was added."""
-        self.order.append(task)
-        ahead = [other for other in added if other not in self.order][:1]
-        seen = dict.fromkeys(self.order + ahead)
-        self.confusions = {other: count(other) for other in seen if other in added}
-        self._rows.append({t: accuracy_of(counts) for t, counts in self.confusions.items()})
+        learned = [*self.order, task]
+        ahead = [other for other in added if other not in learned][:1]
+        found = {t: count(t) for t in dict.fromkeys(learned + ahead) if t in added}
+        self.order, self.confusions = learned, found
+        self._rows.append({t: accuracy_of(counts) for t, counts in found.items()})
 
     def forget(self, tasks: Collection[int]) -> None:
         """Drop what was measured of ids that other tasks have now, and all since one was learned.

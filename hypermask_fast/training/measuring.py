@@ -53,7 +53,8 @@ class Measuring:
     @property
     def confusions(self) -> Mapping[int, npt.NDArray[np.int64]]:
         """By task, :meth:`confusion` for the last row of :attr:`accuracy`; empty if loaded."""
-        return self._record.confusions
+        known = self._tasks
+        return {task: counts for task, counts in self._record.confusions.items() if task in known}
 
     @property
     def tasks_done(self) -> int:

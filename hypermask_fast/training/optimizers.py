@@ -22,9 +22,10 @@ MAIN = "main"
 _MOMENTS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def _make(
+def make_optimizer(
     groups: Sequence[ParameterGroup], settings: TrainingSettings, adam: type[FactoredAdam]
 ) -> Optimizer:
+    """Return one optimizer over groups of parameters; see :func:`make_optimizers`."""
     options: list[dict[str, Any]] = [
         {"params": list(group.params), "lr": settings.lr if group.lr is None else group.lr}
         for group in groups
@@ -70,7 +71,7 @@ def make_optimizers(
     """
     groups = [group for group in learner.parameter_groups(learner.phase) if group.params]
     return {
-        name: _make([group for group in groups if group.optimizer == name], settings, adam)
+        name: make_optimizer([group for group in groups if group.optimizer == name], settings, adam)
         for name in dict.fromkeys(group.optimizer for group in groups)
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -120,7 +121,7 @@ class Trainer(Measuring):
         self._together.start_alike()
         added = len(self.learner.tasks)
         task_id = self.add(task)
-        record = self._record.state()
+        record = copy.deepcopy(self._record)
         task = self._tasks[task_id]
         total = self.steps_of(task)
         stream = task.stream(self.settings.batch_size, seed=self.seed, task_id=task_id)
@@ -130,7 +131,7 @@ class Trainer(Measuring):
             try:
                 self._begin(task_id, total, stream)
             except BaseException:
-                self._record.load(record, ())
+                self._record = record
                 if len(self.learner.tasks) > added:
                     self._tasks.forget(task_id)
                 raise

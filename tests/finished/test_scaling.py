@@ -37,6 +37,8 @@ def test_what_is_no_measure_is_refused(tmp_path: Path) -> None:
     one, two = folder(tmp_path / "one", [[9.0]]), folder(tmp_path / "two", [[9.0]], 2)
     with pytest.raises(ConfigError, match=r"one has other settings \(steps from 6 to 7\)"):
         Reference(one, short(steps=7), 2)
+    with pytest.raises(ConfigError, match=r"one has other settings \(compile from 'auto' to False"):
+        Reference(one, short(compile=False), 2)
     with pytest.raises(ConfigError, match="two is a run of 2 processes, expected one of one"):
         Reference(two, short(), 2)
     with pytest.raises(ConfigError, match="untimed has no time of a step"):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.hnet.learner import HNET
@@ -41,6 +42,24 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.norm(self.conv(x.view(-1, 1, 4, 4)))).flatten(1))
+
+
+class Repeated(Conv):
+    """Runs its normalisation again in the backward pass, and counts in other ways by its seed."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.pace = torch.initial_seed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1 + self.pace  # a new tensor in each step
+        return self.out(checkpoint(self.hidden, x, use_reentrant=False))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x.view(-1, 1, 4, 4)))).flatten(1)
 
 
 class WithIdleLayer(MLP):
@@ -104,6 +123,7 @@ CASES = {
     "sampled-earlier-tasks": Case(options={"regularized_tasks": 1}, tasks=4),
     "norm-of-each-task": Case(row_sparse, Conv, {"bn": "per_task"}),
     "shared-norm": Case(torch_adam, Conv, {"bn": "batch"}),
+    "repeated-norm": Case(torch_adam, Repeated, {"bn": "batch"}),
 }
 EXTRA = 30  # at most, elements that a step exchanges beside 2N: a flag for each parameter, norms
 

@@ -14,6 +14,7 @@ from hypermask_fast.methods.hypermask.learner import HyperMask
 from hypermask_fast.metrics import continual
 from hypermask_fast.networks import MLP
 from hypermask_fast.scenarios import Scenario, split_digits
+from hypermask_fast.training.accuracy import AccuracyRecord, Counts
 from hypermask_fast.training.trainer import Trainer
 
 
@@ -135,3 +136,26 @@ def test_a_checkpoint_keeps_the_order(digits: Scenario) -> None:
     assert other.columns == (2, 0, 1)
     np.testing.assert_array_equal(other.accuracy, trainer.accuracy)
     np.testing.assert_array_equal(other.fit(digits[1]), trainer.fit(digits[1]))
+
+
+def test_a_measurement_that_fails_leaves_the_record_as_it_was() -> None:
+    record = AccuracyRecord()
+    right, wrong = np.array([[3, 1], [0, 4]]), MemoryError("none left")
+
+    def fails(task: int) -> Counts:
+        if task == 1:
+            raise wrong
+        return right
+
+    record.begin(0, (), (0, 1), lambda task: right)
+    record.end(0, (0, 1), lambda task: right)
+    with pytest.raises(MemoryError):
+        record.end(1, (0, 1), fails)
+    assert record.order == [0]
+    assert {*record.confusions} == {0, 1}
+    # The next task finds that one was learned meanwhile, of which nothing is known.
+    record.begin(2, (0, 1), (0, 1, 2), lambda task: right)
+    record.end(2, (0, 1, 2), lambda task: right)
+    matrix = record.matrix((0, 1, 2))
+    assert np.isnan(matrix[2, :2]).all()
+    assert (matrix[3] == 87.5).all()

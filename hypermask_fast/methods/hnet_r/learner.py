@@ -141,13 +141,13 @@ class HNETR(ReplayLearner):
         self, x: Tensor, y: Tensor, task: int, number: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of a batch and of replayed images, and the batch's outputs."""
-        replayed = self.replay.sample(self._whole(x), task, number)
-        if replayed is None:
+        replayed = self.replay.sample(self._whole(x), task, number, self.share)
+        if replayed is None or not len(replayed.x):
             with modes_of(self):
                 outputs = run(self.net, x)
             distilled = x.new_zeros(())
         else:
-            images = (replayed.x if self.share is None else replayed.part(self.share)).to(x)
+            images = replayed.x.to(x)
             with evaluating(self, self.net):
                 said = self.teacher(self.net, images)
             with modes_of(self):
@@ -167,7 +167,7 @@ class HNETR(ReplayLearner):
 
     def _distilled(self, logits: Tensor, said: Tensor, task: int, replayed: Replayed) -> Tensor:
         # Rows of the mean in this process, which counts by its share.
-        part = None if self.share is None else len(replayed.x) * self.share.weight
+        part = None if self.share is None else replayed.whole * self.share.weight
         if self.task_heads == "growing":
             so_far = self._rows(max((task, *replayed.tasks)), so_far=True)
             rows = [self._rows(earlier) for earlier in replayed.tasks]

@@ -32,18 +32,13 @@ class Replayed(NamedTuple):
         x: (t * n, C, H, W) in [0, 1], n of each task, task by task.
         places: int64 (t * n,), the place of each one's task in ``tasks``.
         tasks: Ids of the t tasks, in the order that they were learned in.
+        whole: Images of the step, in all processes.
     """
 
     x: Tensor
     places: Tensor
     tasks: Sequence[int]
-
-    def part(self, share: Share) -> Tensor:
-        """Return the images that a process takes of each task, as many of all: some, or none."""
-        of_tasks = self.x.unflatten(0, (len(self.tasks), -1))
-        count, rows = of_tasks.shape[1], share.rows
-        low, high = (count * row // share.whole for row in (rows.start, rows.stop))
-        return of_tasks[:, low:high].flatten(0, 1)
+    whole: int
 
 
 class Replay(nn.Module):
@@ -147,7 +142,9 @@ class Replay(nn.Module):
         return loss.detach(), output_reg
 
     @torch.no_grad()
-    def sample(self, batch: int, task: int, step: int | Tensor) -> Replayed | None:
+    def sample(
+        self, batch: int, task: int, step: int | Tensor, share: Share | None = None
+    ) -> Replayed | None:
         """Return the replayed images of a step: ceil(batch / t) of each of t earlier tasks.
 
         None in a first task.
@@ -156,15 +153,23 @@ class Replay(nn.Module):
             batch: Rows of the current task in the step.
             task: The current task.
             step: Its number.
+            share: This process's part of the step: of the images of each task it gets its part, as
+                many of all, maybe none. Default: all images.
         """
         decoders, ids = self.kept.logits, self.kept.ids
         if decoders is None or ids is None:
             return None
         count = -(-batch // len(decoders))
         z = self._noise((len(decoders), count, self.latent_dim), task, REPLAY, step)
-        x = self.decoder(decoders, z, ids[1:]).sigmoid().view(-1, *self.input_shape)
+        whole = len(decoders) * count
+        if share is not None:
+            rows = share.rows
+            z = z[:, count * rows.start // share.whole : count * rows.stop // share.whole]
+            count = z.shape[1]
+        logits = self.decoder(decoders, z, ids[1:])
+        x = logits.sigmoid().view(len(decoders) * count, *self.input_shape)
         places = torch.arange(len(decoders), device=x.device).repeat_interleave(count)
-        return Replayed(x, places, self.earlier)
+        return Replayed(x, places, self.earlier, whole)
 
     @torch.no_grad()
     def images(self, task: int, z: Tensor) -> Tensor:

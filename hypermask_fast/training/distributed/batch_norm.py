@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from hypermask_fast.methods.sharing import Share
 from hypermask_fast.training.distributed.processes import Processes
@@ -37,7 +40,7 @@ class _Normalized(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         var, mean = torch.var_mean(x.to(wide), _dims(x), correction=0)
-        count = mean.new_tensor([x.numel() / x.shape[1]])
+        count = mean.new_full((1,), x.numel() / x.shape[1])
         found = torch.stack(processes.gathered(torch.cat((count, mean, var))))
         counts = found[:, :1]
         total = counts.sum()
@@ -48,9 +51,9 @@ class _Normalized(torch.autograd.Function):
         scale = (var + eps).rsqrt()
         y = (x - _columns(mean, x)) * _columns(scale, x)
         ctx.save_for_backward(y, scale)
-        ctx.share, ctx.total = share, total
+        ctx.share, ctx.total, ctx.dtype = share, total, x.dtype
         ctx.mark_non_differentiable(mean, var, total)
-        return y.to(x.dtype), mean, var, total
+        return y, mean, var, total
 
     @staticmethod
     @once_differentiable
@@ -63,7 +66,7 @@ class _Normalized(torch.autograd.Function):
         (both,) = ctx.share.mean([sums])
         of_mean, of_scale = both / (ctx.share.weight * ctx.total)
         dx = (wide - _columns(of_mean, y) - y * _columns(of_scale, y)) * _columns(scale, y)
-        return dx.to(grad.dtype), None, None, None
+        return dx.to(ctx.dtype), None, None, None
 
 
 def batch_norm(
@@ -95,7 +98,9 @@ def batch_norm(
             running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
     if weight is not None:
         y = y * _columns(weight, x)
-    return y if bias is None else y + _columns(bias, x)
+    if bias is not None:
+        y = y + _columns(bias, x)
+    return y.to(x.dtype)
 
 
 class WholeBatchNorm(TorchFunctionMode):
@@ -127,8 +132,31 @@ class WholeBatchNorm(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         state = running_mean, running_var, weight, bias
-        if not training:
+        if not training or self._processes.world == 1:
             return F.batch_norm(input, *state, training, momentum, eps)
         return batch_norm(
             input, *state, momentum, eps, processes=self._processes, share=self._share
         )
+
+
+def repeated_together(
+    module: nn.Module, context: Callable[[], AbstractContextManager[object] | None]
+) -> list[RemovableHandle]:
+    """Let a module's forwards run in a context, in whatever thread.
+
+    Args:
+        module: The module.
+        context: Returns it, or None for a forward that needs none.
+    """
+    entered: list[ExitStack] = []
+
+    def enter(*_: object) -> None:
+        stack, found = ExitStack(), context()
+        if found is not None:
+            stack.enter_context(found)
+        entered.append(stack)
+
+    return [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(lambda *_: entered.pop().close(), always_call=True),
+    ]

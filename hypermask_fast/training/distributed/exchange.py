@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.optimizer import Optimizer
@@ -50,7 +50,7 @@ class Exchange:
         # Of a normalisation's table only the row of the current task has a gradient.
         tables = (m for m in learner.modules() if isinstance(m, NormTable))
         self._of_norms = {id(p) for table in tables for p in table.parameters()}
-        self._buffers = _moving_buffers(learner)
+        self._moving = _with_moving_buffers(learner)
         self._normalizes = has_batch_norm(learner)
 
     @contextmanager
@@ -61,10 +61,14 @@ class Exchange:
         """
         self._share = self._learner.share = share
         try:
-            with WholeBatchNorm(self._processes, share) if self._normalizes else nullcontext():
+            with self.statistics() if self._normalizes else nullcontext():
                 yield
         finally:
             self._learner.share = None
+
+    def statistics(self) -> WholeBatchNorm:
+        """Return the context in which batch norms have the statistics of all rows."""
+        return WholeBatchNorm(self._processes, self._share)
 
     def before_steps_of(self, optimizer: Optimizer) -> None:
         """Exchange gradients before each step of an optimizer from now on.
@@ -83,8 +87,9 @@ class Exchange:
 
     def buffers(self) -> None:
         """Make the buffers that a forward of the network moved those of the first process."""
-        if self._buffers:
-            self._processes.copy_(self._buffers)
+        found = [buffer for module in self._moving for buffer in module.buffers(recurse=False)]
+        if found:
+            self._processes.copy_(found)
 
     @torch.no_grad()
     def losses(self, losses: Losses, *more: Tensor) -> tuple[Losses, list[Tensor]]:
@@ -135,18 +140,12 @@ class Exchange:
                 self._read(p).copy_(mean)
 
 
-def _moving_buffers(learner: Learner) -> list[Tensor]:
-    """Return the buffers that a forward of the network may move, but for its batch norms'."""
+def _with_moving_buffers(learner: Learner) -> list[nn.Module]:
+    """Return the modules whose buffers a forward of the network may move, but for batch norms."""
     parts = list(learner.net.modules())
-    found = [
-        buffer
-        for module in parts
-        if not isinstance(module, TaskNorm | _BatchNorm)
-        for buffer in module.buffers(recurse=False)
-    ]
+    found = [module for module in parts if not isinstance(module, TaskNorm | _BatchNorm)]
     if any(isinstance(m, _InstanceNorm) and m.track_running_stats for m in parts):
-        tables = (m for m in learner.modules() if isinstance(m, NormTable))
-        found += [buffer for table in tables for buffer in table.buffers()]
+        found += [module for module in learner.modules() if isinstance(module, NormTable)]
     return found
 
 

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from weakref import WeakSet
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.hypernetworks.sharded import place_of
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.training.distributed.alike import check_same_layout, copy_tasks, copy_weights
+from hypermask_fast.training.distributed.batch_norm import repeated_together
 from hypermask_fast.training.distributed.exchange import Exchange
 from hypermask_fast.training.distributed.processes import Processes
 
 
-def _check(learner: Learner, group: dist.ProcessGroup | None) -> None:
+def _check(learner: Learner) -> None:
     if not isinstance(learner, Learner):
         raise TypeError(
             f"learner is a {type(learner).__name__}; give a learner of this package, such as "
             "HyperMask(net), and torch's own DistributedDataParallel any other module"
-        )
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "no process group is initialised; call torch.distributed.init_process_group() first, "
-            "in processes started with torchrun"
-        )
-    if dist.get_rank(group) < 0:
-        raise RuntimeError(
-            f"process {dist.get_rank()} is not in the process group; leave it out, or give a group "
-            "it belongs to"
         )
 
 
@@ -90,7 +84,8 @@ class DistributedDataParallel(nn.Module):
     """
 
     def __init__(self, learner: Learner, process_group: dist.ProcessGroup | None = None) -> None:
-        _check(learner, process_group)
+        _check(learner)
+        place_of(process_group)
         super().__init__()
         self.learner = learner
         self._processes = Processes(process_group)
@@ -100,6 +95,12 @@ class DistributedDataParallel(nn.Module):
         self._exchange = Exchange(self._processes, learner)
         self._exchanges_at_end = False
         self._with_exchange: WeakSet[Optimizer] = WeakSet()
+        # A checkpoint's repetition in the backward pass, which a device may run in its own thread.
+        self._repeated = [
+            repeated_together(module, self._repetition)
+            for module in learner.modules()
+            if isinstance(module, _BatchNorm)
+        ]
 
     def forward(
         self, x: Tensor, y: Tensor, task: int, *, optimizer: Optimizer | None = None
@@ -117,6 +118,10 @@ class DistributedDataParallel(nn.Module):
             if value.requires_grad:
                 value.register_hook(self._exchange_at_the_end)
         return losses
+
+    def _repetition(self) -> AbstractContextManager[object] | None:
+        """Return what a batch norm runs in within a backward pass of these losses."""
+        return self._exchange.statistics() if self._exchanges_at_end else None
 
     def _exchange_at_the_end(self, _: Tensor) -> None:
         """Exchange gradients, once, when the backward pass that comes here has ended."""

@@ -19,8 +19,8 @@ from hypermask_fast.methods.sharing import Share
 _SMALL = 2**16
 """Entries of a tensor that is sent together with others."""
 _SIGNALS, _SIGNALS_EVERY = 32, 16
-_MEASURED = 16
-"""On a GPU the time of one exchange in so many is measured."""
+_MEASURED = 17
+"""On a GPU the time of one exchange in so many is measured; a prime, so that none is left out."""
 
 
 class Processes:
@@ -60,15 +60,15 @@ class Processes:
         return 0 if self._group is None else dist.get_global_rank(self._group, 0)
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Turn what the others' silence raises into one error, and take the time."""
+    def _answered(self, *, timed: bool = True) -> Iterator[None]:
+        """Turn what the others' silence raises into one error, and take the time of the host."""
         begin = time.perf_counter()
         try:
             yield
         except RuntimeError as error:
             raise ProcessLost(self.world, error) from error
         finally:
-            self.seconds += time.perf_counter() - begin
+            self.seconds += (time.perf_counter() - begin) * timed
 
     @contextmanager
     def exchanging(self, device: torch.device) -> Iterator[None]:
@@ -77,15 +77,18 @@ class Processes:
         Raises:
             ProcessLost: Another process ended, or did not answer in time.
         """
-        if device.type == "cuda":
-            self._exchanges += 1
-        if device.type != "cuda" or self._exchanges % _MEASURED:
+        if device.type != "cuda":
             with self._answered():
+                yield
+            return
+        self._exchanges += 1
+        if self._exchanges % _MEASURED:
+            with self._answered(timed=False):
                 yield
             return
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         pair[0].record()
-        with self._answered():
+        with self._answered(timed=False):
             yield
         pair[1].record()
         self._events.append(pair)
@@ -134,7 +137,7 @@ class Processes:
     def gathered(self, value: Tensor) -> list[Tensor]:
         """Return a tensor as each process has it, of the same shape in all."""
         found = [torch.empty_like(value) for _ in range(self.world)]
-        with self._answered():
+        with self.exchanging(value.device):
             dist.all_gather(found, value.contiguous(), group=self._group)
         return found
 
@@ -147,7 +150,7 @@ class Processes:
         groups = [[v for v in small if (v.dtype, v.device) == kind] for kind in kinds]
         for values in (*([value] for value in large), *groups):
             sent = torch.cat([value.flatten() for value in values])
-            with self._answered():
+            with self.exchanging(sent.device):
                 dist.broadcast(sent, self._source, group=self._group)
             parts = sent.split([value.numel() for value in values])
             for value, part in zip(values, parts, strict=True):

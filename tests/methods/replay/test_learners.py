@@ -19,6 +19,7 @@ from hypermask_fast.methods.hnet_r.distillation import growing_loss
 from hypermask_fast.methods.hnet_r.learner import HNETR
 from hypermask_fast.methods.hnet_tir.learner import HNETTIR
 from hypermask_fast.methods.replay.learner import ReplayLearner
+from hypermask_fast.methods.sharing import Share
 from hypermask_fast.networks import MLP
 from tests.support.hnet_cases import make as make_hnet
 from tests.support.hnet_cases import train as train_hnet
@@ -97,6 +98,29 @@ def test_a_single_earlier_class_is_a_hard_target() -> None:
     kept = np.concatenate((said[:, :2].numpy(), np.zeros((5, 1))), 1)
     expected = 4 * cross_entropy(logits.numpy() / 2, softmax(kept / 2))
     assert float(soft) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_processes_divide_replayed_images_and_some_have_none(heads: str) -> None:
+    learner = make(HNETR, dtype=torch.float64, task_heads=heads)
+    for task in range(2):
+        train(learner, task)
+    learner.train()
+    learner.begin_task(2)
+    x, y = batch(learner)
+    shapes: list[int] = []
+    learner.net.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
+    _, whole, _ = learner._of_batch(x, y, 2, 1)
+    assert shapes == [8, 8 + 8]  # by the copy, and in the step
+    shares = [slice(i, i + 1) for i in range(7)] + [slice(7, 8)]
+    found = 0.0
+    for rows in shares:
+        learner.share = Share(rows, 8, list)
+        _, part, _ = learner._of_batch(x[rows], y[rows], 2, 1)
+        found += learner.share.weight * float(part.detach())
+    # Four images of each task, of which every other process has one.
+    assert sorted(shapes[2:]) == [1] * 4 + [2] * 4 + [3] * 4
+    assert found == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
 def test_the_loss_of_the_task_classifier() -> None:
