@@ -40,6 +40,12 @@ def test_train_goes_on_where_a_run_stopped(
         pytest.param("train --resume={} --out x", "--out is of a new run", id="folder"),
         pytest.param("train --allow-changes", "--allow-changes is for a run that", id="changes"),
         pytest.param("train --against-run {}", "is for several processes", id="against"),
+        pytest.param("train --against-run {} --seeds 2", "is for one run of", id="seeds"),
+        pytest.param(
+            "compare --methods hnet --benchmark split-digits --preset=split-digits",
+            "--preset and --benchmark are names of one setting",
+            id="preset",
+        ),
         pytest.param("compare {}", "is no pair of runs", id="one"),
         pytest.param("compare {} {} --steps 3", "--steps is for methods", id="trained"),
     ],

@@ -200,8 +200,12 @@ def _cell(measured: Measured, row: str) -> str:
     found, note = measured.phases.get(row), measured.notes.get(row, "")
     if found is None:
         return note or "-"
-    text = f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
+    text = f"{_ms(found.value)} ({_ms(found.low)} to {_ms(found.high)})"
     return f"{text}, {note}" if note else text
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _ratio(value: float | None) -> str:

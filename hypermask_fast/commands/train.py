@@ -143,6 +143,11 @@ def run(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise ConfigError(f"seeds={options.seeds} is out of range; give at least 1")
     if options.seeds > 1:
+        if options.against_run is not None:
+            raise ConfigError(
+                f"--against-run {options.against_run} is for one run of several processes; leave "
+                "out --seeds"
+            )
         make = partial(seeds.train, config, out, options.seeds)
         return show_all(make, out, memory=memory, jobs=options.jobs)
     if options.jobs is not None:

@@ -88,7 +88,8 @@ def confusions(tasks: Sequence[Counts]) -> Heat | None:
     return Heat(
         name="confusion",
         title="Which class is taken for which, at the end",
-        note="Shares of a row's examples, within their tasks; blank: no task has both classes.",
+        note="Shares of a row's examples, within their tasks, where a label is one class in all of "
+        "them; blank: no task has both classes.",
         values=np.where(seen, shares, np.nan),
         row_names=names,
         column_names=names,

@@ -173,7 +173,7 @@ class Points(Chart):
         labels: Short ones, which are drawn.
         x, y: The places.
         x_title, y_title: Of the axes.
-        reach: How far a bar goes up and down from each point, NaN for none; None: no bars.
+        bars: (2, n): from where and to where a bar goes at each point, NaN for none; None: no bars.
         joined: Places of the points that a line joins, in its order.
         log_x: The x axis is logarithmic; all ``x`` are positive.
     """
@@ -184,7 +184,7 @@ class Points(Chart):
     y: Array
     x_title: str
     y_title: str
-    reach: Array | None = None
+    bars: Array | None = None
     joined: Sequence[int] = ()
     log_x: bool = False
 
@@ -194,8 +194,8 @@ class Points(Chart):
             self.x_title: self.x.tolist(),
             self.y_title: self.y.tolist(),
         }
-        if self.reach is not None:
-            columns["reach"] = self.reach.tolist()
+        if self.bars is not None:
+            columns |= {"low": self.bars[0].tolist(), "high": self.bars[1].tolist()}
         if self.joined:
             columns["joined"] = [int(i in self.joined) for i in range(len(self.names))]
         return [list(columns), *([*row] for row in zip(*columns.values(), strict=True))]

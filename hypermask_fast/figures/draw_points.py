@@ -21,8 +21,9 @@ def points(chart: Points) -> Drawing:
     left, right, top, bottom = 62.0, drawing.width - 18.0, 8.0, 348.0
     scale = math.log10 if chart.log_x else float
     x_low, x_high = padded(scale(chart.x.min()), scale(chart.x.max()), 0.1)
-    reach = np.zeros_like(chart.y) if chart.reach is None else np.nan_to_num(chart.reach)
-    y_low, y_high = padded(float((chart.y - reach).min()), float((chart.y + reach).max()), 0.1)
+    bars = np.empty((2, 0)) if chart.bars is None else chart.bars
+    ends = np.append(chart.y, bars[~np.isnan(bars)])
+    y_low, y_high = padded(float(ends.min()), float(ends.max()), 0.1)
 
     def x_of(value: float) -> float:
         return left + (scale(value) - x_low) / (x_high - x_low) * (right - left)
@@ -44,9 +45,9 @@ def points(chart: Points) -> Drawing:
     if len(chart.joined) > 1:
         steps = (f"{number(places[i][0])} {number(places[i][1])}" for i in chart.joined)
         drawing.path("M" + "L".join(steps), kind="axis", dash="5 3")
-    for (x, _), y, half in zip(places, chart.y, reach, strict=True):
-        if half:
-            drawing.line(x, y_of(y - half), x, y_of(y + half), "axis")
+    for (x, _), low, high in zip(places, *bars, strict=bars.size > 0):
+        if high > low:
+            drawing.line(x, y_of(low), x, y_of(high), "axis")
     for i, (x, y) in enumerate(places):
         drawing.circle(x, y, 5, shade(i / last), chart.names[i], "shade")
     for i, (x, y) in enumerate(places):

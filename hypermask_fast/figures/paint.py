@@ -138,9 +138,8 @@ def _points(axes: Any, chart: Points) -> None:
         for x, y, label in zip(chart.x, chart.y, chart.labels, strict=True):
             place = {"textcoords": "offset points", "xytext": (5, 3)}
             axes.annotate(_plain(label), (x, y), fontsize=8, **place)
-    if chart.reach is not None:
-        reach = np.nan_to_num(chart.reach)
-        axes.errorbar(chart.x, chart.y, reach, fmt="none", ecolor="#5b6675", lw=1, zorder=0)
+    if chart.bars is not None:
+        axes.vlines(chart.x, *chart.bars, color="#5b6675", lw=1, zorder=0)
     if chart.joined:
         at = list(chart.joined)
         axes.plot(chart.x[at], chart.y[at], "--", color="#5b6675", lw=1, zorder=0)

@@ -84,14 +84,15 @@ def require_vacant(path: Path) -> None:
 
 def _require_run(path: Path, *, or_script: bool = False) -> None:
     """Raise ConfigError unless ``path`` holds a run, of settings ``or_script``."""
-    parent = None
+    parent: Path | None = None
+    meant_inside: Path | None = None
     try:
         if (path / _CONFIG).is_file() or (or_script and (path / _SCRIPT).is_file()):
             return
         if (path / _SCRIPT).is_file():
             raise ConfigError(
                 f"{path} holds a run that a script began with hypermask_fast.Run; start that "
-                "script again, it continues"
+                "script again, which alone has its network and data: it continues, and may evaluate"
             )
         if not path.exists():
             seen = "it does not exist"
@@ -101,9 +102,13 @@ def _require_run(path: Path, *, or_script: bool = False) -> None:
             names = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             seen = f"it holds {', '.join(names[:5])}{more}" if names else "it is empty"
+        several = sorted(entry.parent.name for entry in path.glob(f"*/{_CONFIG}"))
+        if several:
+            seen, meant_inside = f"it holds the runs {', '.join(several[:5])}", path / several[0]
         parent = next((up for up in path.absolute().parents if (up / _CONFIG).is_file()), None)
     except OSError as error:
         seen = f"it cannot be read ({error.strerror})"
+    parent = parent or meant_inside
     meant = f" (did you mean {str(parent)!r}?)" if parent else ""
     raise ConfigError(
         f"{path} is not a run folder: {seen}, expected a {_CONFIG}{meant}; "

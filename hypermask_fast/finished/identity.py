@@ -297,6 +297,6 @@ def _accuracies(found: Identity, a: RunFolder, b: RunFolder) -> None:
         when = f"after {names[i - 1]}" if i else "before training"
         found.differs(
             "accuracy",
-            f"{len(cells)} values differ, the first that on {names[j]} {when}: {x[i, j]:.4f} and "
-            f"{y[i, j]:.4f}",
+            f"values that differ: {len(cells)}, the first that on {names[j]} {when}: "
+            f"{x[i, j]:.4f} and {y[i, j]:.4f}",
         )

@@ -57,11 +57,14 @@ def metrics_of(path: Path, library: str | None = None) -> Metrics:
         library: Whose names and formulas; default: those of this package.
 
     Raises:
-        ConfigError: The library is unknown.
+        ConfigError: The library is unknown, or there is no run.
         DataError: There is no accuracy matrix.
     """
     is_file = path.suffix == ".npz"
-    matrix, _ = read_accuracy(path if is_file else RunFolder(path).accuracy_npz)
+    file = path if is_file else RunFolder(path).accuracy_npz
+    if not file.exists() and not is_file:
+        RunFolder.of_any(path)  # which tells what is there
+    matrix, _ = read_accuracy(file)
     counts = None if is_file else _counts(RunFolder(path))
     fits = counts is not None and len(counts) == matrix.shape[1]
     notes = [] if fits else ["test examples of the tasks are not recorded: tasks count alike"]

@@ -43,7 +43,7 @@ def fetch_missing(
     seen = f"{title}: {names} not found in {folder}"
     if download is None:
         raise DataError(f"{seen}; put the published files there, or load with download=True")
-    fix = "connect to the network and load again, or put the published files there"
+    fix = "connect to the network and load again, or put the published files there (--data-dir)"
     created = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -19,7 +20,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from hypermask_fast.errors import ConfigError, DataError, shown
+from hypermask_fast.errors import ConfigError, DataError, nearest, shown
 from hypermask_fast.fields import check_value
 from hypermask_fast.scenarios.hold_out import hold_out
 from hypermask_fast.scenarios.loaded import DatasetSource, check_sized
@@ -115,6 +116,12 @@ def as_task(task: Task | Data, data: Mapping[str, Any]) -> Task:
         raise TypeError(
             f"task is {shown(task)}, training data without {' and '.join(sorted(missing))}; beside "
             "them give name=, and test=, a pair of tensors or a Dataset"
+        )
+    known = inspect.signature(make_task).parameters.keys() - {"train"}
+    if unknown := sorted(data.keys() - known):
+        raise TypeError(
+            f"{unknown[0]}= is none of what a task takes{nearest(unknown[0], known)}; give some of "
+            f"{', '.join(sorted(known))}"
         )
     return make_task(train=task, **data)
 

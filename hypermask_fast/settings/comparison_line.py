@@ -36,6 +36,9 @@ def _chosen(
     for name in ("methods", "config", *networks):
         first.add_argument(f"--{name}", dest=name)
     given = vars(first.parse_known_args(words)[0])
+    twice = [n for n in PRESET_NAMES if any(word.split("=")[0] == n for word in words)]
+    if len(twice) > 1:
+        raise ConfigError(f"{' and '.join(twice)} are names of one setting; give one of the two")
     named = [name.strip() for name in given.get("methods", "").split(",")]
     methods = [name for name in registry.methods() if name in named] or registry.methods()
     file = config_file.read(given["config"]) if "config" in given else None

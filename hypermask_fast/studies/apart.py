@@ -340,7 +340,7 @@ def _started(job: Job) -> subprocess.Popen[str]:
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # its status tells why it ended
-        process.stdin.write(json.dumps(job.to_json()) + "\n")
+        process.stdin.write(json.dumps({**job.to_json(), "argv": sys.argv}) + "\n")
         process.stdin.flush()
     return process
 

@@ -85,7 +85,10 @@ def _widened(config: RunConfig, limit: float) -> RunConfig:
 
 
 def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig:
-    """Return settings with the largest chunks up to the whole target that fit; else the least."""
+    """Return settings with the largest chunks up to the whole target that fit.
+
+    Where none do, those of about the least size.
+    """
 
     def made(size: int) -> RunConfig:
         return config.replace(chunk_size=size)
@@ -96,6 +99,9 @@ def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig:
     while found > limit:
         # Smaller chunks are more of them, with an embedding each.
         if low == 1 or (smaller := trained_beside(made(low // 2))) >= found:
+            # And larger ones are fewer, with a larger head.
+            while 2 * low <= target and (larger := trained_beside(made(2 * low))) < found:
+                low, found = 2 * low, larger
             return made(low)
         high, low, found = low, low // 2, smaller
     return made(_largest(made, low, high, limit))

@@ -8,6 +8,7 @@ import numpy as np
 
 from hypermask_fast.figures.charts import Array, Chart, Lines, Points, Series
 from hypermask_fast.figures.labels import shortened
+from hypermask_fast.metrics.statistics import Interval
 from hypermask_fast.studies.comparison_result import Comparison
 
 PARETO, BY_TASK = "compare-pareto", "compare-tasks"
@@ -48,17 +49,23 @@ def _pareto(found: Comparison, methods: Sequence[str]) -> Points:
         name=PARETO,
         title="Accuracy and what is stored",
         note="A line joins the methods that no other one beats in both; bars are 95 % intervals "
-        "over seeds.",
+        "over seeds, as far as they lie within 0 to 100 %.",
         names=methods,
         labels=methods,
         x=stored,
         y=acc,
         x_title="MB stored after the last task",
         y_title="ACC: mean accuracy at the end (%)",
-        reach=np.array([each.half for each in accuracy]) if several else None,
+        bars=_ends(accuracy) if several else None,
         joined=front(stored, acc),
         log_x=bool(stored.max() > _WIDE * stored.min() > 0),
     )
+
+
+def _ends(found: Sequence[Interval]) -> Array:
+    """Return where intervals of accuracies begin and end, (2, n), within 0 to 100 %."""
+    mean, half = np.array([(each.mean, each.half) for each in found]).T
+    return np.clip([mean - half, mean + half], 0.0, 100.0)
 
 
 def _by_task(found: Comparison, methods: Sequence[str]) -> Lines:
@@ -66,8 +73,7 @@ def _by_task(found: Comparison, methods: Sequence[str]) -> Lines:
     for method in methods:
         means = found.by_task(method)
         mean = np.array([each.mean for each in means])
-        half = np.nan_to_num(np.array([each.half for each in means]))
-        low, high = (np.clip(mean + sign * half, 0.0, 100.0) for sign in (-1, 1))
+        low, high = (np.where(np.isnan(end), mean, end) for end in _ends(means))
         lines.append(Series(method, np.arange(1.0, len(means) + 1), mean, low, high))
     return Lines(
         name=BY_TASK,

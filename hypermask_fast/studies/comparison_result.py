@@ -261,7 +261,7 @@ class Comparison:
         shares = {method: self.figure(method, X_TARGET).mean for method in ended}
         lines = [
             f"over the budget of {budget:g} x the target network: {method}, which takes "
-            f"{share:.2f} x at the least"
+            f"{share:.2f} x"
             for method, share in shares.items()
             if share > budget
         ]

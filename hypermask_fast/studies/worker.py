@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import traceback
 from typing import Any
@@ -56,7 +57,9 @@ def main() -> None:
         if not byte:
             return
         line += byte
-    job = Job.from_json(json.loads(line))
+    values = json.loads(line)
+    sys.argv = values.pop("argv")  # of the command, for the run's manifest
+    job = Job.from_json(values)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with plain_warnings("warning"):
         answer(_ended(job, answer))

@@ -82,4 +82,6 @@ def test_the_command_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "summary.json").write_text(json.dumps({"test_examples": COUNTS}))
     assert metrics_of(tmp_path).values["acc_final_weighted"] == pytest.approx(91.9)
     with pytest.raises(DataError, match="accuracy matrix"):
+        metrics_of(tmp_path / "none.npz")
+    with pytest.raises(ConfigError, match="none is not a run folder: it does not exist"):
         metrics_of(tmp_path / "none")

@@ -181,6 +181,10 @@ def test_several_runs_are_overlaid(
 def test_what_cannot_be_plotted_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format='gif' is unknown"):
         plot([whole], kind="gif")
+    (tmp_path / "several" / "seed-1").mkdir(parents=True)
+    (tmp_path / "several" / "seed-1" / "config.toml").touch()
+    with pytest.raises(ConfigError, match=r"it holds the runs seed-1.*did you mean .*seed-1'"):
+        records(tmp_path / "several")
     with pytest.raises(ConfigError, match="is not a run folder"):
         plot([tmp_path])
 

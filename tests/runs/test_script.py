@@ -252,6 +252,8 @@ def test_data_with_a_name_and_progress(tmp_path: Path, capsys: pytest.CaptureFix
         mine.fit((x, y), name="flowers", test=(x, y))
         with pytest.raises(TypeError, match="without name"):
             mine.fit((x, y), test=(x, y))
+        with pytest.raises(TypeError, match=r"nme= is none of what a task takes \(did you mean"):
+            mine.fit((x, y), name="flowers", nme="flowers", test=(x, y))
         mine.fit((x, 1 - y), name="birds", test=(x, 1 - y))
     assert mine.trainer.tasks_done == 2
     assert "learned flowers" in capsys.readouterr().err

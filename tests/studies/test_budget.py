@@ -87,3 +87,10 @@ def test_a_setting_that_does_not_fit_names_the_method() -> None:
         within_budget(config, 1.0)
     with pytest.raises(ConfigError, match="factor=0"):
         within_budget(config, 0.0)
+
+
+def test_where_nothing_fits_the_size_is_about_the_least() -> None:
+    sizes = [hypernetwork(sized("hypermask", factor)) for factor in (0.2, 0.05, 0.001)]
+    assert min(sizes) > 0.2 * TARGET
+    # The least of these heads is not twice as small as the largest.
+    assert max(sizes) < 2 * min(sizes)

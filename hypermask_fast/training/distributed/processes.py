@@ -127,7 +127,7 @@ class Processes:
         if whole < self.world:
             raise ConfigError(
                 f"batch_size={whole} has no row for each of {self.world} processes; give at least "
-                f"{self.world}, or start at most {whole} processes"
+                f"{self.world}, or start at most {whole}"
             )
         least, more = divmod(whole, self.world)
         first = self.rank * least + min(self.rank, more)
