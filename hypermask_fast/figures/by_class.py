@@ -38,7 +38,7 @@ def by_class(tasks: Sequence[Counts]) -> Heat:
         for j, total in enumerate(totals):
             values[i, j] = 100.0 * each.counts[j, j] / total if total else np.nan
     same = len(shared) == 1
-    columns = [str(label) for label in next(iter(shared))] if same else _places(width)
+    columns = [str(label) for label in (next(iter(shared)) if same else range(width))]
     names = [each.name for each in tasks]
     return Heat(
         name="accuracy-by-class",
@@ -55,10 +55,6 @@ def by_class(tasks: Sequence[Counts]) -> Heat:
     )
 
 
-def _places(count: int) -> list[str]:
-    return [str(place) for place in range(1, count + 1)]
-
-
 def confusions(tasks: Sequence[Counts]) -> Heat | None:
     """Return the figure of the shares of each class's examples that were taken for others.
 
@@ -71,7 +67,7 @@ def confusions(tasks: Sequence[Counts]) -> Heat | None:
     if len({label for each in tasks for label in each.classes}) > MOST_CLASSES:
         if len({len(each.classes) for each in tasks}) > 1:
             return None
-        tasks = [each._replace(classes=range(1, len(each.classes) + 1)) for each in tasks]
+        tasks = [each._replace(classes=range(len(each.classes))) for each in tasks]
     labels = sorted({label for each in tasks for label in each.classes})
     if len(labels) > MOST_CLASSES:
         return None
