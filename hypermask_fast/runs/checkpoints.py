@@ -12,7 +12,7 @@ from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.sharded import shard_of
 from hypermask_fast.runs.together import writes
 from hypermask_fast.training.distributed.processes import joined
-from hypermask_fast.training.divided import divided_dims, parts_of_state, whole_shard
+from hypermask_fast.training.divided import divided_in, parts_of_state
 from hypermask_fast.training.trainer import Trainer
 
 
@@ -58,10 +58,7 @@ def save(folder: Path, step: int, trainer: Trainer, more: Mapping[str, Any]) -> 
     """
     learner = trainer.learner
     tensors, state = trainer.state()
-    whole, own = whole_shard(learner), shard_of(learner)
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    rows = 0 if whole is None else whole.rows
-    dims = divided_dims(learner, trainer.optimizers, shapes, rows)
+    own, dims = shard_of(learner), divided_in(learner, trainer.optimizers, tensors)
     if own is None:
         checkpoint.save(folder, step, tensors, {"trainer": state, **more}, divided=dims)
         return

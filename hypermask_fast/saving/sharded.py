@@ -18,7 +18,7 @@ from hypermask_fast.head.shard import Place
 from hypermask_fast.methods.base import Learner, check_learner
 from hypermask_fast.methods.batches import check_optimizers
 from hypermask_fast.methods.extra_state import weights_of
-from hypermask_fast.training.divided import derive, divided_dims, parts_of_state, whole_shard
+from hypermask_fast.training.divided import derive, divided_in, parts_of_state, whole_shard
 from hypermask_fast.training.optimizers import MAIN, load_optimizer_state, optimizer_state
 from hypermask_fast.training.states import check_network, learner_state, load_learner
 
@@ -65,9 +65,7 @@ def save_sharded(
     of_optimizers, groups = optimizer_state(optimizers)
     tensors |= of_optimizers
     shard = whole_shard(learner)
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    dims = divided_dims(learner, optimizers, shapes, 0 if shard is None else shard.rows)
-    parts = parts_of_state(tensors, dims, shard)
+    parts = parts_of_state(tensors, divided_in(learner, optimizers, tensors), shard)
     of_learner["task"].pop("rows", None)
     state = {
         **of_learner,

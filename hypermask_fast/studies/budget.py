@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from hypermask_fast.errors import ConfigError
 from hypermask_fast.fields import check_value
@@ -40,25 +41,31 @@ def within_budget(config: ComparisonConfig, factor: float) -> ComparisonConfig:
     return config.replace(runs=runs, budget_params=factor)
 
 
+@lru_cache(256)
+def _beside(config: RunConfig) -> int:
+    """Return :func:`trained_beside`, whose learners the search comes back to."""
+    return trained_beside(config)
+
+
 def _sized(config: RunConfig, factor: float) -> RunConfig:
     width, target = config.method.width, target_parameters(config)
     if not width:
         return config
     limit = factor * target
     head = config.options().get("head")
-    if head != "chunked" and trained_beside(config) <= limit:
+    if head != "chunked" and _beside(config) <= limit:
         return _widened(config, limit)
     chunked = _chunked(config)
     if chunked is None:
         one = _with_width(config, 1)
-        if width == 1 or trained_beside(one) > limit:
+        if width == 1 or _beside(one) > limit:
             return one
         return _with_width(config, _largest(lambda w: _with_width(config, w), 1, width, limit))
     found = _with_chunks(chunked, target, limit)
-    while trained_beside(found) > limit and chunked.method.width > 1:
+    while _beside(found) > limit and chunked.method.width > 1:
         chunked = _with_width(chunked, chunked.method.width // 2)
         found = _with_chunks(chunked, target, limit)
-    is_whole = found.options()["chunk_size"] == target and trained_beside(found) <= limit
+    is_whole = found.options()["chunk_size"] == target and _beside(found) <= limit
     return _widened(found, limit) if is_whole else found
 
 
@@ -79,7 +86,7 @@ def _widened(config: RunConfig, limit: float) -> RunConfig:
     """Return settings that fit with the widest hypernetwork that does."""
     low = config.method.width
     high = 2 * low
-    while trained_beside(_with_width(config, high)) <= limit:
+    while _beside(_with_width(config, high)) <= limit:
         low, high = high, 2 * high
     return _with_width(config, _largest(lambda w: _with_width(config, w), low, high, limit))
 
@@ -95,12 +102,12 @@ def _with_chunks(config: RunConfig, target: int, limit: float) -> RunConfig:
 
     # An entry of a chunk has a row of the head and a bias.
     low = min(target, math.ceil(limit / (config.method.width + 1)))
-    high, found = low + 1, trained_beside(made(low))
+    high, found = low + 1, _beside(made(low))
     while found > limit:
         # Smaller chunks are more of them, with an embedding each.
-        if low == 1 or (smaller := trained_beside(made(low // 2))) >= found:
+        if low == 1 or (smaller := _beside(made(low // 2))) >= found:
             # And larger ones are fewer, with a larger head.
-            while 2 * low <= target and (larger := trained_beside(made(2 * low))) < found:
+            while 2 * low <= target and (larger := _beside(made(2 * low))) < found:
                 low, found = 2 * low, larger
             return made(low)
         high, low, found = low, low // 2, smaller
@@ -112,12 +119,12 @@ def _largest(made: Callable[[int], RunConfig], low: int, high: int, limit: float
 
     Sizes grow nearly in proportion, so that a straight line between both ends finds it soon.
     """
-    below, above = (trained_beside(made(number)) for number in (low, high))
+    below, above = (_beside(made(number)) for number in (low, high))
     is_line = True
     while high - low > 1:
         share = (limit - below) / (above - below) if is_line and above > below else 0.5
         middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
-        found = trained_beside(made(middle))
+        found = _beside(made(middle))
         is_line = not is_line  # in turn by halves, for what is no line
         if found <= limit:
             low, below = middle, found

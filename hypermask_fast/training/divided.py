@@ -92,6 +92,15 @@ def divided_dims(
     return {name: dim for name, dim in found.items() if name in shapes}
 
 
+def divided_in(
+    learner: Learner, optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Return :func:`divided_dims` of the tensors of a state, which this process has."""
+    shard = whole_shard(learner)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    return divided_dims(learner, optimizers, shapes, 0 if shard is None else shard.rows)
+
+
 def whole_shard(learner: Learner) -> RowShard | None:
     """Return the rows of a learner's head that this process has, be it all; None without any."""
     if not isinstance(learner, GeneratedLearner):

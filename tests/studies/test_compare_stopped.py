@@ -10,13 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hypermask_fast import cli
 from hypermask_fast.errors import Stopped
-from hypermask_fast.files import checkpoint
 from hypermask_fast.studies.comparison_files import FILES, RUNS
 from tests.support.comparison_cases import (
     assert_same,
@@ -26,7 +24,7 @@ from tests.support.comparison_cases import (
     table_of,
     words,
 )
-from tests.support.run_cases import stopped
+from tests.support.run_cases import signal_at, stopped
 
 
 def stop_second(path: Path) -> None:
@@ -59,14 +57,7 @@ def test_a_stopped_comparison_goes_on(
 def test_a_signal_names_the_folder_of_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = checkpoint.save
-
-    def save(folder: Path, step: int, *args: Any, **options: Any) -> Path:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(folder, step, *args, **options)
-
-    monkeypatch.setattr(checkpoint, "save", save)
+    signal_at(3, monkeypatch)
     path = tmp_path / "c"
     with pytest.raises(Stopped, match=f"`hypermask resume {re.escape(str(path))}`") as error:
         quiet(path)

@@ -25,7 +25,15 @@ from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.records import accuracy_files
 from hypermask_fast.settings.expected import LEAST_TOLERANCE, Expected
 from hypermask_fast.studies import seeds, seeds_summary
-from tests.support.run_cases import SHORT, assert_same_run, contents, quicken, short, stopped
+from tests.support.run_cases import (
+    SHORT,
+    assert_same_run,
+    contents,
+    quicken,
+    short,
+    signal_at,
+    stopped,
+)
 
 RUNS = ("seed-4", "seed-5")
 
@@ -184,14 +192,7 @@ def test_a_run_that_fails_loses_no_other(
 def test_a_stopped_run_names_the_folder_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = checkpoint.save
-
-    def save(folder: Path, step: int, *args: Any, **options: Any) -> Path:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(folder, step, *args, **options)
-
-    monkeypatch.setattr(checkpoint, "save", save)
+    signal_at(3, monkeypatch)
     assert cli.main(arguments(tmp_path / "s")) == 128 + signal.SIGTERM
     assert f"`hypermask resume {tmp_path / 's'}`" in capsys.readouterr().err
 

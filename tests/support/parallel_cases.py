@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
-import io
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from hypermask_fast import cli
 from hypermask_fast.errors import Stopped
 from hypermask_fast.files import checkpoint, divided_tensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
@@ -43,17 +39,17 @@ from hypermask_fast.runs.script import Run
 from hypermask_fast.scenarios import make_task
 from hypermask_fast.scenarios.task import Task
 from hypermask_fast.training.distributed import started
-from hypermask_fast.training.distributed.exchange import SharedStep
 from hypermask_fast.training.distributed.processes import Processes, joined, joining
 from hypermask_fast.training.trainer import Trainer
 from tests.support.alternating import AlternatingLearner
 from tests.support.replay_cases import HNET_SMALL, SMALL
+from tests.support.started_group import Group, begun, preceded, signalled
 
 BATCH, STEPS, CLASSES = 7, 3, 2  # of a batch that neither number divides
+
 SHAPE = (1, 4, 4)
 STOPS_AT = 3
 """The step of the first task in which a process is told to stop, or killed."""
-_LONG = 300  # seconds after which a process shows what it waits for
 SHORT = [
     *("--tasks", "2", "--steps", "6", "--mlp-hidden", "6", "--hidden", "4", "--embedding-dim", "3"),
     *("--capacity", "2", "--log-every", "1", "--checkpoint-every", "0", "--device", "cpu"),
@@ -224,30 +220,6 @@ def other_learner(rank: int) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _preceded(owner: Any, name: str, before: Callable[..., None]) -> Iterator[None]:
-    """Let something happen before each call of a function, of which it is given the arguments."""
-    plain = getattr(owner, name)
-
-    def call(*args: Any, **options: Any) -> Any:
-        before(*args)
-        return plain(*args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, call)
-        yield
-
-
-def _signalled(step: int, rank: int, signum: int) -> contextlib.AbstractContextManager[None]:
-    """Let a process get a signal when a task's step begins."""
-
-    def before(shared: SharedStep, *_: Any) -> None:
-        if int(os.environ["RANK"]) == rank and shared.number == step:
-            os.kill(os.getpid(), signum)
-
-    return _preceded(SharedStep, "__call__", before)
-
-
 def _full_disk(rank: int) -> contextlib.AbstractContextManager[None]:
     """Let the disk of a process take no rows."""
 
@@ -255,7 +227,7 @@ def _full_disk(rank: int) -> contextlib.AbstractContextManager[None]:
         if int(os.environ["RANK"]) == rank:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    return _preceded(FileSystemWriter, "write_data", before)
+    return preceded(FileSystemWriter, "write_data", before)
 
 
 def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[None]:
@@ -266,52 +238,7 @@ def _killed_while_saving(rank: int) -> contextlib.AbstractContextManager[None]:
         if int(os.environ["RANK"]) == rank and next(calls) == SAVES:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return _preceded(divided_tensors, "digest", before)
-
-
-class Printed(NamedTuple):
-    """The end of a command in a process."""
-
-    status: int
-    out: str
-    err: str
-
-
-class Group:
-    """The processes of one start: as torchrun's variables say, again and again."""
-
-    def __init__(self, rank: int, port: int) -> None:
-        self.rank, self._count = rank, 0
-        os.environ |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        }
-
-    @contextlib.contextmanager
-    def of(self, world: int) -> Iterator[bool]:
-        """Be started with others; the value says whether this process is."""
-        self._count += 1
-        os.environ |= {
-            "RANK": str(self.rank),
-            "LOCAL_RANK": str(self.rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-        }
-        started._starts = count(self._count)  # also where others were started alone
-        yield self.rank < world
-
-    def command(self, world: int, *words: str) -> Printed | None:
-        with self.of(world) as takes_part:
-            if not takes_part:
-                return None
-            out, err = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                try:
-                    status = cli.main(words)
-                except SystemExit as error:
-                    status = int(error.code or 0)
-            return Printed(status, out.getvalue(), err.getvalue())
+    return preceded(divided_tensors, "digest", before)
 
 
 def script(folder: str) -> None:
@@ -337,7 +264,7 @@ def shared_head(group: Group) -> dict[str, Any]:
     results = {"shared": group.command(4, "train", *SHARED, "--out", "shared")}
     now_and_then = [*SHARED, "--checkpoint-every", "0.02", "--out", "now-and-then"]
     results["now and then"] = group.command(2, "train", *now_and_then)
-    with _signalled(STOPS_AT, 1, signal.SIGTERM):
+    with signalled(STOPS_AT, 1, signal.SIGTERM):
         results["parts of 4"] = group.command(4, "train", *SHARED, "--out", "parts")
         results["parts of 2"] = group.command(2, "resume", "parts")
         group.command(2, "train", *SHARED, "--shard-head", "false", "--out", "later")
@@ -350,7 +277,7 @@ def shared_head(group: Group) -> dict[str, Any]:
     results["later"] = group.command(4, "resume", "later")
     with group.of(2) as takes_part:
         if takes_part:
-            with started.data_parallel(), _signalled(STOPS_AT, 0, signal.SIGTERM):
+            with started.data_parallel(), signalled(STOPS_AT, 0, signal.SIGTERM):
                 results["script"] = stopped_script()
     with _full_disk(1):
         results["full"] = group.command(2, "train", *SHARED, "--out", "full")
@@ -358,15 +285,8 @@ def shared_head(group: Group) -> dict[str, Any]:
     return results
 
 
-def _begun(rank: int, port: int, folder: str) -> Group:
-    faulthandler.dump_traceback_later(_LONG)
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    return Group(rank, port)
-
-
 def process(rank: int, port: int, folder: str) -> None:
-    group, results = _begun(rank, port, folder), dict[str, Any]()
+    group, results = begun(rank, port, folder), dict[str, Any]()
     with group.of(4), started.data_parallel() as processes:
         assert processes is not None
         results[4] = {name: trained(CASES[name]) for name in IN_FOUR}
@@ -382,12 +302,12 @@ def process(rank: int, port: int, folder: str) -> None:
     results["option"] = group.command(4, "train", "--stepz", "3")
     results["seeds"] = group.command(2, "train", *SHORT, "--seeds", "2", "--out", "seeds")
     results["plan"] = group.command(2, "plan", *SHORT)
-    with _signalled(STOPS_AT, 1, signal.SIGTERM):
+    with signalled(STOPS_AT, 1, signal.SIGTERM):
         results["stopped"] = group.command(2, "train", *SHORT, "--out", "stopped")
     results["resumed"] = group.command(4, "resume", "stopped")
     results |= shared_head(group)
     torch.save(results, f"{rank}.pt")
-    with _signalled(STOPS_AT, 3, signal.SIGKILL):
+    with signalled(STOPS_AT, 3, signal.SIGKILL):
         results["killed"] = group.command(4, "train", *SHORT, "--out", "killed")
     torch.save(results, f"{rank}.pt")
 
@@ -396,14 +316,14 @@ def lost_while_saving(rank: int, port: int, folder: str) -> None:
     """Lose the last one of three processes that share a head."""
     often = ("--checkpoint-every", "0")
     with _killed_while_saving(2):
-        printed = _begun(rank, port, folder).command(3, "train", *SHARED, *often, "--out", "lost")
+        printed = begun(rank, port, folder).command(3, "train", *SHARED, *often, "--out", "lost")
     torch.save({"lost 2": printed}, f"lost-2-{rank}.pt")
 
 
 def lost_in_a_step(rank: int, port: int, folder: str) -> None:
     """Lose the last one of two processes that go on with it."""
-    with _signalled(STOPS_AT, 1, signal.SIGKILL):
-        printed = _begun(rank, port, folder).command(2, "resume", "lost")
+    with signalled(STOPS_AT, 1, signal.SIGKILL):
+        printed = begun(rank, port, folder).command(2, "resume", "lost")
     torch.save({"lost 1": printed}, f"lost-1-{rank}.pt")
 
 

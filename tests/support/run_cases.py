@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,18 @@ def stopped(config: RunConfig, path: Path, after: int = STOP) -> None:
         patch.setattr(checkpoint, "save", save)
         with pytest.raises(SystemExit):
             run.train(config, path, show_progress=False)
+
+
+def signal_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGTERM when the checkpoint of a step is to be written."""
+    original = checkpoint.save
+
+    def save(folder: Path, at: int, *args: Any, **options: Any) -> Path:
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(folder, at, *args, **options)
+
+    patch.setattr(checkpoint, "save", save)
 
 
 def final(path: Path) -> dict[str, torch.Tensor]:

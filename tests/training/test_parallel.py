@@ -30,7 +30,6 @@ from tests.support.parallel_cases import (
     STOPS_AT,
     Conv,
     Found,
-    Printed,
     accuracy_of,
     lost_in_a_step,
     lost_while_saving,
@@ -38,6 +37,7 @@ from tests.support.parallel_cases import (
     script,
     trained,
 )
+from tests.support.started_group import Printed
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("parallel")]
 

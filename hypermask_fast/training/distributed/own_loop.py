@@ -112,12 +112,16 @@ class DistributedDataParallel(nn.Module):
                 process.
         """
         self._exchanges_at_end = False  # a backward pass may have failed on its way
-        with self._exchange.of_rows(self._processes.share(len(y) * self._processes.world)):
+        with self._of_rows(y):
             losses = self.learner.losses(x, y, task, optimizer=optimizer)
         for value in (*losses.scalars().values(), losses.logits):
             if value.requires_grad:
                 value.register_hook(self._exchange_at_the_end)
         return losses
+
+    def _of_rows(self, y: Tensor) -> AbstractContextManager[None]:
+        """Return the context of losses of this process's part of a batch, of which y is."""
+        return self._exchange.of_rows(self._processes.share(len(y) * self._processes.world))
 
     def _repetition(self) -> AbstractContextManager[object] | None:
         """Return what a batch norm runs in within a backward pass of these losses."""
@@ -161,7 +165,7 @@ class DistributedDataParallel(nn.Module):
             if optimizer not in self._with_exchange:
                 self._exchange.before_steps_of(optimizer)
                 self._with_exchange.add(optimizer)
-        with self._exchange.of_rows(self._processes.share(len(y) * self._processes.world)):
+        with self._of_rows(y):
             losses = self.learner.step(x, y, task, optimizers, before_update)
         self._exchange.buffers()
         return losses
