@@ -56,7 +56,8 @@ def _learned(trainer: Trainer) -> list[int]:
 def is_written(folder: Path, trainer: Trainer) -> bool:
     """Return whether the file there has the accuracies that the trainer has now."""
     last = dict(zip(trainer.columns, trainer.accuracy[trainer.tasks_done], strict=True))
-    expected = {trainer.tasks[task].name: float(last[task]) for task in _learned(trainer)}
+    tasks = trainer.tasks
+    expected = {tasks[task].name: float(last[task]) for task in _learned(trainer)}
     try:
         return {each.name: each.accuracy for each in read(folder / FILE)} == expected
     except DataError:
@@ -69,10 +70,10 @@ def confusions(trainer: Trainer) -> list[Confusion]:
     Several processes call it together. The global random state stays as it is.
     """
     device = next(trainer.learner.parameters()).device
-    found = []
+    tasks, measured, found = trainer.tasks, trainer.confusions, []
     with torch.random.fork_rng([device] if device.type == "cuda" else ()):
         for task_id in _learned(trainer):
-            task, counts = trainer.tasks[task_id], trainer.confusions.get(task_id)
+            task, counts = tasks[task_id], measured.get(task_id)
             counts = trainer.confusion(task_id) if counts is None else counts
             found.append(Confusion(task.name, tuple(task.classes), counts))
     return found
