@@ -215,6 +215,7 @@ void padded(const T *from, int64_t width, int rows, T *to, int64_t stride) {
 
 template <typename T>
 void boxes(Pass &pass) {
+  const FlushSubnormals flush;
   const int64_t width = pass.width, rows = pass.rows;
   const int64_t stride = (width + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
   const int count = int(pass.count);
@@ -264,6 +265,7 @@ void box_residuals(const void *targets, int64_t at, int tile, const T *bias, T f
 
 template <typename T, typename M, bool Radii>
 void update_boxes(Pass &pass) {
+  const FlushSubnormals flush;
   const int64_t width = pass.width, rows = pass.rows;
   const int64_t stride = (width + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
   const int count = int(pass.count);

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "head_products.h"
+#include "subnormals.h"
 
 namespace {
 
@@ -196,6 +197,7 @@ int64_t claim(Pass &pass) { return __atomic_fetch_add(&pass.next, 1, __ATOMIC_RE
 
 template <typename T>
 void logits(Pass &pass) {
+  const FlushSubnormals flush;
   const int64_t width = pass.width, rows = pass.rows;
   const int count = int(pass.count);
   const Packed<T> packed(static_cast<const T *>(pass.hidden), width, count, 0);
@@ -250,6 +252,7 @@ void residuals(const Pass &pass, int64_t row, int tile, const T *bias, T *z, dou
 
 template <typename T, typename M>
 void update(Pass &pass) {
+  const FlushSubnormals flush;
   const int64_t width = pass.width, rows = pass.rows;
   const int64_t stride = (width + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
   const int count = int(pass.count), given = int(pass.given);

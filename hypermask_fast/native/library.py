@@ -38,7 +38,7 @@ _SOURCES = tuple(
 )
 _HEADERS = tuple(
     Path(__file__).with_name(f"{name}.h")
-    for name in ("boxes", "head_products", "head_vectors", "phases")
+    for name in ("boxes", "head_products", "head_vectors", "phases", "subnormals")
 )
 _NATIVE = "HYPERMASK_FAST_NATIVE"
 _FOLDERS = (cache.chosen_folder, cache.temporary_folder)
