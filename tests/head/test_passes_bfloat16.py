@@ -95,6 +95,8 @@ def test_bfloat16_targets_at_ties_and_ends(backend: str, dtype: torch.dtype, off
     head = head_of((weight, zeros[0], *moments, *zeros[1:3]))
     ones = torch.ones(2, 1, dtype=dtype)
     step(head, zeros[3], ones, targets, coefficient=1.0, beta1=0.0, step=1)
+    if backend == "native":  # to it, subnormal numbers are 0
+        exact[exact.abs() < torch.finfo(torch.bfloat16).tiny] = 0
     found, finite = moments[0][:, 0], exact.isfinite()
     assert torch.equal(found[finite], exact[finite])
     assert not found[~finite].isfinite().any()
