@@ -13,7 +13,6 @@ import operator
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from hypermask_fast.errors import CheckpointError
 from hypermask_fast.files.atomic import TEMPORARY, fsync_folder
 from hypermask_fast.files.checkpoint_index import (
     FORMAT,
-    INDEX,
     ROWS,
     STATE,
     TENSORS,
@@ -41,13 +39,20 @@ from hypermask_fast.files.checkpoint_index import (
 from hypermask_fast.files.in_all import in_all
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.files.tensor_file import check_tensors, safetensors_blocks, write_file
+from hypermask_fast.files.whole_folder import (
+    REPLACED,
+    discard,
+    put_back,
+    temporary_of,
+    whole_folder,
+    write_index,
+)
 from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.training.divided import derive
 
 _Read = TypeVar("_Read")
 
-_REPLACED = ".replaced-"
-_NAME = re.compile(rf"(?:{re.escape(_REPLACED)})?step-(\d{{9,}})")
+_NAME = re.compile(rf"(?:{re.escape(REPLACED)})?step-(\d{{9,}})")
 
 
 @dataclass(frozen=True)
@@ -76,20 +81,6 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found.items(), reverse=True)
 
 
-def _discard(path: Path) -> None:
-    """Remove a folder; a kill in the middle leaves only a name that is never read."""
-    try:
-        if not path.name.startswith(TEMPORARY):
-            path = path.rename(path.with_name(f"{TEMPORARY}{path.name.lstrip('.')}"))
-        shutil.rmtree(path)
-    except OSError as error:
-        warnings.warn(
-            f"cannot remove the old checkpoint {path}: {error.strerror}; remove it by hand",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
 def tidy(folder: Path) -> None:
     """Undo what a save that was killed left behind.
 
@@ -108,13 +99,9 @@ def tidy(folder: Path) -> None:
 def _tidy(folder: Path) -> None:
     for entry in list(folder.iterdir()) if folder.is_dir() else []:
         if entry.name.startswith(TEMPORARY):
-            _discard(entry)
-        elif entry.name.startswith(_REPLACED):
-            original = folder / entry.name.removeprefix(_REPLACED)
-            if original.exists():
-                _discard(entry)
-            else:
-                entry.rename(original)
+            discard(entry)
+        elif entry.name.startswith(REPLACED):
+            put_back(folder / entry.name.removeprefix(REPLACED))
 
 
 def _require_room(folder: Path, step: int, payload: int) -> None:
@@ -200,7 +187,7 @@ class NewCheckpoint:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.final = folder / f"step-{step:09d}"
-        self.temporary = folder / f"{TEMPORARY}{self.final.name}"
+        self.temporary = temporary_of(self.final)
         self.files: dict[str, Any] = {}
 
     def write(self, tensors: Mapping[str, Tensor], text: bytes) -> None:
@@ -219,34 +206,23 @@ def new_checkpoint(folder: Path, step: int, payload: int, keep: int) -> Iterator
         payload: About how many bytes it takes.
     """
     made = NewCheckpoint(folder, step)
-    replaced = folder / f"{_REPLACED}{made.final.name}"
     try:
         if not folder.exists():
             folder.mkdir(parents=True)
             fsync_folder(folder.parent)
         _tidy(folder)
         _require_room(folder, step, payload)
-        made.temporary.mkdir()
-        yield made
-        version = VERSION if made.files.keys() - {TENSORS, STATE} else 1
-        index = {"format": FORMAT, "version": version, "files": made.files}
-        write_file(made.temporary / INDEX, [json.dumps(index, indent=1).encode()])
-        fsync_folder(made.temporary)
-        if made.final.exists():
-            made.final.rename(replaced)
-        made.temporary.rename(made.final)
-        fsync_folder(folder)
+        with whole_folder(made.final):
+            yield made
+            version = VERSION if made.files.keys() - {TENSORS, STATE} else 1
+            write_index(made.temporary, FORMAT, version, made.files)
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint {made.final} of about {payload} bytes: "
             f"{error.strerror or error}; free space or correct the permissions, then resume"
         ) from error
-    finally:
-        shutil.rmtree(made.temporary, ignore_errors=True)
-    if replaced.exists():
-        _discard(replaced)
     for _, old in _found(folder)[keep:]:
-        _discard(old)
+        discard(old)
 
 
 def by_step(folder: Path) -> dict[int, Path]:

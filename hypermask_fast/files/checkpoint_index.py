@@ -6,17 +6,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import CheckpointError
+from hypermask_fast.files.whole_folder import INDEX
 from hypermask_fast.head.shard import RowShard
 
 FORMAT = "hypermask_fast"
 VERSION = 2
 """Of a checkpoint with rows of processes; one without is of version 1, as all were once."""
-TENSORS, STATE, INDEX = "tensors.safetensors", "state.json", "index.json"
+TENSORS, STATE = "tensors.safetensors", "state.json"
 ROWS = "rows"
 """Folder of the files of `divided_tensors`."""
 
@@ -76,7 +77,18 @@ def verify(path: Path, part: slice | Collection[str] = slice(None)) -> None:
         part: Which of the files, by name or by place in their order. Default: all.
     """
     files = read_index(path)
-    for name in sorted(files)[part] if isinstance(part, slice) else part:
+    verify_files(path, files, sorted(files)[part] if isinstance(part, slice) else part)
+
+
+def verify_files(path: Path, files: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raise CheckpointError, naming the file, unless lengths and digests are those given.
+
+    Args:
+        path: The folder of the files.
+        files: Length and SHA-256 by name.
+        names: Of the files to verify.
+    """
+    for name in names:
         expected = files[name]
         try:
             with open(path / name, "rb") as file:
@@ -84,6 +96,8 @@ def verify(path: Path, part: slice | Collection[str] = slice(None)) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError as error:
             raise damaged(path / name, "is missing") from error
+        except OSError as error:
+            raise damaged(path / name, f"cannot be read ({error.strerror})") from error
         if size != expected.get("bytes"):
             raise damaged(
                 path / name,

@@ -9,21 +9,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.files.atomic import TEMPORARY, fsync_folder
-from hypermask_fast.files.divided_tensors import digest, disk_in_a_sentence, read_parts, write_parts
+from hypermask_fast.files.checkpoint_index import verify_files
+from hypermask_fast.files.divided_tensors import disk_in_a_sentence, read_parts, write_parts
 from hypermask_fast.files.in_all import in_all
 from hypermask_fast.files.plain_json import plain_json
 from hypermask_fast.files.tensor_file import write_file
+from hypermask_fast.files.whole_folder import (
+    INDEX,
+    put_back,
+    replaced_of,
+    temporary_of,
+    whole_folder,
+    write_index,
+)
 from hypermask_fast.head.shard import Place
 from hypermask_fast.training.divided import Part
 
 FORMAT, VERSION = "hypermask_fast sharded", 1
-_STATE, _INDEX = "state.json", "index.json"
-_REPLACED = ".replaced-"
+_STATE = "state.json"
 
 
 def save(path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], place: Place) -> None:
@@ -41,44 +49,33 @@ def save(path: Path, parts: Mapping[str, Part], state: Mapping[str, Any], place:
     """
     text = json.dumps(plain_json(state, "state", nonfinite_as_text=False)).encode()
     is_first = place.rank == 0
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with ExitStack() as stack:
 
-    def make_room() -> None:
-        if not is_first:
-            return
-        if path.exists() and _read_json(path / _INDEX).get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} exists and holds no checkpoint of processes; choose "
-                "another path, or move it"
-            )
-        with disk_in_a_sentence(path):
-            shutil.rmtree(temporary, ignore_errors=True)
-            _put_back(path)
-            temporary.mkdir(parents=True)
+        def begin() -> None:
+            if not is_first:
+                return
+            if path.exists() and _read_json(path / INDEX).get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} exists and holds no checkpoint of processes; choose "
+                    "another path, or move it"
+                )
+            with disk_in_a_sentence(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary_of(path), ignore_errors=True)
+                put_back(path)
+                stack.enter_context(whole_folder(path))
 
-    in_all(place, make_room)
+        def end() -> None:
+            if not is_first:
+                return
+            with disk_in_a_sentence(path):
+                entry = write_file(temporary_of(path) / _STATE, [text])
+                write_index(temporary_of(path), FORMAT, VERSION, {**files, _STATE: entry})
+                stack.close()
 
-    def finish(files: Mapping[str, Any]) -> None:
-        if not is_first:
-            return
-        with disk_in_a_sentence(path):
-            files = {**files, _STATE: write_file(temporary / _STATE, [text])}
-            index = {"format": FORMAT, "version": VERSION, "files": files}
-            write_file(temporary / _INDEX, [json.dumps(index, indent=1).encode()])
-            fsync_folder(temporary)
-            replaced = path.with_name(f"{_REPLACED}{path.name}")
-            if path.exists():
-                path.rename(replaced)
-            temporary.rename(path)
-            fsync_folder(path.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
-
-    try:
-        files = write_parts(temporary, parts, place, path)
-        in_all(place, lambda: finish(files))
-    finally:
-        if is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
+        in_all(place, begin)
+        files = write_parts(temporary_of(path), parts, place, path)
+        in_all(place, end)
 
 
 def read_state(path: Path, place: Place) -> dict[str, Any]:
@@ -90,9 +87,14 @@ def read_state(path: Path, place: Place) -> dict[str, Any]:
 
     def verified() -> None:
         folder = _existing(path)
-        index = _read_json(folder / _INDEX)
+        index = _read_json(folder / INDEX)
         files = index.get("files")
-        if index.get("format") != FORMAT or not isinstance(files, dict) or _STATE not in files:
+        if (
+            index.get("format") != FORMAT
+            or not isinstance(files, dict)
+            or not all(isinstance(entry, dict) for entry in files.values())
+            or _STATE not in files
+        ):
             raise CheckpointError(
                 f"{path} holds no checkpoint of processes; give the path of a folder that "
                 "save_sharded() wrote"
@@ -102,18 +104,7 @@ def read_state(path: Path, place: Place) -> dict[str, Any]:
                 f"{path} has format version {index.get('version')}, expected {VERSION}; load it "
                 "with the version of hypermask_fast that saved it"
             )
-        for name in sorted(files)[place.rank :: place.world]:
-            try:
-                same = digest(folder / name) == files[name]
-            except OSError as error:
-                raise CheckpointError(
-                    f"{folder / name} cannot be read ({error.strerror}); restore it"
-                ) from error
-            if not same:
-                raise CheckpointError(
-                    f"{folder / name} was altered or cut: its length or SHA-256 is not the one in "
-                    f"{_INDEX}; restore it"
-                )
+        verify_files(folder, files, sorted(files)[place.rank :: place.world])
 
     in_all(place, verified)
     return _read_json(_existing(path) / _STATE)
@@ -128,20 +119,9 @@ def read(path: Path, parts: Mapping[str, Part], place: Place) -> None:
     read_parts(_existing(path), parts, place, path)
 
 
-def _put_back(path: Path) -> None:
-    """Undo a replacement that a kill left half done."""
-    replaced = path.with_name(f"{_REPLACED}{path.name}")
-    if not replaced.exists():
-        return
-    if path.exists():
-        shutil.rmtree(replaced)
-    else:
-        replaced.rename(path)
-
-
 def _existing(path: Path) -> Path:
     """Return a checkpoint's folder, also where a kill left it under its other name."""
-    replaced = path.with_name(f"{_REPLACED}{path.name}")
+    replaced = replaced_of(path)
     found = replaced if replaced.is_dir() and not path.exists() else path
     if not found.is_dir():
         raise CheckpointError(f"the checkpoint {path} does not exist; check the path")

@@ -198,7 +198,7 @@ def test_what_fails_in_one_process_fails_in_all(found: list[dict[str, Any]], fol
         assert "call save_sharded() in all processes" in errors["file"][1]
         assert "does not exist" in errors["missing"][1]
         assert errors["damaged"][0] == "CheckpointError"
-        assert "was altered or cut" in errors["damaged"][1]
+        assert "was altered: its SHA-256" in errors["damaged"][1]
         assert errors["tasks"][0] == "ValueError"
         assert "in process 3" in errors["tasks"][1]
     assert (folder / "taken" / "mine").read_text() == "mine"
