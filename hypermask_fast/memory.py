@@ -48,6 +48,24 @@ def _cgroup_folders(proc: Path, mounts: Path) -> Iterator[tuple[Path, str, str, 
             yield (group, *names)
 
 
+# The rows of /proc/self/limits, and what counts towards each in /proc/self/status.
+_LIMITS = (("Max data size", "VmData"), ("Max address space", "VmSize"))
+
+
+def _own_limits(proc: Path) -> Iterator[int]:
+    """Yield what the limits of this process (``ulimit -d``, ``ulimit -v``) leave to it."""
+    try:
+        lines = (proc / "self/limits").read_text().splitlines()
+    except OSError:
+        return
+    used = _numbers(proc / "self/status")
+    for line in lines:
+        for row, counted in _LIMITS:
+            most = line.removeprefix(row).split()[:1]
+            if line.startswith(row) and most[0].isdecimal() and counted in used:
+                yield max(0, int(most[0]) - used[counted] * 2**10)
+
+
 def _host_memory(proc: Path = Path("/proc"), mounts: Path = Path("/sys/fs/cgroup")) -> int | None:
     found = []
     kib = _numbers(proc / "meminfo").get("MemAvailable")
@@ -58,14 +76,15 @@ def _host_memory(proc: Path = Path("/proc"), mounts: Path = Path("/sys/fs/cgroup
         if most is not None and used is not None:
             # The group's page cache is freed where memory is short.
             found.append(max(0, most - used + _numbers(folder / "memory.stat").get(cache, 0)))
-    return min(found, default=None)
+    return min((*found, *_own_limits(proc)), default=None)
 
 
 def available_memory(device: str) -> int | None:
     """Return the bytes that a new allocation on a device can have, or None where nothing tells.
 
     Args:
-        device: "cpu" (of the machine, or of the control group if that is less), or "cuda", with a
+        device: "cpu" (of the machine, or of the control group or the process's limits if that is
+            less), or "cuda", with a
             number or without.
     """
     if device == "cpu":

@@ -55,6 +55,18 @@ def write(path: Path, text: str) -> None:
             102400,
             id="machine-has-less",
         ),
+        pytest.param(
+            {
+                "proc/meminfo": "MemAvailable: 900 kB\n",
+                "proc/self/limits": "Limit                     Soft Limit           Hard Limit\n"
+                "Max cpu time              unlimited            unlimited            seconds\n"
+                "Max data size             500000               unlimited            bytes\n"
+                "Max address space         unlimited            unlimited            bytes\n",
+                "proc/self/status": "Name:\tpython\nVmSize:\t    9000 kB\nVmData:\t     100 kB\n",
+            },
+            397600,
+            id="limit-of-the-process",
+        ),
     ],
 )
 def test_host_memory(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ GROUND = (
     "memory",
     "held",
     "vision",
+    "words",
 )
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypermask_fast.finished.inferred import Summary, ended
 from hypermask_fast.records.accuracy_files import aligned
+from hypermask_fast.words import percent
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Evaluation:
         head = [f"{len(names)} run{'' if len(names) == 1 else 's'}, percent", "mean", "std", *names]
         rows = [head]
         for name, found in self.rows:
-            std = "-" if found.std != found.std else f"{found.std:.2f}"
-            rows.append([name, f"{found.mean:.2f}", std, *(f"{v:.2f}" for v in found.values)])
+            rows.append([name, *map(percent, (found.mean, found.std, *found.values))])
         return "\n".join([*aligned(rows), *(f"left out: {reason}" for reason in self.left_out)])
 
 

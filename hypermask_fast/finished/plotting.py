@@ -27,7 +27,7 @@ from hypermask_fast.finished.record_groups import groups
 from hypermask_fast.methods.base import Learner
 from hypermask_fast.methods.evaluating import evaluating
 from hypermask_fast.planning.sizes import scenario_size
-from hypermask_fast.records.page import duration, recorded_charts, run_page
+from hypermask_fast.records.page import recorded_charts, run_page
 from hypermask_fast.records.records import Records
 from hypermask_fast.records.restoring import changes_since, settings_of
 from hypermask_fast.runs import run
@@ -35,6 +35,7 @@ from hypermask_fast.settings.build import make_learner
 from hypermask_fast.settings.changes import FREE
 from hypermask_fast.studies import seeds
 from hypermask_fast.training.states import load_learner, parts_of
+from hypermask_fast.words import duration, percent
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -222,7 +223,7 @@ def _overview(
             seconds = each.summary.get("seconds")
             time = "-" if seconds is None else duration(seconds)
             seed = str(each.options.get("seed"))
-            rows.append((str(len(rows)), label, seed, *(f"{v:.2f}" for v in shown), time))
+            rows.append((str(len(rows)), label, seed, *map(percent, shown), time))
     count = sum(map(len, found))
     return Report(
         title=f"{count} runs",

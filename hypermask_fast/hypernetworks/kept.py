@@ -17,6 +17,7 @@ from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head.types import FrozenHead
 from hypermask_fast.held import HoldsTensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
+from hypermask_fast.words import size
 
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
 _COPY = "frozen_hypernetwork"
@@ -216,13 +217,13 @@ class KeptOutputs(HoldsTensors):
 
     def describe(self, hypernetwork: Hypernetwork) -> str:
         """Return a line about the memory it takes while a task is learned."""
-        size, each = hypernetwork.own_outputs, hypernetwork.head.weight.element_size()
+        outputs, each = hypernetwork.own_outputs, hypernetwork.head.weight.element_size()
         width = hypernetwork.head.in_features
         bytes_of, per = {
-            "full": (size * each, "for each earlier task"),
-            "bfloat16": (size * 2, "for each earlier task, in bfloat16"),
+            "full": (outputs * each, "for each earlier task"),
+            "bfloat16": (outputs * 2, "for each earlier task, in bfloat16"),
             "frozen_head": (
-                size * (width + 1) * each + 8 * width**2,
+                outputs * (width + 1) * each + 8 * width**2,
                 "for a frozen head, whatever the number of earlier tasks",
             ),
             "recomputed": (
@@ -230,7 +231,7 @@ class KeptOutputs(HoldsTensors):
                 "for a copy of the hypernetwork, whatever the number of earlier tasks",
             ),
         }[self.form]
-        line = f"targets while training: {bytes_of / 2**20:,.1f} MiB {per}"
+        line = f"targets while training: {size(bytes_of)} {per}"
         return line if self.count is None else f"{line}; {self.count} of them in each step"
 
     def extra_repr(self) -> str:

@@ -23,6 +23,7 @@ from hypermask_fast.figures.labels import shortened
 from hypermask_fast.files.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.metrics.continual import summary
 from hypermask_fast.settings.changes import described
+from hypermask_fast.words import percent
 
 _Array = NDArray[np.float64]
 _BEFORE = "before training"
@@ -168,7 +169,8 @@ def write_heatmap(path: str | Path, accuracy: ArrayLike, task_names: Sequence[st
     chart = matrix_of(matrix, columns)
     final = summary(matrix)
     shown = [("ACC", final["acc_final"]), ("BWT", final["bwt_gem"])]
-    title = "   ".join(f"{name} {value:.2f} %" for name, value in shown if not math.isnan(value))
+    known = [(name, value) for name, value in shown if not math.isnan(value)]
+    title = "   ".join(f"{name} {percent(value)} %" for name, value in known)
     write_text_atomic(Path(path), drawing(replace(chart, title=title)).markup(alone=True))
 
 

@@ -22,6 +22,7 @@ from hypermask_fast.records.records import Records, records
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.expected import expected_of
 from hypermask_fast.settings.options import options_of
+from hypermask_fast.words import duration, percent, size
 
 _TITLES = {
     "acc_final": "ACC: mean accuracy at the end",
@@ -70,7 +71,7 @@ def run_page(found: Records, more: Sequence[Chart] = (), notes: Sequence[str] = 
         notes=[*notes, *format_changes(changes)],
         expected=_expected(config, values, learned == len(found.names)),
         tasks=_task_rows(found),
-        metrics=[(name, _percent(values[name]), text) for name, text in _definitions(values)],
+        metrics=[(name, percent(values[name]), text) for name, text in _definitions(values)],
         charts=[*recorded_charts(found), *more],
         settings=_script_settings(found.script) if config is None else _settings(config),
         machine=_machine(found),
@@ -94,38 +95,21 @@ def _version(found: Records) -> str:
     return str(found.manifest.get("environment", {}).get("hypermask_fast", ""))
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
-
-
 def _definitions(values: dict[str, float]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in continual.definitions().items() if name in values]
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words: ``1 h 02 min``, ``3 min 05 s``, ``7.9 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def _tiles(found: Records, values: dict[str, float]) -> list[tuple[str, str]]:
-    tiles = [("ACC, at the end", f"{_percent(values['acc_final'])} %")]
-    tiles.append(("backward transfer", f"{_percent(values['bwt_gem'])} %"))
-    tiles.append(("forgetting", f"{_percent(values['forgetting_max'])} %"))
+    tiles = [("ACC, at the end", f"{percent(values['acc_final'])} %")]
+    tiles.append(("backward transfer", f"{percent(values['bwt_gem'])} %"))
+    tiles.append(("forgetting", f"{percent(values['forgetting_max'])} %"))
     if "seconds" in found.summary:
         tiles.append(("wall time", duration(found.summary["seconds"])))
     rate = found.summary.get("steps_per_second")
     if rate:
         tiles.append(("steps a second", f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"))
     for kind, count in found.summary.get("peak_bytes", {}).items():
-        tiles.append((f"most {kind} memory", _size(count)))
+        tiles.append((f"most {kind} memory", size(count)))
     return tiles
 
 
@@ -160,13 +144,13 @@ def _task_rows(found: Records) -> list[Sequence[str]]:
     for j in range(t):
         first, last = float(matrix[j + 1, j]), float(matrix[t, j])
         change = "-" if math.isnan(last - first) else f"{round(last - first, 2) + 0.0:+.2f}"
-        before = _percent(float(matrix[0, j]))
+        before = percent(float(matrix[0, j]))
         count = "-" if counts[j] is None else f"{counts[j]:,}"
-        row = (str(j + 1), found.names[j], count, before, _percent(first), _percent(last), change)
+        row = (str(j + 1), found.names[j], count, before, percent(first), percent(last), change)
         rows.append(row)
     if t > 1:
         means = [
-            _percent(float(np.mean(values)))
+            percent(float(np.mean(values)))
             for values in (matrix[0, :t], np.diagonal(matrix[1:])[:t], matrix[t, :t])
         ]
         rows.append(("", "mean", "", *means, ""))

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -146,12 +145,10 @@ class Outcome:
     Attributes:
         job: The job.
         end: What the run ended with, or why it did not.
-        seconds: That it took.
     """
 
     job: Job
     end: RunResult | Exception
-    seconds: float
 
 
 Learned = Callable[[Job, int], bool]
@@ -176,7 +173,7 @@ def in_turn(
 
     def make(job: Job) -> Outcome:
         begins(job)
-        return _timed(job, lambda: job.perform(None if goes is None else partial(goes, job)))
+        return _ended(job, lambda: job.perform(None if goes is None else partial(goes, job)))
 
     for unit in units:
         yield unit(make)
@@ -236,14 +233,13 @@ def at_once(
             processes.stop()
 
 
-def _timed(job: Job, perform: Callable[[], RunResult]) -> Outcome:
-    begin = time.monotonic()
+def _ended(job: Job, perform: Callable[[], RunResult]) -> Outcome:
     end: RunResult | Exception
     try:
         end = perform()
     except Exception as error:
         end = error
-    return Outcome(job, end, time.monotonic() - begin)
+    return Outcome(job, end)
 
 
 class _Processes:
@@ -270,7 +266,7 @@ class _Processes:
 
     def make(self, job: Job) -> Outcome:
         """Make a run in a process of its own."""
-        return _timed(job, lambda: self._make(job))
+        return _ended(job, lambda: self._make(job))
 
     def _stopped(self, job: Job) -> Stopped:
         return Stopped(self._signum or signal.SIGTERM, job.folder)

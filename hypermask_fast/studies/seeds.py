@@ -29,7 +29,7 @@ from hypermask_fast.files.atomic import write_text_atomic
 from hypermask_fast.files.folder import FolderLock, RunFolder, make_folder, require_vacant
 from hypermask_fast.runs.run import RunResult
 from hypermask_fast.settings.config import RunConfig
-from hypermask_fast.studies import seeds_summary, seeds_times
+from hypermask_fast.studies import seeds_summary
 from hypermask_fast.studies.apart import Job, alone, at_once, failure_text, in_turn, stopping
 from hypermask_fast.studies.jobs import Share, share
 from hypermask_fast.studies.seeds_summary import SeedsSummary
@@ -236,7 +236,6 @@ def _continued(
         if begins is not None:
             begins(job.config.run.seed)
 
-    ended = {job.name for job in jobs if RunFolder(job.folder).accuracy_svg.exists()}
     units = [alone(job) for job in jobs]
     outcomes = (
         in_turn(units, begins=start)
@@ -250,8 +249,6 @@ def _continued(
         stack.enter_context(stopping(path))
         for outcome in outcomes:
             seed = outcome.job.config.run.seed
-            if outcome.job.name not in ended and outcome.job.folder.exists():
-                seeds_times.add(path, seed, outcome.seconds)
             error = outcome.end
             if not isinstance(error, Exception):
                 yield error
@@ -275,7 +272,7 @@ def summary(path: Path, failures: Mapping[int, str] | None = None) -> SeedsSumma
         ConfigError: As :func:`read`.
     """
     config, seeds = read(path)
-    return seeds_summary.summarize(path, config, _by_seed(path, config, seeds), failures or {})
+    return seeds_summary.summarize(config, _by_seed(path, config, seeds), failures or {})
 
 
 def _by_seed(path: Path, config: RunConfig, seeds: int) -> dict[int, Path]:
@@ -286,7 +283,7 @@ def _by_seed(path: Path, config: RunConfig, seeds: int) -> dict[int, Path]:
 def _summarize(path: Path, config: RunConfig, seeds: int, failures: dict[int, str]) -> None:
     folders = _by_seed(path, config, seeds)
     if any(folder.exists() for folder in folders.values()):
-        found = seeds_summary.summarize(path, config, folders, failures)
+        found = seeds_summary.summarize(config, folders, failures)
         seeds_summary.write(path, found)
 
 

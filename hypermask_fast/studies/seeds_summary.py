@@ -21,7 +21,7 @@ from hypermask_fast.metrics.statistics import interval
 from hypermask_fast.records import accuracy_files, timing
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.expected import LEAST_TOLERANCE, Expected, expected_of
-from hypermask_fast.studies import seeds_times
+from hypermask_fast.words import percent
 
 JSON, CSV = "summary.json", "summary.csv"
 _ENDED = "ended"
@@ -107,10 +107,10 @@ class SeedsSummary:
         lines = [f"{title}, mean +/- standard deviation, 95 % interval of the mean:"]
         known = {name: f for name, f in self.figures.items() if not math.isnan(f.mean)}
         for name, figure in known.items():
-            line = f"  {name:<20} {figure.mean:8.2f}"
+            line = f"  {name:<20} {percent(figure.mean):>8}"
             if not math.isnan(figure.std):
                 low, high = figure.mean - figure.half, figure.mean + figure.half
-                line += f" +/- {figure.std:<8.2f} {low:8.2f} to {high:.2f}"
+                line += f" +/- {figure.std:<8.2f} {percent(low):>8} to {percent(high)}"
             lines.append(line)
         lines += [f"seed {row.seed}: {row.state}" for row in self.rows if row.state != _ENDED]
         return "\n".join([*lines, *self._compared(marks)])
@@ -194,21 +194,20 @@ def _figure(values: list[float]) -> Figure:
 
 
 def summarize(
-    path: Path, config: RunConfig, folders: Mapping[int, Path], failures: Mapping[int, str]
+    config: RunConfig, folders: Mapping[int, Path], failures: Mapping[int, str]
 ) -> SeedsSummary:
     """Return what runs of several seeds have ended with.
 
     Args:
-        path: Their folder.
         config: Their settings, with the first seed.
         folders: Of the runs, by seed.
         failures: Why runs failed, by seed.
     """
-    rows = [_row(path, seed, folder, failures.get(seed)) for seed, folder in folders.items()]
+    rows = [_row(seed, folder, failures.get(seed)) for seed, folder in folders.items()]
     return SeedsSummary(config, rows)
 
 
-def _row(path: Path, seed: int, folder: Path, failure: str | None) -> Row:
+def _row(seed: int, folder: Path, failure: str | None) -> Row:
     if failure is not None:
         return Row(seed, f"failed: {failure}")
     files = RunFolder(folder)
@@ -222,8 +221,9 @@ def _row(path: Path, seed: int, folder: Path, failure: str | None) -> Row:
     if learned < len(names):
         return Row(seed, f"{learned} of {len(names)} tasks")
     values = continual.summary(matrix)
-    values |= {"ms_a_step": timing.median_ms(files.timing_path)}
-    return Row(seed, _ENDED, {**values, "wall_s": seeds_times.of(path, seed)})
+    seconds = timing.whole(files.timing_path).seconds or math.nan
+    values |= {"ms_a_step": timing.median_ms(files.timing_path), "wall_s": seconds}
+    return Row(seed, _ENDED, values)
 
 
 def write(path: Path, found: SeedsSummary) -> None:

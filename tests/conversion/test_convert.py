@@ -222,8 +222,8 @@ def test_report_and_manifest() -> None:
         "36 of 69 target parameters are masked; not masked: 12 normalisation: a copy for each "
         "task, 18 excluded: frozen, 3 exempt: last bias",
         "sparsity: 25 % of each mask; the target does not train",
-        "hypernetwork: 127 parameters, 0.0 MiB; with gradients and Adam's moments 0.0 MiB",
-        "targets while training: 0.0 MiB for each earlier task",
+        "hypernetwork: 127 parameters, 508 bytes; with gradients and Adam's moments 2.0 KiB",
+        "targets while training: 156 bytes for each earlier task",
         "net(x) outside a task: its own weights, without a mask",
     ]
 

@@ -27,6 +27,7 @@ from hypermask_fast.methods.inputs import Given
 from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.tasks import TaskId
+from hypermask_fast.words import size
 
 
 @takes_options(HyperIntervalSettings)
@@ -255,7 +256,7 @@ class HyperInterval(BoxedLearner):
                 *self._network.table({}),
                 f"hypernetwork: {shared:,} parameters and {of_task} for each task, for "
                 f"{self._network.size:,} target weights",
-                f"kept while training: {kept * each / 2**20:,.1f} MiB for each earlier task",
+                f"kept while training: {size(kept * each)} for each earlier task",
                 self._outside,
             ]
         )

@@ -14,6 +14,7 @@ from hypermask_fast.conversion.norm_tables import State, TaskNorms
 from hypermask_fast.held import Fixed
 from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.batches import sum_of
+from hypermask_fast.words import size
 
 Tensors = dict[str, Tensor]
 """Tensors by their names in the target network."""
@@ -183,7 +184,7 @@ class FrozenTasks(Fixed):
         """Return a line about the frozen tasks and the memory they take."""
         network = self._of[0]
         each = sum(w.nbytes for w in network.weights())
-        return f"frozen tasks: {len(self.ids)}; {each / 2**20:,.1f} MiB of masked weights for each"
+        return f"frozen tasks: {len(self.ids)}; {size(each)} of masked weights for each"
 
     def extra_repr(self) -> str:
         return f"ids={self.ids}"

@@ -34,6 +34,7 @@ from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.methods.totals import total_of
+from hypermask_fast.words import size
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
@@ -274,14 +275,13 @@ class HyperMask(MaskedLearner):
     def report(self) -> str:
         """Return a table of the target's parameters: which are masked, which are not and why."""
         count = sum(p.numel() for p in self.hypernetwork.parameters())
-        bytes_each = self.hypernetwork.head.weight.element_size()
-        mib = count * bytes_each / 2**20
+        memory = count * self.hypernetwork.head.weight.element_size()
         lines = [
             *self._network.table({"normalisation": _NORM_REASONS[self.bn]}),
             f"sparsity: {self.sparsity:g} % of each mask"
             + ("" if self.train_target else "; the target does not train"),
-            f"hypernetwork: {count:,} parameters, {mib:,.1f} MiB; with gradients and Adam's "
-            f"moments {4 * mib:,.1f} MiB",
+            f"hypernetwork: {count:,} parameters, {size(memory)}; with gradients and Adam's "
+            f"moments {size(4 * memory)}",
             self._kept.describe(self.hypernetwork),
             self._outside,
         ]
