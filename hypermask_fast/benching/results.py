@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypermask_fast.benching.names import PHASES
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.metrics.medians import Median
 
 STEP = "step"
@@ -90,27 +91,24 @@ class Bench:
             for other in others:
                 line += [_cell(other, row), _ratio(self.speed_up(other, row))]
             cells.append(line)
-        for label, key, of in (
-            ("largest error", "max_error", "worst"),
-            ("largest |difference|", "max_difference", "furthest"),
-        ):
-            line = [label, _error(ours, key, of)]
+        for label, key, _ in _OF_STATE:
+            line = [label, _error(ours, key)]
             for other in others:
-                line += [_error(other, key, of), "-"]
+                line += [_error(other, key), "-"]
             cells.append(line)
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-        lines = [
-            "  ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-                ]
-            )
-            for line in cells
-        ]
-        return "\n".join(
-            [self.setting, f"{self.device}, {self.clock}", "", *lines, "", *self._said()]
-        )
+        lines = [self.setting, f"{self.device}, {self.clock}", "", *aligned(cells), ""]
+        return "\n".join([*lines, *self._elsewhere(), *self._said()])
+
+    def _elsewhere(self) -> list[str]:
+        """Return what the table has no room for: where a phase is done, and what errs the most."""
+        lines = []
+        for m in self.measured:
+            notes = [f"{row} {m.notes[row]}" for row in self._rows() if m.notes.get(row)]
+            lines += [f"{_MARK} of {m.name}: {'; '.join(notes)}"] if notes else []
+        for label, key, of in _OF_STATE:
+            found = [f"{m.errors[of]} ({m.name})" for m in self.measured if key in m.errors]
+            lines += [f"{label}: {', '.join(found)}"] if found else []
+        return lines
 
     def _said(self) -> list[str]:
         count = self.measured[0].phases[STEP].size
@@ -178,7 +176,12 @@ class Bench:
         return file.getvalue()
 
 
-_ERRORS = ("max_error", "worst", "max_difference", "furthest")
+_OF_STATE = (
+    ("largest error", "max_error", "worst"),
+    ("largest |difference|", "max_difference", "furthest"),
+)
+_ERRORS = tuple(key for _, *keys in _OF_STATE for key in keys)
+_MARK = "*"
 
 
 def _finite(value: Any) -> Any:
@@ -197,22 +200,19 @@ def _numbers(found: Median | None) -> dict[str, Any]:
 
 
 def _cell(measured: Measured, row: str) -> str:
-    found, note = measured.phases.get(row), measured.notes.get(row, "")
+    found, mark = measured.phases.get(row), _MARK if measured.notes.get(row) else ""
     if found is None:
-        return note or "-"
-    text = f"{_ms(found.value)} ({_ms(found.low)} to {_ms(found.high)})"
-    return f"{text}, {note}" if note else text
+        return mark or "-"
+    return f"{mark}{_ms(found.value)} ({_ms(found.low)} to {_ms(found.high)})"
 
 
 def _ms(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _error(measured: Measured, key: str, of: str) -> str:
-    if key not in measured.errors:
-        return "-"
-    return f"{measured.errors[key]:.1e} ({measured.errors[of]})"
+def _error(measured: Measured, key: str) -> str:
+    return f"{measured.errors[key]:.1e}" if key in measured.errors else "-"

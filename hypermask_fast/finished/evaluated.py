@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.finished.inferred import Summary, ended
-from hypermask_fast.records.accuracy_files import aligned
 from hypermask_fast.words import percent
 
 

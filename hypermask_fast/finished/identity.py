@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.files import checkpoint
 from hypermask_fast.files.folder import RunFolder
-from hypermask_fast.records.accuracy_files import aligned, read_accuracy
+from hypermask_fast.records.accuracy_files import read_accuracy
 from hypermask_fast.records.environment import differences
 from hypermask_fast.records.metrics_log import read, untimed
 from hypermask_fast.records.restoring import settings_of

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.fields import check_value
 from hypermask_fast.files.folder import RunFolder
 from hypermask_fast.finished.inferred import loaded
 from hypermask_fast.records import learned
-from hypermask_fast.records.accuracy_files import aligned
 from hypermask_fast.training.kept_logits import logits_of
 from hypermask_fast.training.trainer import Trainer
 

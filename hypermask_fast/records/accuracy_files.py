@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.console.terminal import shortened as cut
 from hypermask_fast.errors import DataError
 from hypermask_fast.figures.accuracy import matrix_of
@@ -82,15 +83,6 @@ def read_accuracy(path: str | Path) -> tuple[_Array, list[str]]:
             f"{path} cannot be read as an accuracy matrix ({error}); give the accuracy.npz of a run"
         ) from error
     return matrix, names
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: its first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
 
 
 def format_matrix(

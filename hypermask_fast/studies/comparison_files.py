@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.figures.draw import drawing
 from hypermask_fast.files.atomic import write_text_atomic
 from hypermask_fast.metrics.statistics import Interval
-from hypermask_fast.records.accuracy_files import aligned
 from hypermask_fast.studies.comparison_charts import BY_TASK, PARETO, charts
 from hypermask_fast.studies.comparison_result import FEWEST_PAIRS, Column, Comparison
 

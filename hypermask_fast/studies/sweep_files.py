@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypermask_fast.console.columns import aligned
 from hypermask_fast.fields import text_of
 from hypermask_fast.files.atomic import write_text_atomic
-from hypermask_fast.records.accuracy_files import aligned
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.sweep import SweepConfig
 from hypermask_fast.studies.sweep_study import ENDED, Trial
