@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from hypermask_fast.held import HoldsTensors
+from hypermask_fast.methods.replay.replay import mean_cross_entropy
 
 
 def distillation(
@@ -24,13 +24,7 @@ def distillation(
         count: Rows that the mean is over, where these are a part of them. Default: these.
     """
     soft = (targets / temperature).softmax(1)
-    return _mean(logits / temperature, soft, count) * temperature**2
-
-
-def _mean(logits: Tensor, targets: Tensor, count: float | None) -> Tensor:
-    if count is None:
-        return F.cross_entropy(logits, targets)
-    return F.cross_entropy(logits, targets, reduction="sum") / count
+    return mean_cross_entropy(logits / temperature, soft, count) * temperature**2
 
 
 class Teacher(HoldsTensors):
@@ -94,5 +88,5 @@ def growing_loss(
         earlier[each] = True
     if sum(each.stop - each.start for each in rows) == 1:
         label = torch.full(logits.shape[:1], rows[0].start, device=logits.device)
-        return _mean(logits, label, count)
+        return mean_cross_entropy(logits, label, count)
     return distillation(logits, targets.masked_fill(~earlier, 0), temperature, count)

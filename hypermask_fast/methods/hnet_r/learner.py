@@ -166,8 +166,7 @@ class HNETR(ReplayLearner):
         return F.cross_entropy(outputs, y + rows.start), distilled, outputs
 
     def _distilled(self, logits: Tensor, said: Tensor, task: int, replayed: Replayed) -> Tensor:
-        # Rows of the mean in this process, which counts by its share.
-        part = None if self.share is None else replayed.whole * self.share.weight
+        part = replayed.rows_of_mean(self.share)
         if self.task_heads == "growing":
             so_far = self._rows(max((task, *replayed.tasks)), so_far=True)
             rows = [self._rows(earlier) for earlier in replayed.tasks]

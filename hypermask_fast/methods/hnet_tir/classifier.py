@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermask_fast.methods.protocol import ParameterGroup
-from hypermask_fast.methods.replay.replay import Replayed
+from hypermask_fast.methods.replay.replay import Replayed, mean_cross_entropy
 from hypermask_fast.methods.replay.vae import xavier_layers_
 from hypermask_fast.networks.mlp import MLP
 from hypermask_fast.optim.rows import take_rows
@@ -47,7 +47,14 @@ class TaskClassifier(MLP):
         )
         return F.linear(self.features(x), weight, bias)
 
-    def loss(self, x: Tensor, replayed: Replayed, tasks: Tensor, weight: float) -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        replayed: Replayed,
+        tasks: Tensor,
+        weight: float,
+        count: float | None = None,
+    ) -> Tensor:
         """Return the cross-entropy of the current task's rows and of replayed ones, mixed, 0-d.
 
         Args:
@@ -55,10 +62,11 @@ class TaskClassifier(MLP):
             replayed: Rows of the earlier ones.
             tasks: int64 (1 + t,), ids of the current task and the earlier ones.
             weight: Share of the replayed rows.
+            count: Replayed rows that their mean is over, where these are a part. Default: these.
         """
         logits = self.logits(torch.cat((x, replayed.x.to(x))), tasks)
         current = F.cross_entropy(logits[: len(x)], replayed.places.new_zeros(len(x)))
-        earlier = F.cross_entropy(logits[len(x) :], replayed.places + 1)
+        earlier = mean_cross_entropy(logits[len(x) :], replayed.places + 1, count)
         return (1 - weight) * current + weight * earlier
 
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -114,13 +114,14 @@ class HNETTIR(ReplayLearner, HNET):
                 super(ReplayLearner, self).losses, x, y, task, of_hnet, before_update
             )
         terms = dict(found.terms)
-        replayed = self.replay.sample(self._whole(x), task, number)
+        replayed = self.replay.sample(self._whole(x), task, number, self.share)
         terms["task_inference"] = found.task.new_zeros(())
         if replayed is not None:
             optimizer, ids = optimizers[TASK_CLASSIFIER], self.replay.kept.ids
             assert ids is not None
             optimizer.zero_grad(set_to_none=True)
-            loss = self.task_classifier.loss(x, replayed, ids, self.replay_weight)
+            count = replayed.rows_of_mean(self.share)
+            loss = self.task_classifier.loss(x, replayed, ids, self.replay_weight, count)
             loss.backward()
             optimizer.step()
             terms["task_inference"] = loss.detach()

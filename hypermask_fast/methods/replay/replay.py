@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -39,6 +40,27 @@ class Replayed(NamedTuple):
     places: Tensor
     tasks: Sequence[int]
     whole: int
+
+    def rows_of_mean(self, share: Share | None) -> float | None:
+        """Return what a mean over all processes' rows divides this process's sum by, or None.
+
+        Args:
+            share: This process's part of the step, by which its gradient counts.
+        """
+        return None if share is None else self.whole * share.weight
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor, count: float | None) -> Tensor:
+    """Return the mean cross-entropy of rows, 0-d.
+
+    Args:
+        logits: (batch, outputs).
+        targets: Outputs int64 (batch,), or their shares (batch, outputs).
+        count: Rows that the mean is over, where these are a part of them, maybe none; None: these.
+    """
+    if count is None:
+        return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, reduction="sum") / count
 
 
 class Replay(nn.Module):
