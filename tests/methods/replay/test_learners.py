@@ -145,6 +145,24 @@ def test_the_loss_of_the_task_classifier() -> None:
     assert torch.equal(untrained, before["task_classifier.classifier.weight"][3])
 
 
+def test_processes_divide_what_the_task_classifier_learns_from() -> None:
+    learner = make(HNETTIR, dtype=torch.float64)
+    for task in range(2):
+        train(learner, task)
+    learner.begin_task(2)
+    x, y = batch(learner)
+
+    def loss(share: Share | None) -> float:
+        own = copy.deepcopy(learner)
+        own.share = share
+        rows = slice(0, 8) if share is None else share.rows
+        return float(stepper(own)(x[rows], y[rows], 2).task_inference)
+
+    # Four images of each of two tasks, of which every other process has one.
+    parts = [loss(Share(slice(i, i + 1), 8, list)) for i in range(8)]
+    assert sum(parts) / 8 == pytest.approx(loss(None), rel=1e-12)
+
+
 @pytest.mark.parametrize("lookahead", [True, False])
 def test_hnet_learns_as_without_the_classifier_of_tasks(lookahead: bool) -> None:
     torch.manual_seed(0)
