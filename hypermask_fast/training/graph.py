@@ -175,13 +175,17 @@ class GraphedStep:
             return step(*stream.batch(number), task, before_update)
         if self._key != (key := self._fixed()):
             self._key, self._graph, self._warm = key, None, 0
-        if self._graph is None and self._warm < _WARM_UP_STEPS:
-            self._warm += 1
-            with self._cuda.warming_up(self._device):
-                return step(*stream.batch(number), task)
         stream.prepare(number)
         if number != self._expected:
             self._position.fill_(number)
+            self._expected = number
+        if self._graph is None and self._warm < _WARM_UP_STEPS:
+            self._warm += 1
+            # All that is captured: no kernel can be loaded while a graph is.
+            with self._cuda.warming_up(self._device):
+                losses = self._run()
+            self._expected = number + 1
+            return losses
         self._graph = self._graph or self._captured(step)
         if self._graph is None:
             return step(*stream.batch(number), task)

@@ -88,7 +88,7 @@ def step_runs_kernel(
     step = tl.num_programs(0) * BLOCK_N
     for start in tl.range(program * BLOCK_N, rows, step, num_stages=1, disable_licm=True):
         first = start * WIDTH
-        left = (rows - start).to(tl.int32)
+        left = tl.minimum(rows - start, BLOCK_N).to(tl.int32)  # left * WIDTH fits in 32 bits
         valid = row < left
         inside = (column < WIDTH)[None, :]
         at = row[:, None] * WIDTH + column[None, :]

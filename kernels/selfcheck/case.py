@@ -18,7 +18,8 @@ class Case(NamedTuple):
     """One launch of a kernel.
 
     Attributes:
-        launch: Returns results, from inputs that each call finds as they were; can be captured.
+        launch: Returns results, from inputs that each call finds as they were. It can be captured:
+            it makes no tensor from numbers of the host.
         right: Returns what they have to be, by name, in the same order.
     """
 

@@ -55,9 +55,11 @@ def captured(device: torch.device, launch: Launch) -> tuple[Callable[[], None], 
         try:
             found = launch()
         except BaseException:
-            # The end of a capture that failed raises once more.
+            # The end of a failed capture raises once more; the generator takes itself for captured.
             with suppress(RuntimeError):
                 graph.capture_end()
+            generator = torch.cuda.default_generators[stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
             raise
         graph.capture_end()
     return graph.replay, found

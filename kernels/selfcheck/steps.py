@@ -33,10 +33,11 @@ def begin_step(draw: Draw, is_finite: bool) -> Case:
     if not is_finite:
         dz[9_001] = torch.inf
     numbers = {name: ADAM[name] for name in ("lr", "beta1", "beta2", "eps")}
+    before, coefficient = [draw.number(2.0), draw.number(5.0)], draw.number(0.1)
+    options = {"coefficient": coefficient, "factor": _FACTOR, **numbers, **_OPTIONS}
 
     def launch() -> list[Tensor]:
-        counts = [draw.number(2.0), draw.number(5.0)]
-        options = {"coefficient": draw.number(0.1), "factor": _FACTOR, **numbers, **_OPTIONS}
+        counts = [count.clone() for count in before]
         begun = kernel(flags_of(dz), counts, **options)
         told = torch.stack((begun.taken, begun.skipped, *counts))
         return [begun.finite, told, begun.scalars, begun.coefficient]
@@ -160,9 +161,10 @@ def complete(draw: Draw) -> Case:
     from hypermask_fast.kernels.losses import complete as kernel
 
     squares = draw.put(torch.tensor(3.7, dtype=torch.float64))
+    before = [draw.number(value) for value in (0.0, 0.7, 1.9)]
 
     def launch() -> list[Tensor]:
-        regularizer, *losses = (draw.number(value) for value in (0.0, 0.7, 1.9))
+        regularizer, *losses = (loss.clone() for loss in before)
         kernel(squares, 3, regularizer, losses, 0.01)
         return [regularizer, *losses]
 

@@ -68,12 +68,31 @@ class OnDevice(TorchDispatchMode):
         return out
 
 
-def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
-    """Send the meta device's tensors to the kernels; check and count launches in place of them."""
+def _specialized(value: Any) -> object:
+    """What of an argument chooses the variant of a kernel that is compiled."""
+    if isinstance(value, Tensor):
+        return value.dtype
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value == 1, value % 16 == 0, value >= 2**31
+    return repr(value)
+
+
+def launches_on_meta(
+    patch: pytest.MonkeyPatch, variants: set[object] | None = None
+) -> Counter[str]:
+    """Send the meta device's tensors to the kernels; check and count launches in place of them.
+
+    Args:
+        patch: Takes it back.
+        variants: Is given those of kernels that are launched.
+    """
     launched: Counter[str] = Counter()
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         launched[kernel.__name__] += 1
+        if variants is not None:
+            chosen = tuple((name, _specialized(value)) for name, value in options.items())
+            variants.add((kernel.__name__, tuple(map(_specialized, args)), chosen))
         assert all(size > 0 for size in grid)
         for tensor in tensors_in((args, options)):
             assert tensor.is_meta, f"{kernel.__name__} takes a tensor of the host"
@@ -98,8 +117,17 @@ def launches_on_meta(patch: pytest.MonkeyPatch) -> Counter[str]:
     return launched
 
 
-def refuse_numbers(*args: Any, **kwargs: Any) -> None:
+def _refuse_numbers(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("a tensor is made from numbers of the host")
+
+
+@contextmanager
+def without_numbers() -> Iterator[None]:
+    """Refuse tensors from numbers of the host: they are copied where no mode can see it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tensor", "as_tensor"):
+            patch.setattr(torch, name, _refuse_numbers)
+        yield
 
 
 class MetaGraphs(CudaGraphs):
@@ -118,10 +146,7 @@ class MetaGraphs(CudaGraphs):
 
     def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
         self.watch.captures = True
-        with self.watch, pytest.MonkeyPatch.context() as patch:
-            # They copy from the host where no mode can see it.
-            for name in ("tensor", "as_tensor"):
-                patch.setattr(torch, name, refuse_numbers)
+        with self.watch, without_numbers():
             losses = run()
         return Captured(lambda: None, losses)
 

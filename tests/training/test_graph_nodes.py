@@ -21,7 +21,10 @@ MOST = 45
 
 
 def nodes(preset: str, task: int, **options: object) -> Counter[str]:
-    """The launches of a captured step of a preset on images of MNIST's shape, by name."""
+    """The launches of a captured step of a preset on images of MNIST's shape, by name.
+
+    Each kernel was launched before in the variant that is captured: none is loaded in a capture.
+    """
     config = RunConfig.from_preset(preset, **options)
     images = torch.zeros(6000, 1, 28, 28, dtype=torch.uint8)
     data = ImageSet(images, torch.arange(6000) % 10)
@@ -42,15 +45,18 @@ def nodes(preset: str, task: int, **options: object) -> Counter[str]:
             group |= {"fused": True, "lr": torch.full((), 1e-3, device="meta")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optim, "check_group", lambda group: None)
-        launched = launches_on_meta(patch)
+        variants: set[object] = set()
+        launched = launches_on_meta(patch, variants)
         graphs = MetaGraphs()
         step = GraphedStep(True, cuda=graphs)
         step.begin(TrainingStep(learner, optimizers), tasks[task].stream(128), task)
         for number in range(3):
             step(number)
         launched.clear()
+        loaded = frozenset(variants)
         step(3)
         assert step.status == "yes"
+        assert variants == loaded
     return launched + graphs.watch.captured
 
 
