@@ -16,10 +16,13 @@ from tests.support.kernel_checks import ROUNDINGS, assert_as_exact, error, poiso
 pytest.importorskip("triton")
 
 from hypermask_fast.kernels import tuning
+from hypermask_fast.kernels.device import INTERPRET
 from hypermask_fast.kernels.head import adam as factored_adam
 from hypermask_fast.kernels.head import step as step_rows
 from hypermask_fast.kernels.head import step_products as step_rows_products
 from hypermask_fast.kernels.head import step_products_wgmma
+from hypermask_fast.kernels.head.adam import adam_scalars
+from hypermask_fast.kernels.head.step_runs import step_runs_kernel
 from hypermask_fast.reference import output_residuals
 
 COEFFICIENT = 0.25
@@ -293,6 +296,31 @@ def test_no_rows(device: torch.device) -> None:
     grad, squares = kernel_step(head, *make_inputs(head, 2))
     assert torch.equal(grad, torch.zeros(3, 4, device=device))
     assert float(squares) == 0
+
+
+@pytest.mark.skipif(not INTERPRET.value, reason="such a head takes 30 GB")
+def test_a_tile_of_a_head_of_more_than_2_31_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of 64 rows, where as many programs as the head has tiles are said to run."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    width, block, rows = 25, 64, 10**8
+    cpu = torch.device("cpu")
+    start = make_head(block, width, cpu)
+    near, far = ([tensor.clone() for tensor in start] for _ in range(2))
+    dz, hidden, targets = torch.randn(block), torch.randn(1, width), torch.zeros(0, block)
+    scalars = adam_scalars(cpu, **{**PLAIN, "step": 1})
+    set_grid = interpreter_builder.set_grid_dim
+    for head, count in ((near, block), (far, rows)):
+        programs = -(-count // block)
+        monkeypatch.setattr(
+            interpreter_builder, "set_grid_dim", lambda x, y, z, n=programs: set_grid(n, 1, 1)
+        )
+        sums = torch.zeros(1, 1, width), torch.zeros(1)
+        options = {"WRITE_LOGITS": False, "WIDTH": width, "BLOCK_N": block}
+        inputs = dz, hidden, targets, torch.tensor(0.1), scalars
+        step_runs_kernel[1,](*head, *inputs, *sums, count, 0, 0, **options)
+    assert all(map(torch.equal, near, far))
+    assert (near[0] != start[0]).any(1).all()
 
 
 def test_fifty_steps_are_as_exact_as_torch(device: torch.device) -> None:
