@@ -150,9 +150,9 @@ class TaskForwards(TaskLife):
 
         Args:
             x: Inputs (batch, ...).
-            score: How tasks are told apart: "entropy", "margin", "energy", "one_shot", "binary", or
-                a score that was fitted, such as ``Ridge().fitted(learner, data)``. Default
-                "entropy".
+            score: How tasks are told apart: "entropy", "margin", "energy", "max_logit", "one_shot",
+                "binary", of HyperInterval "box_entropy", of HNET+TIR "tir"; or a score that was
+                fitted, such as ``Ridge().fitted(learner, data)``. Default "entropy".
             options: Of :func:`hypermask_fast.inference.predict.predict`.
 
         Raises:
