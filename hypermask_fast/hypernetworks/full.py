@@ -60,7 +60,7 @@ class Hypernetwork(nn.Module):
     Args:
         num_outputs: N, the number of mask entries.
         embedding_dim: Length of a task embedding.
-        hidden: Widths of the trunk's layers; may be empty.
+        hidden: Widths of the trunk's layers; may be empty. Default (100,).
         capacity: Rows of the embedding table, which can grow. Default 128.
         activation: "elu" (default), "relu" or "tanh", after each hidden layer.
         device, dtype: As in ``nn.Linear``.

@@ -22,7 +22,7 @@ class MLP(Remade):
         in_features: Numbers in one input.
         hidden: Width of each hidden layer; empty for a linear classifier.
         num_classes: Outputs.
-        bias: Whether every layer has a bias.
+        bias: Whether every layer has a bias. Default True.
 
     Raises:
         ConfigError: If a width is no positive integer.

@@ -53,10 +53,10 @@ class ResNet(Remade):
         k: Widening factor of the groups.
         num_classes: Outputs.
         bias: Whether the convolutions have biases (the published counts include them); the
-            classifier always has one.
-        in_channels: Channels of the images.
+            classifier always has one. Default True.
+        in_channels: Channels of the images. Default 3.
         track_running_stats: Whether batch norm keeps running statistics for evaluation. The
-            published runs keep none and use the batch's at all times.
+            published runs keep none and use the batch's at all times. Default False.
 
     Raises:
         ConfigError: If a number is no positive integer.

@@ -48,8 +48,9 @@ class ZenkeNet(Remade):
 
     Args:
         num_classes: Outputs.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images. Default 3.
         dropout: Whether to drop 0.25 of the maps after each pool and 0.5 of the hidden units.
+            Default True.
 
     Raises:
         ConfigError: If a number is no positive integer.
@@ -79,8 +80,8 @@ class ZenkeNet64(Remade):
 
     Args:
         num_classes: Outputs.
-        in_channels: Channels of the images.
-        dropout: Whether to drop 0.25 of the maps after each pool.
+        in_channels: Channels of the images. Default 3.
+        dropout: Whether to drop 0.25 of the maps after each pool. Default True.
 
     Raises:
         ConfigError: If a number is no positive integer.

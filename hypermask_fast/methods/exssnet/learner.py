@@ -39,7 +39,7 @@ class ExSSNeT(SubnetworkLearner):
     Args:
         net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
         exclude: Names or globs of modules and parameters, classes of modules, or functions of a
-            name and a part, for what stays plain and frozen.
+            name and a part, for what stays plain and frozen. Default: nothing.
         settings: The settings; default: those below, with their defaults.
         {options}
 

@@ -53,7 +53,7 @@ class HNET(GeneratingLearner):
     Args:
         net: The target network.
         exclude: Names or globs of modules and parameters, classes of modules, or functions of a
-            name and a part, for what stays plain and frozen.
+            name and a part, for what stays plain and frozen. Default: nothing.
         example_input: A batch for the dry forward that finds the output layer, where
             ``task_heads`` is not "shared"; default: the first batch that comes.
         settings: The settings; default: those below, with their defaults.

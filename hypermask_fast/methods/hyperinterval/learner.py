@@ -32,7 +32,7 @@ from hypermask_fast.words import size
 
 @takes_options(HyperIntervalSettings)
 class HyperInterval(BoxedLearner):
-    """HyperInterval (HINT), over any network.
+    """HyperInterval (HINT), over any network with ``arithmetic="three_pass"``.
 
     The hypernetwork turns the box of a task's embedding into a box of target weights, center c and
     radius r. The loss is ``kappa CE(center) + (1 - kappa) CE(worst case) + beta output_reg``, where
@@ -52,6 +52,7 @@ class HyperInterval(BoxedLearner):
             layers, and between them only what never falls as its input rises; dropout is off there.
         exclude: Names or globs of modules and parameters, classes of modules, or functions of a
             name and a part, for what stays plain and frozen; only with ``arithmetic="three_pass"``.
+            Default: nothing.
         settings: The settings; default: those below, with their defaults.
         {options}
 

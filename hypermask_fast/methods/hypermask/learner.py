@@ -73,9 +73,11 @@ class HyperMask(MaskedLearner):
         net: The target network.
         exclude: What stays plain and frozen: names or globs of modules and parameters, classes of
             modules, functions of a name and a part that say whether it is meant, or several.
+            Default: nothing.
         shared: The same for what is trained for all tasks without a mask; weight_reg counts its L1
-            drift too.
+            drift too. Default: nothing.
         per_task: The same for what each task has a copy of, which starts as the network's own.
+            Default: nothing.
         exempt: Name of the bias that is not masked; default: that of the masked layer which runs
             last, found by a dry forward.
         example_input: A batch for that dry forward; default: the first batch that comes.

@@ -16,7 +16,7 @@ from hypermask_fast.methods.supsup.settings import SupSupSettings
 
 @takes_options(SupSupSettings)
 class SupSup(SubnetworkLearner):
-    """SupSup (Wortsman et al.), over any network of linear, conv and normalisation layers.
+    """SupSup (Wortsman et al.), over any network.
 
     A layer runs with ``W * M_t``, where W never changes and the scores of task t make M_t: its
     largest by magnitude, or those of at least 0. Gradients go straight through to the scores, the
@@ -26,7 +26,7 @@ class SupSup(SubnetworkLearner):
     Args:
         net: The target network; see :class:`SubnetworkLearner` for what becomes of it.
         exclude: Names or globs of modules and parameters, classes of modules, or functions of a
-            name and a part, for what stays plain and frozen.
+            name and a part, for what stays plain and frozen. Default: nothing.
         settings: The settings; default: those below, with their defaults.
         {options}
 
