@@ -36,9 +36,11 @@ class Exported:
     Attributes:
         task: Its name.
         file: The file.
+        form: Its format.
         bytes: Its size.
         learner_bytes: Of all parameters and buffers of the learner.
-        learner_ms, plain_ms: Of one input, medians: of the learner with the task, and plain.
+        learner_ms, plain_ms: Of these inputs, medians: of the learner with the task, and plain.
+        rows: Inputs that were timed together: 1, or 2 where the network refuses one.
         difference: The largest of the file's outputs from the plain network's; None: it was not
             run, for lack of a runtime.
         pruned: Share of the weights that 2:4 set to 0; None without.
@@ -47,10 +49,12 @@ class Exported:
 
     task: str
     file: str
+    form: str
     bytes: int
     learner_bytes: int
     learner_ms: float
     plain_ms: float
+    rows: int
     difference: float | None
     pruned: float | None
     accuracy: float | None
@@ -65,13 +69,14 @@ class Exported:
         ran = "not run: onnxruntime is not installed"
         if self.difference is not None:
             ran = f"run again: its outputs differ by at most {self.difference:.1e}"
-        elif self.file.endswith(FORMATS["safetensors"]):
+        elif self.form == "safetensors":
             ran = "weights only"
+        inputs = "one input" if self.rows == 1 else "two inputs"
         lines = [
             f"task      {self.task}",
             f"file      {self.file} ({ran})",
             f"size      {self.bytes:,} bytes; the learner of all tasks has {self.learner_bytes:,}",
-            f"latency   {self.plain_ms:.3f} ms for one input; the learner with the task takes "
+            f"latency   {self.plain_ms:.3f} ms for {inputs}; the learner with the task takes "
             f"{self.learner_ms:.3f}",
         ]
         if self.pruned is not None:
@@ -138,10 +143,6 @@ def export(
         written = bytes_of(plain, x, form, _texts(learner, task_id, plain, x))
         given = outputs_of(written, form, x)
         difference = None if given is None else float((given - plain(x).cpu()).abs().max())
-        one = x[:1]
-        learner_ms, plain_ms = _latencies(
-            [lambda: learner(one, task_id), lambda: plain(one)], x.device
-        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,13 +150,33 @@ def export(
             f"cannot make the folder of {target}: {error.strerror}; choose another --out"
         ) from error
     write_bytes_atomic(target, written)
+    with evaluating(learner):
+        timed = _timed_inputs(plain, x)
+        calls = [lambda: learner(timed, task_id), lambda: plain(timed)]
+        learner_ms, plain_ms = _latencies(calls, x.device)
     return Exported(
-        learner.tasks[task_id].name,
-        str(target),
-        len(written),
-        sum(value.nbytes for value in learner.state_dict().values()),
-        *(learner_ms, plain_ms, difference, share, before, after),
+        task=learner.tasks[task_id].name,
+        file=str(target),
+        form=form,
+        bytes=len(written),
+        learner_bytes=sum(value.nbytes for value in learner.state_dict().values()),
+        learner_ms=learner_ms,
+        plain_ms=plain_ms,
+        rows=len(timed),
+        difference=difference,
+        pruned=share,
+        accuracy=before,
+        sparse_accuracy=after,
     )
+
+
+def _timed_inputs(plain: nn.Module, x: Tensor) -> Tensor:
+    """Return one input, or two where a network refuses one, as statistics of a batch do."""
+    try:
+        plain(x[:1])
+    except ValueError:
+        return x[:2]
+    return x[:1]
 
 
 def _learned_task(learner: Learner, task: str | int) -> int:

@@ -67,7 +67,8 @@ class Forward:
             raise RuntimeError(
                 "the contexts of two tasks were left in another order than entered in one thread, "
                 "so one of them ran with the other's weights; give each its own thread, or leave "
-                "one before the next is entered"
+                "one before the next is entered; compile the network, not the learner or its "
+                "losses"
             )
         _local.forward, _local.stand_ins = self._outer
         del self._outer

@@ -201,6 +201,8 @@ class Learner(TaskForwards):
 
             loss = my_loss(learner(x, task=t), y) + learner.regularization(t)
 
+        In training mode the forward before it is that of :meth:`losses` in this step.
+
         Default: 0, of methods whose tasks share nothing that changes.
 
         Args:

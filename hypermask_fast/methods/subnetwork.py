@@ -123,6 +123,7 @@ class SubnetworkLearner(ConvertedLearner):
         unmasked = (*given, *biases, *_vectors(net))
         super().__init__(net, capacity=0, exclude=unmasked, source=source, bn="per_task")
         self._settings = chosen
+        self._frozen = [not weight.requires_grad for weight in self._network.weights()]
         try:
             freeze(net, [name for name, _ in net.named_parameters()])
             self.norms = TaskNorms(net, "per_task", 0)
@@ -272,6 +273,11 @@ class SubnetworkLearner(ConvertedLearner):
             ValueError: The task was not added.
         """
         return self._named(self._shaped(self._flat_mask(self._tasks.checked(task))))
+
+    def _weights_in_place(self, task: int) -> Mapping[str, Tensor]:
+        if task == self._current and torch.is_grad_enabled():
+            return self._named(self._training_weights())
+        return super()._weights_in_place(task)
 
     @torch.no_grad()
     def task_weights(self, task: TaskId, *, in_step: bool = False) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ class DatasetSource(Source):
             raise DataError(
                 f"item {places[wrong[0]]} has the label {labels[wrong[0]].item()} in "
                 f"{type(self.dataset).__name__}, and {expected[wrong[0]].item()} was expected; "
-                "give labels= as its items have them"
+                "give the labels that its items have: labels= where the dataset's function takes "
+                "them, or `targets` of the dataset"
             )
         return batch[0].to(self._device, non_blocking=True)
 

@@ -302,9 +302,11 @@ class Trainer(Measuring):
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned; the tasks must have been added before.
 
+        The task in training goes on with the optimizers' rates as the state has them.
+
         Raises:
-            CheckpointError: The state belongs to another network, to other settings, or to tasks
-                that were not added.
+            CheckpointError: The state belongs to another network, to other settings of the method,
+                or to tasks that were not added.
         """
         parts = states.parts_of(self.learner, tensors, state)
         self._tasks.check_has(state["task"])

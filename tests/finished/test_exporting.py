@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from hypermask_fast import cli
+from hypermask_fast.finished import exporting
 from hypermask_fast.inference.sparse import keep_2_of_4
 from hypermask_fast.runs import run
 from tests.support.run_cases import contents, short
@@ -45,6 +47,13 @@ def test_a_task_by_name_and_by_id(
     again = tmp_path / "b.safetensors"
     assert export(path, "--task", "1", "--format", "safetensors", "--out", str(again)) == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_network_that_refuses_one_input_is_timed_with_two() -> None:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval()
+    x = torch.randn(5, 3)
+    assert exporting._timed_inputs(layers, x).equal(x[:2])
+    assert exporting._timed_inputs(layers[0], x).equal(x[:1])
 
 
 @pytest.mark.long

@@ -76,6 +76,41 @@ def test_the_regularization_is_what_the_losses_add(name: str) -> None:
         assert torch.allclose(grad, ours[key], rtol=1e-4, atol=1e-5 * scale + 1e-9), key
 
 
+@pytest.mark.parametrize("phase", ["mask", "weights"])
+@pytest.mark.parametrize("name", ["supsup", "exssnet"])
+def test_a_forward_of_the_current_task_trains_what_its_losses_train(name: str, phase: str) -> None:
+    learner = in_third_task(name)
+    if name == "exssnet":
+        learner.begin_phase(phase)
+    twin = copy.deepcopy(learner)
+    learner.losses(X, Y, 2).total.backward()
+    F.cross_entropy(twin(X, 2), Y).backward()
+    ours, theirs = grads(learner), grads(twin)
+    assert ours.keys() == theirs.keys() != set()
+    for key, grad in theirs.items():
+        assert torch.equal(grad, ours[key]), key
+
+
+def test_a_forward_in_training_has_the_ramp_and_the_dropout_of_its_step() -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(16, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 2)
+    made = nn.Sequential(nn.Flatten(), *layers)
+    learner = hmf.HyperMask(made, **SMALL, sparsity=70.0, dropout="first_step").train()
+    learner.begin_task(learner.add_task(), steps=10)
+    twin = copy.deepcopy(learner)
+    for step in range(3):
+        torch.manual_seed(step)
+        expected = learner.losses(X, Y, 0).logits
+        torch.manual_seed(step)
+        assert torch.equal(twin(X, 0), expected)
+        again = twin(X, 0)
+        assert torch.equal(again, expected) == (step > 0)
+        twin.regularization(0)
+    # What is kept has all of the sparsity.
+    twin.eval()
+    assert not torch.equal(twin(X, 0), learner(X, 0))
+
+
 @pytest.mark.parametrize("name", ["hypermask", "hnet"])
 def test_a_loop_with_a_loss_of_ones_own_learns_as_losses_do(name: str) -> None:
     learner = in_third_task(name)

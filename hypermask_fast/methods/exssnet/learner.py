@@ -23,6 +23,16 @@ from hypermask_fast.methods.tasks import TaskId
 MASK, WEIGHTS = "mask", "weights"
 
 
+def _write_back(learner: ExSSNeT, *_: Any) -> None:
+    """Give the weights what was trained, before a ``state_dict`` is taken."""
+    learner._write_back()
+
+
+def _renew(learner: ExSSNeT, _: Any) -> None:
+    """Follow a ``state_dict`` that was loaded, into the learner or into a module that has it."""
+    learner._renew()
+
+
 @takes_options(ExSSNeTSettings)
 class ExSSNeT(SubnetworkLearner):
     """ExSSNeT and SSNeT (Yadav and Bansal), over linear, conv and normalisation layers.
@@ -57,7 +67,9 @@ class ExSSNeT(SubnetworkLearner):
 
     def _add_own(self) -> None:
         self.edited = None
-        self.register_state_dict_pre_hook(lambda *_: self._write_back())
+        # Neither is bound to this learner, for a copy has them too.
+        self.register_state_dict_pre_hook(_write_back)
+        self.register_load_state_dict_post_hook(_renew)
 
     def phases(self, task: TaskId, steps: int) -> Sequence[Phase]:
         of_mask = min(steps, max(1, round(steps * self._settings.mask_share)))
@@ -75,6 +87,9 @@ class ExSSNeT(SubnetworkLearner):
     def begin_phase(self, name: str) -> None:
         if name == WEIGHTS:
             self._edit()
+        else:
+            self._write_back()
+            self._train_scores()
         super().begin_phase(name)
 
     def begin_task(self, task: TaskId, *, steps: int = 0, data: object = None) -> None:
@@ -119,7 +134,10 @@ class ExSSNeT(SubnetworkLearner):
         if self._settings.editable == "original":
             others = []
         rows = [self.bits[other] for other in others]
-        return unpack(union(rows, self.bits[task]), self._network.size)
+        taken = unpack(union(rows, self.bits[task]), self._network.size)
+        for part, is_frozen in zip(taken.split(self._sizes), self._frozen, strict=True):
+            part.logical_or_(part.new_tensor(is_frozen))
+        return taken
 
     def editable(self) -> dict[str, Tensor]:
         """Return which weights the current task may change by its present mask, by name, bool.
@@ -168,19 +186,16 @@ class ExSSNeT(SubnetworkLearner):
 
     def _leave(self) -> None:
         super()._leave()
+        self._train_scores()
+
+    def _train_scores(self) -> None:
+        """Train the scores, and no weights."""
         self.edited = None
         self.scores.requires_grad_(True)
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         super().restore(weights)
         self._renew()
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        result = super().load_state_dict(state_dict, strict, assign)
-        self._renew()
-        return result
 
     def _renew(self) -> None:
         """Follow weights and scores that were set from outside."""
@@ -189,8 +204,7 @@ class ExSSNeT(SubnetworkLearner):
 
     def load_task_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._check_state(tensors, state)
-        self.edited = None
-        self.scores.requires_grad_(True)
+        self._train_scores()
         super().load_task_state(tensors, state)
 
     def memory_parts(self) -> Mapping[str, Sequence[Tensor]]:

@@ -105,14 +105,29 @@ class MaskedLearner(GeneratedLearner):
         task = self._tasks.checked(task)
         check_weights(weights)
         if weights is None:
-            weights, _ = self._masked(task, None)
-        with self._beside(task) as norms, self._applied(weights, norms) as net:
+            weights, _ = self._masked(task, self._coming_sparsity(task))
+        with self._beside(task) as norms, self._applied(weights, norms, task) as net:
             yield net
 
+    def _trains(self, task: int | None) -> bool:
+        """Return whether a forward is one of the current task's training."""
+        is_current = task is not None and task == self._current
+        return is_current and self.training and torch.is_grad_enabled()
+
+    def _coming_sparsity(self, task: int) -> float | None:
+        if not self._trains(task):
+            return None
+        return float(self._steps.sparsity(self.sparsity, self._steps.taken + 1))
+
     def _applied(
-        self, weights: Mapping[str, Tensor], norms: Sequence[tuple[nn.Module, State]]
+        self,
+        weights: Mapping[str, Tensor],
+        norms: Sequence[tuple[nn.Module, State]],
+        task: int | None = None,
     ) -> AbstractContextManager[nn.Module]:
-        return self._network.applied(weights, norms, dropout=self.dropout == "always")
+        is_first = self.dropout == "first_step" and self._trains(task) and not self._steps.taken
+        dropout = self.dropout == "always" or is_first
+        return self._network.applied(weights, norms, dropout=dropout)
 
     @contextmanager
     def _beside(self, task: int) -> Iterator[list[tuple[nn.Module, State]]]:
