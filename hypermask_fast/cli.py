@@ -80,9 +80,9 @@ hypermask compare --methods hypermask,hnet
 `hypermask help train` one's options."""
 
 _STATUSES = (
-    "Exit status: 0, done; 1, verify or doctor found something wrong; 2, an error, or a run of a "
-    "comparison failed; 128 + n, signal n stopped it (130: Ctrl-C), with a checkpoint where a run "
-    "had begun."
+    "Exit status: 0, done; 1, verify or doctor found something wrong, or compared runs differ; 2, "
+    "an error, or a run of a comparison failed; 128 + n, signal n stopped it (130: Ctrl-C), with a "
+    "checkpoint where a run had begun."
 )
 
 

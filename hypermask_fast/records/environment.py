@@ -107,5 +107,6 @@ def environment_of(training: TrainingSettings, device: torch.device) -> dict[str
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what is not the same in two environments: by name, the values before and now."""
     names = dict.fromkeys((*before, *now))
-    pairs = {name: (before.get(name), now.get(name)) for name in names}
+    absent = {"processes": 1}
+    pairs = {n: tuple(one.get(n, absent.get(n)) for one in (before, now)) for n in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

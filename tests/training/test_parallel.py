@@ -202,7 +202,7 @@ def test_a_killed_process_ends_all_with_a_sentence_and_one_process_goes_on(
     saved = checkpoint.load_latest_state(folder / "checkpoints")["trainer"]
     assert saved["step"] == STOPS_AT
     assert cli.main(["resume", str(folder)]) == 0
-    assert "processes from 4 to None" in capsys.readouterr().err
+    assert "processes from 4 to 1" in capsys.readouterr().err
     assert_same_run(folder, one)
 
 
@@ -298,7 +298,7 @@ def test_a_run_of_a_script_shares_a_head_and_goes_on_with_all_of_it(
         True,
         True,
     ]
-    with pytest.warns(RuntimeWarning, match="processes from 2 to None"):
+    with pytest.warns(RuntimeWarning, match="processes from 2 to 1"):
         script(str(started.folder / "script"))
     script(str(tmp_path / "alone"))
     found, expected = (
