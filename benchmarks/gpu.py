@@ -23,6 +23,7 @@ from hypermask_fast.errors import ConfigError, nearest
 _ROOT = Path(__file__).parents[1]
 _RECORDED = Path(__file__).with_name("results") / "gpu.json"
 _TAIL = 12
+_SEVERAL = 6  # files of tests that several processes run
 _PYTEST = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider")
 _SAME = ("tests/benchmarks/test_benchmarks.py", "-k", "compute_the_same")
 # Memory that the allocator does not keep, so that each tensor has bounds that are watched; there
@@ -57,9 +58,14 @@ class _Part(NamedTuple):
 
 def _kernel_tests(*options: str, graphs: bool = True) -> list[list[str]]:
     """Return a command for each file of kernels' tests: a fault in one leaves the others alive."""
-    some = [] if graphs else ["-k", "not graph and not captured"]
+    words = "not graph and not captured and not selfcheck and not left_out"
+    some = [] if graphs else ["-k", words]
     files = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("tests/**/test_*_kernel.py"))
-    commands = [[*_PYTEST, *options, str(file), *some] for file in files]
+    # Each process takes memory: only the longest files have several.
+    longest = sorted(files, key=lambda file: (_ROOT / file).stat().st_size)[-_SEVERAL:]
+    commands = [
+        [*_PYTEST, *(options if file in longest else ()), str(file), *some] for file in files
+    ]
     return [*commands, [*_PYTEST, *options, *_SAME]]
 
 
@@ -83,7 +89,9 @@ def _make(name: str, folder: Path, seconds: float) -> _Part:
     if name in _SANITIZERS:
         return _sanitized(name)
     if name == "tests":
-        return _Part([[sys.executable, *_PYTEST, "-m", "gpu"]])
+        # The tests of graphs and batches first, should there be no time for all.
+        folders = ("tests/training", "tests/scenarios", "tests")
+        return _Part([[sys.executable, *_PYTEST, "-m", "gpu", *folders]])
     if name == "kernels":
         spread = ("-n", "3") if importlib.util.find_spec("xdist") else ()
         return _Part([[sys.executable, *c] for c in _kernel_tests(*spread)])

@@ -54,6 +54,7 @@ GROUND = (
     "modes",
     "memory",
     "held",
+    "captures",
     "vision",
     "words",
 )

@@ -14,6 +14,13 @@ from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.in_backward import Verdict
 
 
+def laid_out(value: Tensor, p: Tensor) -> Tensor:
+    """Return a moment with the strides of its parameter, as a fused step takes them to be."""
+    if value.shape != p.shape or value.stride() == p.stride():
+        return value
+    return torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
 def _dense_grad(p: Tensor) -> Tensor:
     assert p.grad is not None
     return p.grad.to_dense() if isinstance(p.grad, FactoredGrad) else p.grad

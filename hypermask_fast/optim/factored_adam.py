@@ -14,7 +14,7 @@ from hypermask_fast.errors import ConfigError
 from hypermask_fast.head import cuda, passes
 from hypermask_fast.head.types import Head, HeadGrads, HeadStep, Moments
 from hypermask_fast.optim.cuda import begin, takes_table
-from hypermask_fast.optim.dense import step_dense
+from hypermask_fast.optim.dense import laid_out, step_dense
 from hypermask_fast.optim.factored_grad import FactoredGrad
 from hypermask_fast.optim.groups import (
     OWN_OPTIONS,
@@ -226,7 +226,7 @@ class FactoredAdam(Optimizer):
             for name in MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
         for name in MOMENTS:
-            state[name] = pad_rows(state[name], p)
+            state[name] = laid_out(pad_rows(state[name], p), p)
         return state
 
     def _factored_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermask_fast.captures import give_back
 from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, TrainingError
 from hypermask_fast.methods.protocol import Losses
@@ -56,19 +57,19 @@ class CudaGraphs:
     def capture(self, run: Callable[[], Losses], device: torch.device) -> Captured:
         """Record what ``run`` launches on ``device``, without running it.
 
-        After a failure the stream is the one from before, and random numbers can be drawn.
+        After a failure the stream is the one from before, memory can be freed and random numbers
+        can be drawn.
         """
         graph, side = torch.cuda.CUDAGraph(), self._side(device)
+        pool = torch.cuda.graph_pool_handle()
         # Without a stream PyTorch captures on the device of the first capture, and one that fails
         # stays the current stream: the outer context puts that back.
         with torch.cuda.device(device), torch.cuda.stream(side):
             try:
-                with torch.cuda.graph(graph, stream=side):
+                with torch.cuda.graph(graph, pool=pool, stream=side):
                     losses = run()
             except BaseException:
-                # The generator still takes itself for captured, and would refuse to draw.
-                generator = torch.cuda.default_generators[side.device.index]
-                generator.graphsafe_set_state(generator.clone_state())
+                give_back(side.device, pool)
                 raise
         return Captured(graph.replay, losses)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hypermask_fast.captures import give_back
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.kernels.device import INTERPRET
 from hypermask_fast.kernels.selfcheck import head, layers, masks, steps
@@ -49,17 +50,17 @@ def digest() -> str:
 def captured(device: torch.device, launch: Launch) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """Record a launch that has run before as a CUDA graph, beside what other threads do."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    pool = torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             found = launch()
         except BaseException:
-            # The end of a failed capture raises once more; the generator takes itself for captured.
+            # The end of a capture that failed raises once more.
             with suppress(RuntimeError):
                 graph.capture_end()
-            generator = torch.cuda.default_generators[stream.device.index]
-            generator.graphsafe_set_state(generator.clone_state())
+            give_back(stream.device, pool)
             raise
         graph.capture_end()
     return graph.replay, found

@@ -155,3 +155,31 @@ def test_reset_starts_again_in_the_same_memory() -> None:
     take_steps(fresh, FactoredAdam(fresh.parameters, lr=0.1))
     for p, q in zip(ours.parameters, fresh.parameters, strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_moments_that_were_saved_contiguous_belong_to_the_same_weights(fused: bool | None) -> None:
+    """As those of safetensors are, whatever the strides of the parameter."""
+
+    def made() -> tuple[nn.Parameter, FactoredAdam]:
+        torch.manual_seed(0)
+        weight = torch.randn(4, 3, 2, 5).to(memory_format=torch.channels_last)
+        p = nn.Parameter(weight)
+        return p, FactoredAdam([p], lr=0.1, fused=fused)
+
+    (p, optimizer), (again, loaded) = made(), made()
+    gradients = [torch.randn(4, 3, 2, 5) for _ in range(3)]
+    for step, grad in enumerate(gradients):
+        p.grad = grad.to(memory_format=torch.channels_last)
+        optimizer.step()
+        if step == 1:
+            state = optimizer.state_dict()
+            moments = state["state"][0]
+            state["state"][0] = {key: value.clone().contiguous() for key, value in moments.items()}
+            again.data.copy_(p.data)
+            loaded.load_state_dict(state)
+    again.grad = gradients[-1].to(memory_format=torch.channels_last)
+    loaded.step()
+    assert torch.equal(again, p)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(loaded.state[again][name], optimizer.state[p][name])
