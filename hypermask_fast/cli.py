@@ -33,6 +33,7 @@ from hypermask_fast.console.warned import plain_warnings
 from hypermask_fast.errors import ConfigError, HypermaskError, nearest
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.settings.command_line import Parser, unknown_option
+from hypermask_fast.waiting import sleep_soon
 
 
 class _Command(Protocol):
@@ -160,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A standard stream that is closed, or that nobody reads any more, changes nothing else.
     """
+    sleep_soon()
     with lasting_streams() as output, folder_importable():
         status = _run(sys.argv[1:] if arguments is None else arguments)
         output.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,20 @@ def test_doctor_has_no_kernels_to_check(
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert cli.main(["doctor", "--kernels"]) == 2
     assert "--kernels checks Triton kernels on CUDA devices" in capsys.readouterr().err
+
+
+def test_threads_that_wait_sleep_unless_the_environment_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert cli.main(["presets"]) == 0
+    assert int(os.environ["GOMP_SPINCOUNT"]) < 300_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert cli.main(["presets"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert cli.main(["presets"]) == 0
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -55,6 +55,7 @@ GROUND = (
     "memory",
     "held",
     "captures",
+    "waiting",
     "vision",
     "words",
 )
