@@ -53,8 +53,10 @@ class Graph:
     def __init__(self) -> None:
         self.launched: list[tuple[int, Any]] = []
 
-    def capture_begin(self, **_: Any) -> None:
+    def capture_begin(self, pool: Any = None, **_: Any) -> None:
         assert CUDA.capturing is None
+        self.pool = pool
+        CUDA.pools.add(pool)
         CUDA.capturing, CUDA.invalid = self, False
         self.stream = CUDA.current_stream()
         CUDA.generators[CUDA.device].captures = True
@@ -64,6 +66,7 @@ class Graph:
         CUDA.capturing = None
         if CUDA.invalid:
             raise RuntimeError("operation failed due to a previous error during capture")
+        CUDA.pools.remove(self.pool)
         CUDA.generators[CUDA.device].captures = False
 
     def replay(self) -> None:
@@ -79,6 +82,7 @@ class Cuda:
         self.generators = (Generator(), Generator())
         self.capturing: Graph | None = None
         self.invalid = False
+        self.pools: set[Any] = set()  # that allocations go to
         self.ran: list[tuple[int, Any]] = []
 
     def current_stream(self, device: Any = None) -> Any:
@@ -106,6 +110,14 @@ class Cuda:
             (device.index, what)
         )
 
+    def empty_cache(self) -> None:
+        assert not self.pools, "captures_underway.empty()"
+
+    def end_allocating(self, device: int, pool: Any) -> None:
+        if pool not in self.pools:
+            raise RuntimeError("not currently recording to the pool")
+        self.pools.remove(pool)
+
     def fail(self) -> None:
         """Do what a capture forbids."""
         self.invalid = True
@@ -129,9 +141,11 @@ def install(patch: pytest.MonkeyPatch) -> Cuda:
         "device": CUDA.on,
         "default_generators": CUDA.generators,
         "synchronize": nothing,
-        "empty_cache": nothing,
+        "empty_cache": CUDA.empty_cache,
+        "graph_pool_handle": object,
     }.items():
         patch.setattr(torch.cuda, name, value)
     patch.setattr(torch._C, "_host_emptyCache", nothing, raising=False)
+    patch.setattr(torch._C, "_cuda_endAllocateToPool", CUDA.end_allocating, raising=False)
     patch.setattr(torch.cuda.graph, "default_capture_stream", None)
     return CUDA

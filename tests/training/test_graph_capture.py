@@ -57,7 +57,7 @@ def test_what_is_warmed_up_is_waited_for_on_its_device(cuda: Cuda) -> None:
 
 
 @pytest.mark.parametrize("device", GPUS, ids=str)
-def test_a_capture_that_failed_leaves_streams_and_random_numbers_as_they_were(
+def test_a_capture_that_failed_leaves_streams_memory_and_random_numbers_as_they_were(
     cuda: Cuda, device: torch.device
 ) -> None:
     before = [cuda.current_stream(each) for each in GPUS]
@@ -71,6 +71,7 @@ def test_a_capture_that_failed_leaves_streams_and_random_numbers_as_they_were(
     assert [cuda.current_stream(each) for each in GPUS] == before
     assert cuda.device == 0
     assert not any(generator.captures for generator in cuda.generators)
+    cuda.empty_cache()
 
 
 def test_tables_that_graphs_point_to_outlive_those_of_other_networks() -> None:
