@@ -136,7 +136,8 @@ class ExSSNeT(SubnetworkLearner):
         rows = [self.bits[other] for other in others]
         taken = unpack(union(rows, self.bits[task]), self._network.size)
         for part, is_frozen in zip(taken.split(self._sizes), self._frozen, strict=True):
-            part.logical_or_(part.new_tensor(is_frozen))
+            if is_frozen:
+                part.fill_(True)
         return taken
 
     def editable(self) -> dict[str, Tensor]:
