@@ -27,13 +27,13 @@ from hypermask_fast.commands import (
     verify,
 )
 from hypermask_fast.commands.torchrun import prints, several_processes
+from hypermask_fast.commands.waiting import sleep_soon
 from hypermask_fast.console.streams import lasting_streams
 from hypermask_fast.console.terminal import colored, shown_as
 from hypermask_fast.console.warned import plain_warnings
 from hypermask_fast.errors import ConfigError, HypermaskError, nearest
 from hypermask_fast.factories import folder_importable
 from hypermask_fast.settings.command_line import Parser, unknown_option
-from hypermask_fast.waiting import sleep_soon
 
 
 class _Command(Protocol):

@@ -54,10 +54,7 @@ GROUND = (
     "modes",
     "memory",
     "held",
-    "captures",
-    "waiting",
     "vision",
-    "words",
 )
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

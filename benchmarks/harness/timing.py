@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hypermask_fast.captures import give_back
+from hypermask_fast.kernels.captures import capture_pool
 
 Run = Callable[[], object]
 
@@ -81,16 +81,14 @@ class Timer:
 
     def _capture(self, rounds: int) -> None:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with capture_pool(stream.device) as pool, torch.cuda.graph(graph, pool=pool):
                 for _ in range(rounds):
                     self._launch_all()
         except RuntimeError:
             # The stream of a capture that failed stays the current one; an error of the device
             # itself comes again here.
             torch.cuda.set_stream(stream)
-            give_back(stream.device, pool)
             torch.cuda.synchronize()
             return
         self._graph, self.way = graph, "graph"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from hypermask_fast.errors import CheckpointError
-from hypermask_fast.files.whole_folder import INDEX
+from hypermask_fast.files.whole_folder import INDEX, digest
 from hypermask_fast.head.shard import RowShard
 
 FORMAT = "hypermask_fast"
@@ -91,22 +89,21 @@ def verify_files(path: Path, files: Mapping[str, Any], names: Collection[str]) -
     for name in names:
         expected = files[name]
         try:
-            with open(path / name, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found = digest(path / name)
         except FileNotFoundError as error:
             raise damaged(path / name, "is missing") from error
         except OSError as error:
             raise damaged(path / name, f"cannot be read ({error.strerror})") from error
-        if size != expected.get("bytes"):
+        if found["bytes"] != expected.get("bytes"):
             raise damaged(
                 path / name,
-                f"has {size} bytes, expected {expected.get('bytes')}: it was cut or added to",
+                f"has {found['bytes']} bytes, expected {expected.get('bytes')}: it was cut or "
+                "added to",
             )
-        if digest != expected.get("sha256"):
+        if found["sha256"] != expected.get("sha256"):
             raise damaged(
                 path / name,
-                f"was altered: its SHA-256 is {digest}, expected {expected.get('sha256')}",
+                f"was altered: its SHA-256 is {found['sha256']}, expected {expected.get('sha256')}",
             )
 
 

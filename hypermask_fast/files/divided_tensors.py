@@ -8,7 +8,6 @@ made.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 from hypermask_fast.errors import CheckpointError
 from hypermask_fast.files.checkpoint_index import check_rows
 from hypermask_fast.files.in_all import in_all
+from hypermask_fast.files.whole_folder import digest
 from hypermask_fast.head.shard import Place, RowShard
 from hypermask_fast.training.divided import Part
 
@@ -289,10 +289,3 @@ def disk_in_a_sentence(path: Path) -> Iterator[None]:
             f"cannot write or read {path}: {error.strerror or error}; free space, correct the "
             "permissions, or choose another path"
         ) from error
-
-
-def digest(path: Path) -> dict[str, Any]:
-    """Return a file's length and SHA-256."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -25,6 +26,13 @@ def temporary_of(final: Path) -> Path:
 def replaced_of(final: Path) -> Path:
     """Return where the old folder is while a new one takes the place of ``final``."""
     return final.with_name(f"{REPLACED}{final.name}")
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Return a file's length and SHA-256."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": found}
 
 
 def discard(path: Path) -> None:

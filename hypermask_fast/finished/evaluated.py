@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hypermask_fast.console.columns import aligned
+from hypermask_fast.console.words import percent
 from hypermask_fast.finished.inferred import Summary, ended
-from hypermask_fast.words import percent
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hypermask_fast.console.words import duration, percent
 from hypermask_fast.errors import ConfigError, HypermaskError
 from hypermask_fast.figures import accuracy, losses
 from hypermask_fast.figures.capacity import capacity
@@ -35,7 +36,6 @@ from hypermask_fast.settings.build import make_learner
 from hypermask_fast.settings.changes import FREE
 from hypermask_fast.studies import seeds
 from hypermask_fast.training.states import load_learner, parts_of
-from hypermask_fast.words import duration, percent
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hypermask_fast.backends.choice import backend
+from hypermask_fast.console.words import size
 from hypermask_fast.counters import REGULARIZED, counter_permutation
 from hypermask_fast.errors import CheckpointError, ConfigError
 from hypermask_fast.head.types import FrozenHead
 from hypermask_fast.held import HoldsTensors
 from hypermask_fast.hypernetworks.full import Hypernetwork
-from hypermask_fast.words import size
 
 _FROZEN = tuple(f"frozen_{name}" for name in FrozenHead._fields)
 _COPY = "frozen_hypernetwork"

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hypermask_fast.console.columns import aligned
 from hypermask_fast.console.terminal import shortened as cut
+from hypermask_fast.console.words import percent
 from hypermask_fast.errors import DataError
 from hypermask_fast.figures.accuracy import matrix_of
 from hypermask_fast.figures.draw import drawing
@@ -24,7 +25,6 @@ from hypermask_fast.figures.labels import shortened
 from hypermask_fast.files.atomic import write_bytes_atomic, write_text_atomic
 from hypermask_fast.metrics.continual import summary
 from hypermask_fast.settings.changes import described
-from hypermask_fast.words import percent
 
 _Array = NDArray[np.float64]
 _BEFORE = "before training"

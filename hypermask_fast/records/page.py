@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hypermask_fast.console.words import duration, percent, size
 from hypermask_fast.errors import HypermaskError
 from hypermask_fast.figures import accuracy, by_class, losses
 from hypermask_fast.figures.charts import Chart
@@ -22,7 +23,6 @@ from hypermask_fast.records.records import Records, records
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.expected import expected_of
 from hypermask_fast.settings.options import options_of
-from hypermask_fast.words import duration, percent, size
 
 _TITLES = {
     "acc_final": "ACC: mean accuracy at the end",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hypermask_fast.console.words import percent
 from hypermask_fast.errors import DataError
 from hypermask_fast.files.atomic import write_text_atomic
 from hypermask_fast.files.folder import RunFolder
@@ -21,7 +22,6 @@ from hypermask_fast.metrics.statistics import interval
 from hypermask_fast.records import accuracy_files, timing
 from hypermask_fast.settings.config import RunConfig
 from hypermask_fast.settings.expected import LEAST_TOLERANCE, Expected, expected_of
-from hypermask_fast.words import percent
 
 JSON, CSV = "summary.json", "summary.csv"
 _ENDED = "ended"

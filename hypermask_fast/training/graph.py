@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hypermask_fast.captures import give_back
 from hypermask_fast.console.stages import stage
 from hypermask_fast.errors import ConfigError, TrainingError
+from hypermask_fast.kernels.captures import capture_pool
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.optim.factored_adam import FactoredAdam
 from hypermask_fast.scenarios import BatchStream
@@ -61,16 +61,15 @@ class CudaGraphs:
         can be drawn.
         """
         graph, side = torch.cuda.CUDAGraph(), self._side(device)
-        pool = torch.cuda.graph_pool_handle()
         # Without a stream PyTorch captures on the device of the first capture, and one that fails
         # stays the current stream: the outer context puts that back.
-        with torch.cuda.device(device), torch.cuda.stream(side):
-            try:
-                with torch.cuda.graph(graph, pool=pool, stream=side):
-                    losses = run()
-            except BaseException:
-                give_back(side.device, pool)
-                raise
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(side),
+            capture_pool(side.device) as pool,
+            torch.cuda.graph(graph, pool=pool, stream=side),
+        ):
+            losses = run()
         return Captured(graph.replay, losses)
 
 

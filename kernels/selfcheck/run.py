@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hypermask_fast.captures import give_back
 from hypermask_fast.errors import HypermaskError
+from hypermask_fast.kernels.captures import capture_pool
 from hypermask_fast.kernels.device import INTERPRET
 from hypermask_fast.kernels.selfcheck import head, layers, masks, steps
 from hypermask_fast.kernels.selfcheck.case import Case, Draw, fault
@@ -50,9 +50,8 @@ def digest() -> str:
 def captured(device: torch.device, launch: Launch) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """Record a launch that has run before as a CUDA graph, beside what other threads do."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-    pool = torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), capture_pool(stream.device) as pool:
         graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             found = launch()
@@ -60,7 +59,6 @@ def captured(device: torch.device, launch: Launch) -> tuple[Callable[[], None], 
             # The end of a capture that failed raises once more.
             with suppress(RuntimeError):
                 graph.capture_end()
-            give_back(stream.device, pool)
             raise
         graph.capture_end()
     return graph.replay, found

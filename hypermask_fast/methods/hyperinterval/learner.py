@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.console.words import size
 from hypermask_fast.conversion.convert import freeze
 from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
@@ -27,7 +28,6 @@ from hypermask_fast.methods.inputs import Given
 from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses, ParameterGroup
 from hypermask_fast.methods.tasks import TaskId
-from hypermask_fast.words import size
 
 
 @takes_options(HyperIntervalSettings)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermask_fast.console.words import size
 from hypermask_fast.conversion.network import ConvertedNetwork
 from hypermask_fast.conversion.norm_tables import State, TaskNorms
 from hypermask_fast.held import Fixed
 from hypermask_fast.layers.norms import TaskNorm
 from hypermask_fast.methods.batches import sum_of
-from hypermask_fast.words import size
 
 Tensors = dict[str, Tensor]
 """Tensors by their names in the target network."""

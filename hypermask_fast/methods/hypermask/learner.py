@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from hypermask_fast.console.words import size
 from hypermask_fast.conversion.convert import freeze, unconvert
 from hypermask_fast.conversion.patterns import Patterns
 from hypermask_fast.fields import takes_options
@@ -34,7 +35,6 @@ from hypermask_fast.methods.outputs import Criterion
 from hypermask_fast.methods.protocol import Losses
 from hypermask_fast.methods.tasks import TaskId
 from hypermask_fast.methods.totals import total_of
-from hypermask_fast.words import size
 
 _NORM_REASONS = {
     "batch": "normalisation: shared",
