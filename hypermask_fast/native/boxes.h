@@ -231,8 +231,7 @@ void boxes(Pass &pass) {
     const int64_t end = std::min(rows, (block + 1) * pass.block_rows);
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row));
-      Ahead ahead;
-      if (row + 2 * kTile < end) ahead.add(weight + (row + kTile) * width, kTile * width * sizeof(T));
+      Ahead ahead(weight, width, row, end);
       padded(weight + row * width, width, tile, a, stride);
       transpose(a, stride, at, ahead, lines);
       box_logits<T, true>(at, h, h + count * stride, stride, width, count, c, radius);
@@ -288,7 +287,7 @@ void update_boxes(Pass &pass) {
   const int64_t kept = Radii ? 2 * rows : rows;
   int whole = kGroup;
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
-  const int64_t group_lines = kGroup * width * (sizeof(T) + 2 * sizeof(M)) / 64 + 1;
+  const int64_t group_lines = kGroup * width * sizeof(T) / 64 + 1;
   for (int j = 0; j < 2 * count; ++j)
     std::memcpy(h + j * stride, static_cast<const T *>(pass.hidden) + j * width, width * sizeof(T));
   for (int64_t block; (block = claim(pass)) < pass.blocks;) {
@@ -297,13 +296,7 @@ void update_boxes(Pass &pass) {
     std::memset(sum, 0, 2 * count * stride * sizeof(T));
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row));
-      Ahead ahead;
-      if (row + 2 * kTile < end) {
-        const int64_t next = (row + kTile) * width, elements = kTile * width;
-        ahead.add(weight + next, elements * sizeof(T));
-        ahead.add(exp_avg + next, elements * sizeof(M));
-        ahead.add(exp_avg_sq + next, elements * sizeof(M));
-      }
+      Ahead ahead(weight, width, row, end);
       padded(weight + row * width, width, tile, a, stride);
       if (count > 1) {
         transpose(a, stride, at, ahead, 0);

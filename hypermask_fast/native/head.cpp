@@ -208,8 +208,7 @@ void logits(Pass &pass) {
     const int64_t end = std::min(rows, (block + 1) * pass.block_rows);
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row)), whole = tile / kGroup * kGroup;
-      Ahead ahead;
-      if (row + 2 * kTile < end) ahead.add(weight + (row + kTile) * width, kTile * width * sizeof(T));
+      Ahead ahead(weight, width, row, end);
       packed.logits(weight + row * width, width, whole, z, ahead);
       if (whole < tile) {
         std::memcpy(last, weight + (row + whole) * width, (tile - whole) * width * sizeof(T));
@@ -278,7 +277,7 @@ void update(Pass &pass) {
   int whole = stride == kWidth<T> ? kTile : kGroup;
   while (whole < kTile && whole * width % kWidth<T>) whole *= 2;
   const int64_t tile_lines = kTile * width * sizeof(T) / 64;
-  const int64_t group_lines = kGroup * width * (sizeof(T) + 2 * sizeof(M)) / 64 + 1;
+  const int64_t group_lines = kGroup * width * sizeof(T) / 64 + 1;
   for (int j = 0; hidden && j < count; ++j)
     std::memcpy(h + j * stride, hidden + j * width, width * sizeof(T));
   for (int64_t block; (block = claim(pass)) < pass.blocks;) {
@@ -287,13 +286,7 @@ void update(Pass &pass) {
     std::memset(sum, 0, count * stride * sizeof(T));
     for (int64_t row = block * pass.block_rows; row < end; row += kTile) {
       const int tile = int(std::min<int64_t>(kTile, end - row));
-      Ahead ahead;
-      if (row + 2 * kTile < end) {
-        const int64_t next = (row + kTile) * width, elements = kTile * width;
-        ahead.add(weight + next, elements * sizeof(T));
-        if (exp_avg) ahead.add(exp_avg + next, elements * sizeof(M));
-        if (exp_avg) ahead.add(exp_avg_sq + next, elements * sizeof(M));
-      }
+      Ahead ahead(weight, width, row, end);
       for (int j = 0; j < given; ++j)
         std::memcpy(dz + j * kTile, current + j * rows + row, tile * sizeof(T));
       T shifted_bias[kTile];

@@ -102,27 +102,21 @@ T *allocate(int64_t count) {
   return static_cast<T *>(p);
 }
 
-// Memory that the next tile needs, fetched a few cache lines at a time between computations.
+// The rows of A in the tile after this one, fetched a few cache lines at a time between computations.
+// Not their moments: Adam reads those at a pace that the CPU follows by itself.
 class Ahead {
  public:
-  void add(const void *from, int64_t bytes) {
-    at_[count_] = static_cast<const char *>(from);
-    end_[count_] = at_[count_] + bytes;
-    ++count_;
-  }
+  template <typename T>
+  Ahead(const T *a, int64_t width, int64_t row, int64_t end)
+      : at_(reinterpret_cast<const char *>(a + (row + kTile) * width)),
+        end_(at_ + (row + 2 * kTile < end ? kTile * width * sizeof(T) : 0)) {}
   void fetch(int64_t lines) {
-    while (lines > 0 && now_ < count_) {
-      const char *p = at_[now_], *stop = std::min(p + lines * 64, end_[now_]);
-      lines -= (stop - p + 63) / 64;
-      at_[now_] = stop;
-      now_ += stop == end_[now_];
-      for (; p < stop; p += 64) __builtin_prefetch(p, 0, 2);
-    }
+    const char *stop = std::min(at_ + lines * 64, end_);
+    for (; at_ < stop; at_ += 64) __builtin_prefetch(at_, 0, 2);
   }
 
  private:
-  const char *at_[3], *end_[3];
-  int count_ = 0, now_ = 0;
+  const char *at_, *end_;
 };
 
 }  // namespace
