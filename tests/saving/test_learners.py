@@ -98,7 +98,7 @@ def test_all_methods_in_a_new_process(tmp_path: Path) -> None:
         hmf.save(learner, tmp_path / method)
         wanted[method] = outputs(learner, x)
     save_file({**wanted, "x": x}, tmp_path / "wanted")
-    # The copy is aligned as x is: a CPU may round a product otherwise where its factors lie otherwise.
+    # The copy is aligned as x is: where the factors lie decides how a CPU rounds a product.
     code = (
         "import sys, torch, hypermask_fast as hmf\n"
         "from safetensors.torch import load_file\n"
