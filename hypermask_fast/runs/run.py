@@ -241,7 +241,7 @@ def resume(
     """Continue the run in the folder ``path`` from its newest checkpoint.
 
     Bit-identically in the environment that the checkpoint was made in; in another one there is a
-    warning, which names what is not the same.
+    warning, which names what is not the same. Without a checkpoint it begins anew, with a warning.
 
     Args:
         path: The folder.
@@ -259,6 +259,12 @@ def resume(
     with run_folder(path, partial(RunFolder.open, path)) as folder:
         config = settings_of(folder)
         changes = changes_since(folder, config, allowed=allow_changes)
+        if writes() and checkpoint.latest(folder.checkpoints) is None:
+            warnings.warn(
+                f"{path} was stopped before its first checkpoint, so it begins anew",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         with showing_stages(show_progress and writes()):
             made = _built(config, memory, resuming=True)
         return _run(config, folder, *made, show_progress, changes, after_task)

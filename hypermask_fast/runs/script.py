@@ -146,7 +146,8 @@ class Run(Closing):
         trainer: Its trainer, which has trained nothing yet. Where it shows progress, so does the
             run.
         log_every: Steps between rows of the log. Default 50.
-        checkpoint_every: Seconds between checkpoints inside a task. Default 300.
+        checkpoint_every: Seconds between checkpoints inside a task, the first after 30 at most.
+            Default 300.
 
     Raises:
         ConfigError: The folder holds another run or other files, or is in use; or the learner has

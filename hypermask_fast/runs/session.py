@@ -36,6 +36,9 @@ from hypermask_fast.training.kept_logits import logits_of
 from hypermask_fast.training.progress import Progress
 from hypermask_fast.training.trainer import Trainer
 
+_FIRST_CHECKPOINT = 30.0
+"""Seconds: what a kill may cost at first, and when a folder that takes none is found out."""
+
 
 class Session:
     """Trains tasks, and writes their log and checkpoints on the way.
@@ -45,7 +48,8 @@ class Session:
         trainer: Its trainer.
         stop: Returns the number of the signal that asks the run to stop, or None.
         log_every: Steps between rows of the log.
-        checkpoint_every: Seconds between checkpoints inside a task.
+        checkpoint_every: Seconds between checkpoints inside a task; the first one comes after 30 at
+            the latest.
         environment: What the bits depend on beside settings.
 
     Attributes:
@@ -78,7 +82,7 @@ class Session:
         self.sinks = Sinks()
         self.after_task: Callable[[Trainer], None] | None = None
         self._environment = environment
-        self._saved_at = time.monotonic()
+        self._saved_at, self._wait = time.monotonic(), min(_FIRST_CHECKPOINT, checkpoint_every)
         self._has_manifest = False
         self._writes, self._takes_part = writes(), takes_part(trainer.learner)
         self._due = agreed_due(self._own_due, trainer.learner)
@@ -305,7 +309,7 @@ class Session:
 
     def _own_due(self) -> bool:
         """Return whether a checkpoint is due by this process's clock."""
-        return time.monotonic() - self._saved_at >= self.checkpoint_every
+        return time.monotonic() - self._saved_at >= self._wait
 
     def save(self, metrics: MetricsLog) -> None:
         """Write a checkpoint and the times, and after the first one the manifest.
@@ -332,4 +336,4 @@ class Session:
         checkpoints.save(self.folder.checkpoints, self.done, self.trainer, more)
         if self._writes and not self._has_manifest:
             self._write_manifest()
-        self._saved_at = time.monotonic()
+        self._saved_at, self._wait = time.monotonic(), self.checkpoint_every

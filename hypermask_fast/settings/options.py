@@ -66,7 +66,9 @@ class RunSettings(Settings):
         "auto", "auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, ..."
     )
     log_every: int = setting(50, "steps between rows of the log", low=1)
-    checkpoint_every: float = setting(300.0, "seconds between checkpoints inside a task", low=0.0)
+    checkpoint_every: float = setting(
+        300.0, "seconds between checkpoints inside a task, the first after 30 at most", low=0.0
+    )
     log: str = setting(
         "", "where the log goes beside metrics.jsonl: tensorboard, wandb, or tensorboard,wandb"
     )

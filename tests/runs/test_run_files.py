@@ -14,11 +14,12 @@ import torch
 
 from hypermask_fast import cli
 from hypermask_fast.errors import ConfigError, DataError
+from hypermask_fast.files import checkpoint
 from hypermask_fast.finished.plotting import learner_of, plot
 from hypermask_fast.metrics import continual
 from hypermask_fast.records import confusion, metrics_log, page, summary
 from hypermask_fast.records.records import records
-from hypermask_fast.runs import run
+from hypermask_fast.runs import run, session
 from hypermask_fast.settings.expected import Expected
 from hypermask_fast.studies import seeds
 from tests.figures.test_page import Parsed
@@ -213,3 +214,18 @@ def test_the_report_marks_what_its_preset_is_known_to_reach(
     text = page.run_page(records(whole))
     assert f"{acc:.2f} ± 0.10 (3 seeds)" in text
     assert mark in text
+
+
+def test_the_first_checkpoint_does_not_wait_as_long_as_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_FIRST_CHECKPOINT", 0.0)
+    saved, original = [], checkpoint.save
+
+    def save(folder: Path, step: int, *args: Any, **options: Any) -> Path:
+        saved.append(step)
+        return original(folder, step, *args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run.train(short(checkpoint_every=1e9), tmp_path / "run", show_progress=False)
+    assert saved == [1, 6, 12]
