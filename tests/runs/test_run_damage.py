@@ -201,8 +201,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(runs: Runs, tmp_pa
     (path / "config.toml").write_text(short().to_toml())
     (path / "metrics.jsonl").write_text('{"task": 0, "step": 2}\n')
     (path / "checkpoints/.tmp-step-000000001").mkdir(parents=True)
-    with pytest.warns(RuntimeWarning, match="bare was stopped before its first checkpoint, so it"):
+    said = "bare was stopped before its first checkpoint, so it begins anew"
+    with pytest.warns(RuntimeWarning, match=said) as caught:
         run.resume(path, show_progress=False)
+    assert len(caught) == 1
     assert_same_run(runs.whole, path)
 
 

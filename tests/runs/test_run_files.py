@@ -7,6 +7,7 @@ import json
 import platform
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -220,12 +221,7 @@ def test_the_first_checkpoint_does_not_wait_as_long_as_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_FIRST_CHECKPOINT", 0.0)
-    saved, original = [], checkpoint.save
-
-    def save(folder: Path, step: int, *args: Any, **options: Any) -> Path:
-        saved.append(step)
-        return original(folder, step, *args, **options)
-
+    save = MagicMock(wraps=checkpoint.save)
     monkeypatch.setattr(checkpoint, "save", save)
     run.train(short(checkpoint_every=1e9), tmp_path / "run", show_progress=False)
-    assert saved == [1, 6, 12]
+    assert [call.args[1] for call in save.call_args_list] == [1, 6, 12]
